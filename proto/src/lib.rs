@@ -1,0 +1,13 @@
+//! Formats shared by the daemon and its clients. No I/O lives here: only bytes in, values out, and back.
+//!
+//! * [`wire`]: the requests and replies of LMCache 0.5.6, as msgpack frames.
+//! * [`hash`]: how tokens become chunk hashes.
+//! * [`object_key`]: how a chunk hash becomes the name of a stored object, in L1 and in each L2.
+//! * [`layout`]: what the bytes of a stored object mean (planes, layers, slots, width, element type).
+//! * [`shm`]: `#[repr(C)]` layouts of the segments that outlive the daemon.
+#![deny(unsafe_code)]
+
+pub mod hash;
+pub mod layout;
+pub mod object_key;
+pub mod wire;

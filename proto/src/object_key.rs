@@ -1,0 +1,88 @@
+//! Names of stored objects, and how each store spells them.
+//!
+//! Source of the spellings: LMCache 0.5.6, checked against `tests/vectors/object_keys.json`.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write;
+
+use crate::hash::ChunkHash;
+
+/// Packs a rank: `world << 24 | rank << 16 | local world << 8 | local rank`. The peer always sends
+/// local = global.
+pub fn kv_rank(world_size: u32, rank: u32) -> u32 {
+    debug_assert!(world_size <= 255 && rank < world_size, "validated when the key was decoded");
+    (world_size << 24) | (rank << 16) | (world_size << 8) | rank
+}
+
+/// An object's full name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ObjectKey {
+    /// Hash of the chunk and everything before it.
+    pub chunk_hash: ChunkHash,
+    /// Model the KV belongs to.
+    pub model_name: String,
+    /// See [`kv_rank`].
+    pub kv_rank: u32,
+    /// Which object group of the model.
+    pub object_group_id: u32,
+    /// Isolation domain; empty is the shared one.
+    pub cache_salt: String,
+}
+
+impl ObjectKey {
+    /// File name in an `fs` store.
+    pub fn fs_filename(&self) -> String {
+        let mut name = format!(
+            "{}@0x{:08x}@{:x}@{}",
+            self.model_name.replace('/', "-SEP-"),
+            self.kv_rank,
+            self.object_group_id,
+            self.hash_hex()
+        );
+        self.push_salt(&mut name);
+        name.push_str(".data");
+        name
+    }
+
+    /// Key in Redis, Valkey and S3 (before URL quoting).
+    pub fn native_key(&self) -> String {
+        let mut key = format!(
+            "{}@{:08x}@{:x}@{}",
+            self.model_name,
+            self.kv_rank,
+            self.object_group_id,
+            self.hash_hex()
+        );
+        self.push_salt(&mut key);
+        key
+    }
+
+    /// Path of the object in an S3 bucket: `/` and the native key, percent-encoded but for `/`.
+    pub fn s3_path(&self) -> String {
+        let mut path = String::from("/");
+        for byte in self.native_key().bytes() {
+            match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' | b'/' => {
+                    path.push(byte as char)
+                }
+                _ => write!(path, "%{byte:02X}").expect("writing to a String cannot fail"),
+            }
+        }
+        path
+    }
+
+    /// The chunk hash in lower-case hex.
+    pub fn hash_hex(&self) -> String {
+        self.chunk_hash.iter().fold(String::with_capacity(64), |mut hex, byte| {
+            write!(hex, "{byte:02x}").expect("writing to a String cannot fail");
+            hex
+        })
+    }
+
+    fn push_salt(&self, name: &mut String) {
+        if !self.cache_salt.is_empty() {
+            name.push('@');
+            name.push_str(&self.cache_salt);
+        }
+    }
+}

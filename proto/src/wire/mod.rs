@@ -1,0 +1,30 @@
+//! The wire of LMCache 0.5.6: which frames a request is made of, and how each is encoded.
+//!
+//! A request is `[uid, operation, payload…]` with one frame per argument; a reply is `[uid, operation]` and
+//! at most one response frame. Integers, strings and arrays are plain msgpack; structs are maps keyed by
+//! field name in declaration order. Decoding accepts any order of fields, ignores unknown ones, fills
+//! defaults, and takes `true` for 1 and 1 for `true`, as the peer's decoder does.
+#![forbid(unsafe_code)]
+
+mod descriptor;
+mod key;
+mod operation;
+mod reader;
+mod request;
+mod response;
+mod structs;
+mod writer;
+
+pub use descriptor::{DeviceDescriptor, TensorMetadata};
+pub use key::{CacheKey, KeyBuilder, SALT_MAX_CHARS, TokenIter, Tokens};
+pub use operation::{ForeignRelease, OpCode, Operation};
+pub use reader::{DecodeError, Reader};
+pub use request::{Request, encode_request};
+pub use response::{
+    KvEventBatch, KvEventRecord, PrepareRetrieveResponse, PrepareStoreResponse, RegisterEngineDrivenResponse,
+    Response, Slot, StoreContext,
+};
+pub use structs::{
+    BlockAllocationRecord, EngineGroupInfo, LayoutHints, RegisterEngineDrivenPayload, RegisterKvCache,
+};
+pub use writer::Writer;
