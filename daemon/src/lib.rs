@@ -1,1 +1,4 @@
-//! placeholder
+//! The daemon's rooms; see `docs/ARCHITECTURE.md` for the map and the invariants.
+#![deny(unsafe_code)]
+
+pub mod l1;

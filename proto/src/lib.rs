@@ -10,4 +10,5 @@
 pub mod hash;
 pub mod layout;
 pub mod object_key;
+pub mod shm;
 pub mod wire;

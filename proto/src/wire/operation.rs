@@ -106,19 +106,13 @@ impl Operation {
         }
     }
 
-    /// Whether the operation neither keeps nor waits for its client's order.
+    /// Whether the operation is answered at once, whatever its client has queued before it.
     ///
-    /// These touch no state that the client's other operations change, or park until something else happens.
+    /// These read nothing that the client's other operations change. `wait_prefetch_status` and streams are not
+    /// among them: they start in order (a status asked before its lookup ran would be a final 0) and only their
+    /// waiting holds nobody up.
     pub fn is_unordered(self) -> bool {
-        matches!(
-            self,
-            O::Ping
-                | O::Noop
-                | O::GetChunkSize
-                | O::GetExperimental
-                | O::WaitPrefetchStatus
-                | O::SubscribeKvEvents
-        )
+        matches!(self, O::Ping | O::Noop | O::GetChunkSize | O::GetExperimental)
     }
 }
 

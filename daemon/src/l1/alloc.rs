@@ -1,0 +1,380 @@
+//! Which pages of the pool are free.
+//!
+//! Free ranges are kept in two-level size classes (as in TLSF): 32 linear classes per power of two, a bitmap over
+//! them, so that allocation and release are O(1) and neighbours coalesce at once. Objects of one model all have
+//! the same size, and a range that an object left is exactly what the next one needs: the class of the wanted size
+//! is looked at first, before a larger range is split.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use lmcache_proto::shm::PAGE;
+use rustc_hash::FxHashMap;
+
+const SUB_BITS: u32 = 5;
+const SUBS: usize = 1 << SUB_BITS;
+const CLASSES: usize = 48 * SUBS;
+/// Ranges looked at in the class of the wanted size, where a range may be up to 1/32 too small.
+const PROBES: usize = 8;
+const NIL: u32 = u32::MAX;
+
+/// A run of pages, free or not.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    start: u64,
+    pages: u64,
+    free: bool,
+    /// Neighbours in the class list; NIL when in none.
+    prev: u32,
+    next: u32,
+}
+
+/// The allocator. Sizes and positions are in bytes outside and in pages inside.
+#[derive(Debug)]
+pub struct Allocator {
+    ranges: Vec<Range>,
+    unused: Vec<u32>,
+    by_start: FxHashMap<u64, u32>,
+    by_end: FxHashMap<u64, u32>,
+    heads: Vec<u32>,
+    bitmap: [u64; CLASSES.div_ceil(64)],
+    free_pages: u64,
+    used_pages: u64,
+    /// Ranges (start to end, in pages) that were in use when the daemon started.
+    adopted: BTreeMap<u64, u64>,
+}
+
+impl Default for Allocator {
+    fn default() -> Allocator {
+        Allocator {
+            ranges: Vec::new(),
+            unused: Vec::new(),
+            by_start: FxHashMap::default(),
+            by_end: FxHashMap::default(),
+            heads: vec![NIL; CLASSES],
+            bitmap: [0; CLASSES.div_ceil(64)],
+            free_pages: 0,
+            used_pages: 0,
+            adopted: BTreeMap::new(),
+        }
+    }
+}
+
+/// Class whose ranges have at least the class's lower bound of pages.
+fn class_of(pages: u64) -> usize {
+    debug_assert!(pages > 0);
+    if pages < SUBS as u64 {
+        return pages as usize;
+    }
+    let power = pages.ilog2();
+    let sub = (pages >> (power - SUB_BITS)) as usize & (SUBS - 1);
+    ((power - SUB_BITS + 1) as usize) * SUBS + sub
+}
+
+impl Allocator {
+    /// Bytes in use, rounded up to pages per object.
+    pub fn used(&self) -> u64 {
+        self.used_pages * PAGE
+    }
+
+    /// Bytes free.
+    pub fn free(&self) -> u64 {
+        self.free_pages * PAGE
+    }
+
+    /// Pages that `bytes` take.
+    fn pages(bytes: u64) -> u64 {
+        bytes.div_ceil(PAGE).max(1)
+    }
+
+    /// Bytes that an object of `bytes` takes from the pool.
+    pub fn footprint(bytes: u64) -> u64 {
+        Allocator::pages(bytes) * PAGE
+    }
+
+    /// Adds `[start, end)` of the pool, newly reserved, around the adopted ranges.
+    pub fn extend(&mut self, start: u64, end: u64) {
+        let (mut from, end) = (start / PAGE, end / PAGE);
+        let held: Vec<(u64, u64)> = self.adopted.range(..end).map(|(s, e)| (*s, *e)).collect();
+        for (held_start, held_end) in held {
+            if held_end > from {
+                if held_start > from {
+                    self.insert_free(from, held_start - from);
+                }
+                from = held_end;
+            }
+        }
+        if end > from {
+            self.insert_free(from, end - from);
+        }
+    }
+
+    /// Takes `[offset, offset + bytes)`, which was in use before a restart, out of what [`Allocator::extend`] will add.
+    /// `false` if it overlaps another adopted range or is not on a page.
+    pub fn adopt(&mut self, offset: u64, bytes: u64) -> bool {
+        let (start, pages) = (offset / PAGE, Allocator::pages(bytes));
+        let end = start + pages;
+        let overlaps = self.adopted.range(..end).next_back().is_some_and(|(_, held_end)| *held_end > start);
+        if overlaps || !offset.is_multiple_of(PAGE) {
+            return false;
+        }
+        self.adopted.insert(start, end);
+        let id = self.new_range(Range { start, pages, free: false, prev: NIL, next: NIL });
+        self.by_start.insert(start, id);
+        self.by_end.insert(end, id);
+        self.used_pages += pages;
+        true
+    }
+
+    /// Takes a range that holds `bytes`; its offset in bytes.
+    pub fn allocate(&mut self, bytes: u64) -> Option<u64> {
+        let pages = Allocator::pages(bytes);
+        if pages > self.free_pages {
+            return None;
+        }
+        let class = class_of(pages);
+        let id = self
+            .probe(class, pages, PROBES)
+            .or_else(|| self.first_at_or_above(class + 1))
+            // Rare: only ranges of the wanted class are left, and none of the first few is large enough.
+            .or_else(|| self.probe(class, pages, usize::MAX))?;
+        self.unlink(id);
+        let range = &mut self.ranges[id as usize];
+        let (start, have) = (range.start, range.pages);
+        range.free = false;
+        range.pages = pages;
+        self.free_pages -= have;
+        self.used_pages += pages;
+        self.by_end.remove(&(start + have));
+        self.by_end.insert(start + pages, id);
+        if have > pages {
+            self.insert_free(start + pages, have - pages);
+        }
+        Some(start * PAGE)
+    }
+
+    /// Gives back the range that starts at `offset`.
+    ///
+    /// # Panics
+    /// If no allocated range starts there: a bookkeeping error that must not turn into two owners of one range.
+    pub fn release(&mut self, offset: u64) {
+        let start = offset / PAGE;
+        let id = self.by_start.remove(&start).expect("released range was allocated");
+        let range = self.ranges[id as usize];
+        assert!(!range.free, "range at {offset} released twice");
+        self.by_end.remove(&(start + range.pages));
+        self.release_id(id);
+        self.used_pages -= range.pages;
+        self.insert_free(start, range.pages);
+    }
+
+    /// Adds a free range, merged with its free neighbours.
+    fn insert_free(&mut self, mut start: u64, mut pages: u64) {
+        self.free_pages += pages;
+        if let Some(&left) = self.by_end.get(&start)
+            && self.ranges[left as usize].free
+        {
+            let range = self.ranges[left as usize];
+            self.unlink(left);
+            self.by_start.remove(&range.start);
+            self.by_end.remove(&start);
+            self.release_id(left);
+            start = range.start;
+            pages += range.pages;
+        }
+        if let Some(&right) = self.by_start.get(&(start + pages))
+            && self.ranges[right as usize].free
+        {
+            let range = self.ranges[right as usize];
+            self.unlink(right);
+            self.by_start.remove(&range.start);
+            self.by_end.remove(&(range.start + range.pages));
+            self.release_id(right);
+            pages += range.pages;
+        }
+        let id = self.new_range(Range { start, pages, free: true, prev: NIL, next: NIL });
+        self.by_start.insert(start, id);
+        self.by_end.insert(start + pages, id);
+        self.link(id);
+    }
+
+    fn new_range(&mut self, range: Range) -> u32 {
+        match self.unused.pop() {
+            Some(id) => {
+                self.ranges[id as usize] = range;
+                id
+            }
+            None => {
+                self.ranges.push(range);
+                (self.ranges.len() - 1) as u32
+            }
+        }
+    }
+
+    fn release_id(&mut self, id: u32) {
+        self.ranges[id as usize].free = false;
+        self.unused.push(id);
+    }
+
+    fn probe(&self, class: usize, pages: u64, limit: usize) -> Option<u32> {
+        let mut id = self.heads[class];
+        for _ in 0..limit {
+            if id == NIL {
+                return None;
+            }
+            let range = &self.ranges[id as usize];
+            if range.pages >= pages {
+                return Some(id);
+            }
+            id = range.next;
+        }
+        None
+    }
+
+    fn first_at_or_above(&self, class: usize) -> Option<u32> {
+        let mut word = class / 64;
+        let mut bits = self.bitmap.get(word)? & (u64::MAX << (class % 64));
+        while bits == 0 {
+            word += 1;
+            bits = *self.bitmap.get(word)?;
+        }
+        Some(self.heads[word * 64 + bits.trailing_zeros() as usize])
+    }
+
+    fn link(&mut self, id: u32) {
+        let class = class_of(self.ranges[id as usize].pages);
+        let head = self.heads[class];
+        self.ranges[id as usize].prev = NIL;
+        self.ranges[id as usize].next = head;
+        if head != NIL {
+            self.ranges[head as usize].prev = id;
+        }
+        self.heads[class] = id;
+        self.bitmap[class / 64] |= 1 << (class % 64);
+    }
+
+    fn unlink(&mut self, id: u32) {
+        let Range { pages, prev, next, .. } = self.ranges[id as usize];
+        let class = class_of(pages);
+        if prev == NIL {
+            self.heads[class] = next;
+        } else {
+            self.ranges[prev as usize].next = next;
+        }
+        if next != NIL {
+            self.ranges[next as usize].prev = prev;
+        }
+        if self.heads[class] == NIL {
+            self.bitmap[class / 64] &= !(1 << (class % 64));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn same_sizes_fill_and_refill_the_pool() {
+        let mut alloc = Allocator::default();
+        alloc.extend(0, 100 * 33 * PAGE);
+        let offsets: Vec<u64> = (0..100).map(|_| alloc.allocate(33 * PAGE).expect("fits")).collect();
+        assert_eq!(alloc.allocate(1), None);
+        // Every second one back: no neighbours merge, and each hole must be found again although its class starts at 32.
+        for offset in offsets.iter().step_by(2) {
+            alloc.release(*offset);
+        }
+        for _ in 0..50 {
+            assert!(alloc.allocate(33 * PAGE).is_some());
+        }
+        assert_eq!(alloc.free(), 0);
+    }
+
+    #[test]
+    fn a_class_full_of_slightly_smaller_ranges_is_searched_to_the_end() {
+        let mut alloc = Allocator::default();
+        // 64 and 65 pages share a class (width 2 at that power); build 20 holes of 64 in front of one of 65.
+        alloc.extend(0, (65 + 1 + 20 * 65) * PAGE);
+        let big = alloc.allocate(65 * PAGE).expect("big");
+        alloc.allocate(PAGE).expect("wall");
+        let holes: Vec<u64> = (0..20)
+            .map(|_| {
+                let hole = alloc.allocate(64 * PAGE).expect("hole");
+                alloc.allocate(PAGE).expect("wall");
+                hole
+            })
+            .collect();
+        alloc.release(big);
+        for hole in holes {
+            alloc.release(hole);
+        }
+        assert_eq!(alloc.allocate(65 * PAGE), Some(big));
+    }
+
+    #[test]
+    fn adopted_ranges_are_not_handed_out_until_released() {
+        let mut alloc = Allocator::default();
+        assert!(alloc.adopt(10 * PAGE, 5 * PAGE));
+        assert!(!alloc.adopt(14 * PAGE, PAGE), "overlap");
+        assert!(!alloc.adopt(9 * PAGE, 2 * PAGE), "overlap from below");
+        assert!(!alloc.adopt(20 * PAGE + 1, PAGE), "not on a page");
+        assert!(alloc.adopt(0, PAGE));
+        alloc.extend(0, 12 * PAGE);
+        alloc.extend(12 * PAGE, 20 * PAGE);
+        assert_eq!(alloc.free(), 14 * PAGE);
+        assert_eq!(alloc.allocate(9 * PAGE), Some(PAGE));
+        assert_eq!(alloc.allocate(5 * PAGE), Some(15 * PAGE));
+        assert_eq!(alloc.allocate(1), None);
+        alloc.release(10 * PAGE);
+        assert_eq!(alloc.allocate(5 * PAGE), Some(10 * PAGE));
+    }
+
+    proptest! {
+        #[test]
+        fn never_overlaps_never_leaks(steps in proptest::collection::vec((0u8..4, 1u64..70), 1..400)) {
+            let total = 1000 * PAGE;
+            let mut alloc = Allocator::default();
+            alloc.extend(0, total / 2);
+            alloc.extend(total / 2, total);
+            let mut live: BTreeMap<u64, u64> = BTreeMap::new();
+            for (kind, size) in steps {
+                match kind {
+                    0 | 1 => {
+                        if let Some(offset) = alloc.allocate(size * PAGE - 7) {
+                            let before = live.range(..=offset).next_back();
+                            prop_assert!(before.is_none_or(|(start, len)| start + len <= offset));
+                            let after = live.range(offset..).next();
+                            prop_assert!(after.is_none_or(|(start, _)| offset + size * PAGE <= *start));
+                            prop_assert!(offset + size * PAGE <= total);
+                            live.insert(offset, size * PAGE);
+                        } else {
+                            // Refusal is honest: no hole is large enough.
+                            let mut end = 0;
+                            for (start, len) in &live {
+                                prop_assert!(start - end < size * PAGE);
+                                end = start + len;
+                            }
+                            prop_assert!(total - end < size * PAGE);
+                        }
+                    }
+                    2 => {
+                        let pick = live.keys().nth(size as usize % live.len().max(1)).copied();
+                        if let Some(offset) = pick {
+                            live.remove(&offset);
+                            alloc.release(offset);
+                        }
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(alloc.used(), live.values().sum::<u64>());
+                prop_assert_eq!(alloc.used() + alloc.free(), total);
+            }
+            for offset in live.keys() {
+                alloc.release(*offset);
+            }
+            prop_assert_eq!(alloc.allocate(total), Some(0));
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Interned model names and salts: objects carry a 4-byte id instead of two strings.
+#![forbid(unsafe_code)]
+
+use rustc_hash::FxHashMap;
+
+use super::pool::Table;
+
+/// Id of an interned name. Id 0 is the empty name, which needs no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NameId(pub u32);
+
+impl NameId {
+    /// The empty name.
+    pub const EMPTY: NameId = NameId(0);
+}
+
+/// The names in use, with how many objects use each.
+#[derive(Debug)]
+pub struct Names {
+    by_name: FxHashMap<Box<str>, NameId>,
+    entries: Vec<(Box<str>, u64)>,
+    unused: Vec<u32>,
+    limit: u32,
+}
+
+impl Names {
+    /// Room for `limit` names.
+    pub fn new(limit: u64) -> Names {
+        Names {
+            by_name: FxHashMap::default(),
+            entries: vec![("".into(), 1)],
+            unused: Vec::new(),
+            limit: u32::try_from(limit).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// The id of a name that some object uses. A name without id has no objects.
+    pub fn find(&self, name: &str) -> Option<NameId> {
+        if name.is_empty() { Some(NameId::EMPTY) } else { self.by_name.get(name).copied() }
+    }
+
+    /// The name of an id.
+    pub fn name(&self, id: NameId) -> &str {
+        self.entries.get(id.0 as usize).map_or("", |entry| &entry.0)
+    }
+
+    /// The id of `name`, new if need be, held until [`Names::release`]. `None` when too many names are in use: tenants
+    /// come from the wire, so their number has a bound.
+    pub fn acquire(&mut self, name: &str, table: &Table) -> Option<NameId> {
+        if let Some(id) = self.find(name) {
+            self.hold(id);
+            return Some(id);
+        }
+        let index = match self.unused.pop() {
+            Some(index) => index,
+            None if (self.entries.len() as u32) < self.limit => {
+                self.entries.push(("".into(), 0));
+                (self.entries.len() - 1) as u32
+            }
+            None => return None,
+        };
+        self.entries[index as usize] = (name.into(), 1);
+        self.by_name.insert(name.into(), NameId(index));
+        table.write_name(index, name);
+        Some(NameId(index))
+    }
+
+    /// One more user of `id`.
+    pub fn hold(&mut self, id: NameId) {
+        self.entries[id.0 as usize].1 += 1;
+    }
+
+    /// One user less; the last one frees the id.
+    pub fn release(&mut self, id: NameId, table: &Table) {
+        if id == NameId::EMPTY {
+            return;
+        }
+        let entry = &mut self.entries[id.0 as usize];
+        entry.1 -= 1;
+        if entry.1 == 0 {
+            let name = std::mem::take(&mut entry.0);
+            self.by_name.remove(&name);
+            table.clear_name(id.0);
+            self.unused.push(id.0);
+        }
+    }
+}

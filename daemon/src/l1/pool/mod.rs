@@ -1,0 +1,120 @@
+//! The pool: one big shared-memory segment, made real in the background.
+//!
+//! Unsafe room: mapping, system calls and the write-through table live here. What the bytes are, and who may touch
+//! them, is decided by the index next door.
+#![allow(unsafe_code)]
+
+mod reserve;
+mod segment;
+mod table;
+
+pub use reserve::{CapacityError, check_capacity, default_pool_bytes};
+pub(crate) use segment::SHM_DIR;
+pub use segment::{Segment, SegmentError};
+pub use table::{ObjectFields, PinFields, Table, TableIdentity};
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+/// Bytes that one reservation step makes real. Large enough that a step amortises its system calls, small enough
+/// that the first requests find memory at once.
+const STEP: u64 = 64 << 20;
+
+/// The payload memory.
+#[derive(Debug)]
+pub struct Pool {
+    segment: Segment,
+    /// Everything below is real memory. Written by the reservation threads in order.
+    frontier: AtomicU64,
+    next_step: AtomicU64,
+    done: Mutex<Vec<bool>>,
+    active: AtomicUsize,
+    stop: AtomicBool,
+}
+
+impl Pool {
+    /// Wraps the pool segment; nothing is reserved yet.
+    pub fn new(segment: Segment) -> Pool {
+        let steps = segment.len().div_ceil(STEP) as usize;
+        Pool {
+            segment,
+            frontier: AtomicU64::new(0),
+            next_step: AtomicU64::new(0),
+            done: Mutex::new(vec![false; steps]),
+            active: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    /// The segment underneath.
+    pub fn segment(&self) -> &Segment {
+        &self.segment
+    }
+
+    /// Bytes below which memory is real.
+    pub fn frontier(&self) -> u64 {
+        // Acquire: partner is the Release in `reserve`; who sees the frontier sees the populated pages' accounting.
+        self.frontier.load(Ordering::Acquire)
+    }
+
+    /// Whether everything is reserved.
+    pub fn complete(&self) -> bool {
+        self.frontier() >= self.segment.len()
+    }
+
+    /// Ends the reservation early (shutdown).
+    pub fn stop_reserving(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes steps until none is left; run by several threads at once. `advanced` is called with the old and the new
+    /// frontier whenever it moves.
+    ///
+    /// # Errors
+    /// No memory left. The pool stays usable up to its frontier, but the daemon has promised more and should end.
+    pub fn reserve(&self, advanced: impl Fn(u64, u64)) -> io::Result<()> {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        let result = self.reserve_steps(&advanced);
+        self.active.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+
+    fn reserve_steps(&self, advanced: &impl Fn(u64, u64)) -> io::Result<()> {
+        let total = self.segment.len();
+        loop {
+            let step = self.next_step.fetch_add(1, Ordering::Relaxed);
+            let start = step * STEP;
+            if start >= total || self.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            self.segment.populate(start, STEP.min(total - start))?;
+            let mut done = self.done.lock();
+            done[step as usize] = true;
+            let old = self.frontier.load(Ordering::Relaxed);
+            let mut new = old;
+            while new < total && done[(new / STEP) as usize] {
+                new = (new + STEP).min(total);
+            }
+            if new > old {
+                self.frontier.store(new, Ordering::Release);
+                // Under the lock, so that the allocator hears of the frontiers in order.
+                advanced(old, new);
+            }
+        }
+    }
+
+    /// Address of `[offset, offset + len)`, or `None` if that is not all real memory.
+    ///
+    /// The pointer is valid as long as the pool. Whoever uses it must hold the object it belongs to (a lease, a pin or
+    /// the reservation), which keeps every other user of the daemon away from it.
+    pub fn address(&self, offset: u64, len: u64) -> Option<NonNull<u8>> {
+        if offset.checked_add(len)? > self.frontier() {
+            return None;
+        }
+        // SAFETY: inside the mapping, checked above.
+        NonNull::new(unsafe { self.segment.base().as_ptr().add(offset as usize) })
+    }
+}

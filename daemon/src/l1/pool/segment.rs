@@ -1,0 +1,260 @@
+//! A POSIX shared-memory segment that this process owns.
+#![allow(unsafe_code)]
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+
+use thiserror::Error;
+
+/// Where Linux keeps POSIX shared memory; `shm_open("/x")` is a file here.
+pub(crate) const SHM_DIR: &str = "/dev/shm";
+
+/// Why a segment could not be had.
+#[derive(Debug, Error)]
+pub enum SegmentError {
+    /// Another daemon holds it.
+    #[error(
+        "shared memory {name} is owned by a running daemon; stop that one, or give this one another --shm-name or --port"
+    )]
+    Owned {
+        /// Segment name.
+        name: String,
+    },
+    /// A system call failed.
+    #[error("{action} shared memory {name}: {source}")]
+    Os {
+        /// What was tried.
+        action: &'static str,
+        /// Segment name.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// An open, locked and mapped segment.
+///
+/// The lock is `flock` on the segment's own file: the kernel drops it when the process dies, however it dies, so a
+/// lock that is held means a daemon that lives. Dropping the value unmaps and unlocks, and never unlinks: the pool
+/// outlives the daemon.
+#[derive(Debug)]
+pub struct Segment {
+    file: File,
+    name: String,
+    base: NonNull<u8>,
+    len: usize,
+    inode: u64,
+    reused: bool,
+}
+
+// SAFETY: `base` is a shared mapping that lives as long as the value; the pointer itself may move between threads.
+// Who may touch which bytes is decided above (index and pins), not here.
+unsafe impl Send for Segment {}
+// SAFETY: as above; `&Segment` gives out only raw pointers and lengths.
+unsafe impl Sync for Segment {}
+
+impl Segment {
+    /// Opens the segment `name` of `len` bytes, taking over one that a dead daemon left if `reuse` allows it and its
+    /// size fits, or making a new one otherwise.
+    ///
+    /// # Errors
+    /// `Owned` if a living daemon holds the segment of that name, `Os` for the rest.
+    pub fn open(name: &str, len: u64, reuse: bool) -> Result<Segment, SegmentError> {
+        let os = |action, source| SegmentError::Os { action, name: name.to_owned(), source };
+        let path = shm_path(name);
+        if let Some(file) = open_existing(&path).map_err(|error| os("open", error))? {
+            lock(&file, name)?;
+            let meta = file.metadata().map_err(|error| os("stat", error))?;
+            if reuse && meta.len() == len {
+                return Segment::map(file, name, len, true);
+            }
+            // A new inode, not a truncation: a worker may still have the old one mapped, and must neither be killed by
+            // SIGBUS nor write into what is somebody else's by now.
+            fs::remove_file(&path).map_err(|error| os("unlink old", error))?;
+            let _ = fs::remove_file(keeper_path(name));
+        }
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(&path)
+            .map_err(|error| os("create", error))?;
+        lock(&file, name)?;
+        file.set_len(len).map_err(|error| os("size", error))?;
+        Segment::map(file, name, len, false)
+    }
+
+    fn map(file: File, name: &str, len: u64, reused: bool) -> Result<Segment, SegmentError> {
+        let os = |action, source| SegmentError::Os { action, name: name.to_owned(), source };
+        let inode = file.metadata().map_err(|error| os("stat", error))?.ino();
+        let len = usize::try_from(len).map_err(|_| os("map", io::Error::from(io::ErrorKind::OutOfMemory)))?;
+        // SAFETY: a new shared mapping of a file we hold open, at an address the kernel picks; nothing else aliases it
+        // in this process.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(os("map", io::Error::last_os_error()));
+        }
+        let base = NonNull::new(base.cast())
+            .ok_or_else(|| os("map", io::Error::from(io::ErrorKind::AddrNotAvailable)))?;
+        Ok(Segment { file, name: name.to_owned(), base, len, inode, reused })
+    }
+
+    /// First byte of the mapping.
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Mapped bytes.
+    pub fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    /// Name without the leading slash.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Inode of the file behind the mapping.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Whether the segment was there before, left by a daemon that is gone.
+    pub fn reused(&self) -> bool {
+        self.reused
+    }
+
+    /// Gives the segment a second, hidden name. A file whose last name is gone cannot be named again, so this is what
+    /// makes [`Segment::restore_name`] possible.
+    ///
+    /// # Errors
+    /// The link call's.
+    pub fn keep(&self) -> io::Result<()> {
+        let keeper = keeper_path(&self.name);
+        if names_inode(&keeper, self.inode) {
+            return Ok(());
+        }
+        let _ = fs::remove_file(&keeper);
+        fs::hard_link(shm_path(&self.name), keeper)
+    }
+
+    /// Puts the segment's name back if a client has unlinked it (or put another file in its place). Returns whether
+    /// that was necessary.
+    ///
+    /// # Errors
+    /// The link call's.
+    pub fn restore_name(&self) -> io::Result<bool> {
+        let path = shm_path(&self.name);
+        if names_inode(&path, self.inode) {
+            return Ok(false);
+        }
+        let _ = fs::remove_file(&path);
+        fs::hard_link(keeper_path(&self.name), path)?;
+        Ok(true)
+    }
+
+    /// Removes the names; the memory goes when the last process unmaps it.
+    pub fn unlink(&self) {
+        for path in [shm_path(&self.name), keeper_path(&self.name)] {
+            if names_inode(&path, self.inode) {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
+    /// Asks for transparent huge pages (a hint: the kernel's policy for shared memory decides).
+    pub fn advise_huge(&self) -> io::Result<()> {
+        // SAFETY: the range is our own mapping; the advice changes no contents.
+        let rc = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_HUGEPAGE) };
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Makes the memory of `[offset, offset + len)` real, so that touching it later can neither fault slowly nor kill
+    /// the process with SIGBUS. Keeps what is there.
+    ///
+    /// # Errors
+    /// No memory left in the tmpfs or the cgroup.
+    pub fn populate(&self, offset: u64, len: u64) -> io::Result<()> {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len()), "range inside the segment");
+        // Through the file first: fallocate fails with ENOSPC where a page fault would be a SIGBUS.
+        // SAFETY: plain system call on our own descriptor.
+        let rc =
+            unsafe { libc::fallocate(self.file.as_raw_fd(), 0, offset as libc::off_t, len as libc::off_t) };
+        if rc != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the range lies inside our mapping (asserted); populating changes no contents.
+        let rc = unsafe {
+            libc::madvise(
+                self.base.as_ptr().add(offset as usize).cast(),
+                len as usize,
+                libc::MADV_POPULATE_WRITE,
+            )
+        };
+        let error = io::Error::last_os_error();
+        match rc {
+            0 => Ok(()),
+            // Kernels before 5.14 do not know the advice; fallocate has reserved the memory, which is what counts.
+            _ if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            _ => Err(error),
+        }
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // SAFETY: `base` and `len` are what mmap returned; nobody holds a pointer past the owner's life.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+fn shm_path(name: &str) -> PathBuf {
+    Path::new(SHM_DIR).join(name)
+}
+
+fn keeper_path(name: &str) -> PathBuf {
+    Path::new(SHM_DIR).join(format!(".{name}.keep"))
+}
+
+fn names_inode(path: &Path, inode: u64) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_file() && meta.ino() == inode)
+}
+
+fn open_existing(path: &Path) -> io::Result<Option<File>> {
+    match fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(path)
+    {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn lock(file: &File, name: &str) -> Result<(), SegmentError> {
+    // SAFETY: plain system call on a descriptor we hold.
+    let rc = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    let error = io::Error::last_os_error();
+    match rc {
+        0 => Ok(()),
+        _ if error.kind() == io::ErrorKind::WouldBlock => Err(SegmentError::Owned { name: name.to_owned() }),
+        _ => Err(SegmentError::Os { action: "lock", name: name.to_owned(), source: error }),
+    }
+}

@@ -1,0 +1,318 @@
+//! Write-through access to the object table segment.
+#![allow(unsafe_code)]
+
+use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use lmcache_proto::hash::HashAlgorithm;
+use lmcache_proto::shm::{
+    NAME_BYTES, NameRecord, ObjectRecord, ObjectState, PinKind, PinRecord, TABLE_MAGIC, TABLE_VERSION,
+    TableHeader, TableLayout,
+};
+
+use super::segment::Segment;
+
+/// What the header must say for a table to be the one we would have written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableIdentity {
+    /// Tokens per chunk.
+    pub chunk_size: u32,
+    /// Hash of the chunks.
+    pub algorithm: HashAlgorithm,
+    /// Bytes of the pool.
+    pub pool_bytes: u64,
+    /// Inode of the pool.
+    pub pool_inode: u64,
+}
+
+/// Contents of an object record, without the atomics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectFields {
+    /// Chunk hash.
+    pub chunk_hash: [u8; 32],
+    /// Name id of the model.
+    pub model: u32,
+    /// Name id of the salt.
+    pub salt: u32,
+    /// Packed rank.
+    pub kv_rank: u32,
+    /// Object group.
+    pub group: u32,
+    /// Byte offset into the pool.
+    pub offset: u64,
+    /// Payload bytes.
+    pub length: u64,
+    /// Layout fingerprint.
+    pub layout: u64,
+}
+
+/// Contents of a pin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinFields {
+    /// What the owner may do.
+    pub kind: PinKind,
+    /// Object record.
+    pub object: u32,
+    /// Its generation.
+    pub generation: u32,
+    /// Worker that owns the pin.
+    pub owner: super::super::Owner,
+    /// Byte offset into the pool.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// The table. Callers serialise writes to the same record (the index lock does).
+#[derive(Debug)]
+pub struct Table {
+    segment: Segment,
+    layout: TableLayout,
+}
+
+impl Table {
+    /// Takes over `segment`. Returns the table and whether its contents are those of `identity`; if not, it has been
+    /// cleared except for the header.
+    pub fn open(segment: Segment, layout: TableLayout, identity: TableIdentity) -> (Table, bool) {
+        assert!(segment.len() >= layout.bytes(), "segment was opened with the layout's size");
+        let header = segment.base().as_ptr().cast::<TableHeader>();
+        let want = TableHeader {
+            magic: TABLE_MAGIC,
+            version: TABLE_VERSION,
+            chunk_size: identity.chunk_size,
+            hash_algorithm: identity.algorithm as u32,
+            reserved: 0,
+            objects: layout.objects,
+            pins: layout.pins,
+            names: layout.names,
+            pool_bytes: identity.pool_bytes,
+            pool_inode: identity.pool_inode,
+            objects_used: AtomicU64::new(0),
+            pins_used: AtomicU64::new(0),
+            names_used: AtomicU64::new(0),
+        };
+        // SAFETY: the mapping is page aligned and larger than the header; any bit pattern is a valid header; we are the
+        // only process that writes it (flock).
+        let found = unsafe { ptr::read(header) };
+        let matches = found.magic == want.magic
+            && found.version == want.version
+            && found.chunk_size == want.chunk_size
+            && found.hash_algorithm == want.hash_algorithm
+            && (found.objects, found.pins, found.names) == (want.objects, want.pins, want.names)
+            && (found.pool_bytes, found.pool_inode) == (want.pool_bytes, want.pool_inode);
+        if !matches {
+            // SAFETY: as above.
+            unsafe { ptr::write(header, want) };
+        }
+        (Table { segment, layout }, matches)
+    }
+
+    /// The segment underneath.
+    pub fn segment(&self) -> &Segment {
+        &self.segment
+    }
+
+    /// Counts and offsets.
+    pub fn layout(&self) -> TableLayout {
+        self.layout
+    }
+
+    fn header(&self) -> &TableHeader {
+        // SAFETY: the mapping is page aligned, larger than the header and lives as long as `self`; after `open` only the
+        // atomic fields are written.
+        unsafe { &*self.segment.base().as_ptr().cast::<TableHeader>() }
+    }
+
+    /// Pins that may be in use: those below this number.
+    pub fn pins_used(&self) -> u64 {
+        self.header().pins_used.load(Ordering::Acquire).min(self.layout.pins)
+    }
+
+    /// Object records that may be in use: those below this number.
+    pub fn objects_used(&self) -> u64 {
+        self.header().objects_used.load(Ordering::Acquire).min(self.layout.objects)
+    }
+
+    /// Names that may be in use: those below this number.
+    pub fn names_used(&self) -> u64 {
+        self.header().names_used.load(Ordering::Acquire).min(self.layout.names)
+    }
+
+    fn object(&self, index: u32) -> *mut ObjectRecord {
+        assert!(u64::from(index) < self.layout.objects, "record index in the table");
+        // SAFETY: inside the mapping by the assertion and the layout's arithmetic; page-aligned base, 128-byte records.
+        unsafe {
+            self.segment
+                .base()
+                .as_ptr()
+                .add(self.layout.objects_at() as usize)
+                .cast::<ObjectRecord>()
+                .add(index as usize)
+        }
+    }
+
+    fn pin(&self, index: u32) -> *mut PinRecord {
+        assert!(u64::from(index) < self.layout.pins, "pin index in the table");
+        // SAFETY: as `object`.
+        unsafe {
+            self.segment
+                .base()
+                .as_ptr()
+                .add(self.layout.pins_at() as usize)
+                .cast::<PinRecord>()
+                .add(index as usize)
+        }
+    }
+
+    fn name(&self, id: u32) -> *mut NameRecord {
+        assert!(u64::from(id) < self.layout.names, "name id in the table");
+        // SAFETY: as `object`.
+        unsafe {
+            self.segment
+                .base()
+                .as_ptr()
+                .add(self.layout.names_at() as usize)
+                .cast::<NameRecord>()
+                .add(id as usize)
+        }
+    }
+
+    /// Describes an object; the record must be free.
+    pub fn write_object(&self, index: u32, generation: u32, fields: &ObjectFields, state: ObjectState) {
+        self.header().objects_used.fetch_max(u64::from(index) + 1, Ordering::Release);
+        let record = self.object(index);
+        let mut value = ObjectRecord {
+            state: AtomicU32::new(ObjectState::Free as u32),
+            generation,
+            chunk_hash: fields.chunk_hash,
+            model: fields.model,
+            salt: fields.salt,
+            kv_rank: fields.kv_rank,
+            group: fields.group,
+            offset: fields.offset,
+            length: fields.length,
+            layout: fields.layout,
+            checksum: 0,
+            reserved: [0; 5],
+        };
+        value.checksum = value.seal();
+        // SAFETY: `record` is in the mapping and ours alone while its state is Free (caller's lock).
+        unsafe { ptr::write(record, value) };
+        self.set_object_state(index, state);
+    }
+
+    /// Moves an object to another state.
+    pub fn set_object_state(&self, index: u32, state: ObjectState) {
+        // SAFETY: in the mapping; the field is only accessed as an atomic.
+        let cell = unsafe { &(*self.object(index)).state };
+        // Release: partner is the Acquire load of the next daemon's recovery (`read_object`). Across a process death the
+        // kernel orders everything; within the process it keeps the fields before the state.
+        cell.store(state as u32, Ordering::Release);
+    }
+
+    /// Reads a record back; `None` if it is free or not intact.
+    pub fn read_object(&self, index: u32) -> Option<(ObjectState, u32, ObjectFields)> {
+        // SAFETY: in the mapping; any bit pattern is a valid record.
+        let record = unsafe { &*self.object(index) };
+        // Acquire: partner is `set_object_state`.
+        let state = ObjectState::from_raw(record.state.load(Ordering::Acquire))?;
+        if state == ObjectState::Free || record.checksum != record.seal() {
+            return None;
+        }
+        let fields = ObjectFields {
+            chunk_hash: record.chunk_hash,
+            model: record.model,
+            salt: record.salt,
+            kv_rank: record.kv_rank,
+            group: record.group,
+            offset: record.offset,
+            length: record.length,
+            layout: record.layout,
+        };
+        Some((state, record.generation, fields))
+    }
+
+    /// Writes a pin; the record must be free.
+    pub fn write_pin(&self, index: u32, fields: &PinFields) {
+        let value = PinRecord {
+            kind: AtomicU32::new(PinKind::Free as u32),
+            object: fields.object,
+            generation: fields.generation,
+            count: 1,
+            instance: fields.owner.instance,
+            start_time: fields.owner.start_time,
+            pid: fields.owner.pid,
+            reserved: 0,
+            offset: fields.offset,
+            length: fields.length,
+        };
+        self.header().pins_used.fetch_max(u64::from(index) + 1, Ordering::Release);
+        let record = self.pin(index);
+        // SAFETY: in the mapping and ours alone while free (caller's lock).
+        unsafe { ptr::write(record, value) };
+        // SAFETY: as above. Release: the fields are complete before the kind says so; partner `read_pin`.
+        unsafe { (*record).kind.store(fields.kind as u32, Ordering::Release) };
+    }
+
+    /// Ends a pin.
+    pub fn clear_pin(&self, index: u32) {
+        // SAFETY: in the mapping; only accessed as an atomic.
+        unsafe { (*self.pin(index)).kind.store(PinKind::Free as u32, Ordering::Release) };
+    }
+
+    /// Reads a pin back; `None` if it is free or its kind is none.
+    pub fn read_pin(&self, index: u32) -> Option<PinFields> {
+        // SAFETY: in the mapping; any bit pattern is a valid record.
+        let record = unsafe { &*self.pin(index) };
+        // Acquire: partner is `write_pin`.
+        let kind = match record.kind.load(Ordering::Acquire) {
+            1 => PinKind::Write,
+            2 => PinKind::Read,
+            _ => return None,
+        };
+        Some(PinFields {
+            kind,
+            object: record.object,
+            generation: record.generation,
+            owner: super::super::Owner {
+                instance: record.instance,
+                pid: record.pid,
+                start_time: record.start_time,
+            },
+            offset: record.offset,
+            length: record.length,
+        })
+    }
+
+    /// Stores a name (at most [`NAME_BYTES`]).
+    pub fn write_name(&self, id: u32, name: &str) {
+        assert!(name.len() <= NAME_BYTES, "names are bounded where they are decoded");
+        self.header().names_used.fetch_max(u64::from(id) + 1, Ordering::Release);
+        let record = self.name(id);
+        // SAFETY: in the mapping; the bytes are ours alone while the length is 0 (caller's lock).
+        unsafe {
+            (*record).length.store(0, Ordering::Relaxed);
+            ptr::copy_nonoverlapping(name.as_ptr(), (&raw mut (*record).bytes).cast(), name.len());
+            // Release: bytes before length; partner `read_name`.
+            (*record).length.store(name.len() as u32, Ordering::Release);
+        }
+    }
+
+    /// Frees a name.
+    pub fn clear_name(&self, id: u32) {
+        // SAFETY: in the mapping; only accessed as an atomic.
+        unsafe { (*self.name(id)).length.store(0, Ordering::Release) };
+    }
+
+    /// Reads a name back.
+    pub fn read_name(&self, id: u32) -> Option<String> {
+        // SAFETY: in the mapping; any bit pattern is a valid record.
+        let record = unsafe { &*self.name(id) };
+        // Acquire: partner `write_name`.
+        let length = record.length.load(Ordering::Acquire) as usize;
+        if length == 0 {
+            return None;
+        }
+        std::str::from_utf8(record.bytes.get(..length)?).ok().map(str::to_owned)
+    }
+}
