@@ -114,6 +114,11 @@ impl Operation {
     pub fn is_unordered(self) -> bool {
         matches!(self, O::Ping | O::Noop | O::GetChunkSize | O::GetExperimental)
     }
+
+    /// Whether the daemon itself moves payload bytes, or maps memory, to execute the operation.
+    pub fn is_copy(self) -> bool {
+        matches!(self, O::Store | O::Retrieve | O::RegisterKvCache | O::UnregisterKvCache | O::Clear)
+    }
 }
 
 impl fmt::Display for Operation {

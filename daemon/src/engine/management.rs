@@ -1,0 +1,114 @@
+//! What operators and clients ask about the daemon itself.
+
+use serde_json::{Value, json};
+
+use super::Engine;
+use super::instances::Mode;
+
+impl Engine {
+    /// Names of optional protocol features.
+    pub fn capabilities(&self) -> Vec<String> {
+        if self.kv_events.enabled() { vec!["kv_event_stream".to_owned()] } else { Vec::new() }
+    }
+
+    /// Drops cached objects: all that nobody holds, or with `force` all. Returns how many.
+    pub fn clear(&self, force: bool) -> u64 {
+        let dropped = self.l1.clear(force);
+        tracing::info!(dropped, force, "L1 cleared");
+        self.after_change();
+        dropped
+    }
+
+    /// `/status`: the peer's keys, with this daemon's numbers.
+    pub fn status(&self) -> Value {
+        let l1 = self.l1.stats();
+        let events = self.kv_events.status();
+        let ratio = if l1.capacity == 0 { 0.0 } else { l1.used as f64 / l1.capacity as f64 };
+        let manager = json!({
+            "is_healthy": true,
+            "total_object_count": l1.objects,
+            "write_locked_count": l1.writing,
+            "read_locked_count": l1.leases,
+            "temporary_count": 0,
+            "staging_object_count": l1.writing,
+            "staging_bytes": 0,
+            "pinned_count": l1.pins,
+            "quarantined_count": l1.quarantined,
+            "memory_used_bytes": l1.used,
+            "memory_total_bytes": l1.frontier,
+            "memory_configured_bytes": l1.capacity,
+            "capacity_bytes_by_backend": {"dram": l1.capacity},
+            "memory_usage_ratio": ratio,
+            "write_ttl_seconds": self.config.write_ttl.as_secs(),
+            "read_ttl_seconds": self.config.lease_grace.as_secs(),
+        });
+        let eviction = json!({
+            "is_healthy": true,
+            "thread_alive": true,
+            "trigger_watermark": self.config.watermark,
+            "eviction_ratio": self.config.eviction_ratio,
+        });
+        let (mut device_ids, mut devices, mut engine_ids, mut engines) =
+            (Vec::new(), serde_json::Map::new(), Vec::new(), serde_json::Map::new());
+        for instance in self.instances.all() {
+            let mut meta = json!({"model_name": instance.model, "world_size": instance.world_size});
+            match instance.mode {
+                Mode::LmcacheDriven => {
+                    meta["kv_cache_layout"] = json!({
+                        "num_object_groups": instance.groups.len(),
+                        "chunk_bytes": instance.groups.iter().map(|g| g.layout.bytes()).sum::<u64>(),
+                    });
+                    device_ids.push(instance.id);
+                    devices.insert(instance.id.to_string(), meta);
+                }
+                Mode::EngineDriven => {
+                    meta["block_size"] = json!(instance.block_size);
+                    meta["use_mla"] = json!(instance.single_plane);
+                    engine_ids.push(instance.id);
+                    engines.insert(instance.id.to_string(), meta);
+                }
+            }
+        }
+        json!({
+            "is_healthy": true,
+            "engine_type": "MPCacheServer",
+            "chunk_size": self.hasher.chunk_size(),
+            "active_sessions": self.sessions.len(),
+            "storage_manager": {
+                "is_healthy": true,
+                "l1_managers": {"_default": manager.clone()},
+                "l1_eviction_controllers": {"_default": eviction.clone()},
+                "l2_adapters": [],
+                "num_l2_adapters": 0,
+                "l1_usage": [l1.used, l1.capacity],
+                "l1_capacity_bytes_by_backend": {"dram": l1.capacity},
+                "l1_manager": manager,
+                "l1_eviction_controller": eviction.clone(),
+                // `lmcache describe kvcache` still reads the older name.
+                "eviction_controller": eviction,
+            },
+            "active_prefetch_jobs": 0,
+            "active_transfers": self.transfers.lock().len(),
+            "active_p2p_lookup_jobs": 0,
+            "p2p_enabled": false,
+            "worker_liveness": {
+                "enabled": !self.config.reap_timeout.is_zero(),
+                "reap_timeout_seconds": self.config.reap_timeout.as_secs_f64(),
+                "registration_grace_seconds": self.config.registration_grace.as_secs_f64(),
+                "tracked_instances": device_ids.len() + engine_ids.len(),
+            },
+            "kv_events": {
+                "enabled": events.enabled,
+                "incarnation": events.incarnation,
+                "log_depth": events.depth,
+                "log_capacity": events.capacity,
+                "next_seq": events.next_seq,
+                "subscribers": events.subscribers,
+            },
+            "registered_gpu_ids": device_ids,
+            "cache_context_meta": devices,
+            "registered_non_cuda_instance_ids": engine_ids,
+            "non_cuda_context_meta": engines,
+        })
+    }
+}

@@ -1,0 +1,308 @@
+//! What the operations mean. The engine knows objects, workers and requests; it knows no sockets.
+//!
+//! One file per group of operations: `lookup`, `engine_driven`, `lmcache_driven`, `liveness`, `kv_events`,
+//! `management`. State is owned in one place each: `instances` (registered workers), `sessions` (requests and their
+//! leases), `transfers` (slots that workers are touching).
+#![forbid(unsafe_code)]
+
+mod engine_driven;
+mod instances;
+mod kv_events;
+mod liveness;
+mod lookup;
+mod management;
+mod refusal;
+mod sessions;
+mod stats;
+mod transfers;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lmcache_proto::hash::{ChunkHash, TokenHasher};
+use lmcache_proto::wire::{CacheKey, Operation, Request, Response};
+use parking_lot::Mutex;
+
+pub use kv_events::{EventSource, KvEvents};
+pub use refusal::Refusal;
+pub use stats::{OpOutcome, Stats};
+
+use crate::l1::{L1, Owner};
+use crate::process::ProcessId;
+use instances::Instances;
+use liveness::Liveness;
+use sessions::Sessions;
+use transfers::Transfers;
+
+/// One connection, which is one client.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Unique for the daemon's life, from 1.
+    pub id: u64,
+    /// For logs.
+    pub peer: String,
+    /// The process at the other end, where the transport tells.
+    pub process: Option<ProcessId>,
+}
+
+/// What comes of a request.
+pub enum Outcome {
+    /// The answer.
+    Reply(Response),
+    /// No answer, because none exists for the operation.
+    Silence,
+    /// The answer comes later and holds nobody up.
+    Later {
+        /// Resolves to the answer.
+        wait: Pin<Box<dyn Future<Output = Response> + Send>>,
+        /// The answer if too many requests wait already.
+        otherwise: Response,
+    },
+    /// A stream of KV event batches.
+    Stream(EventSource),
+}
+
+/// Numbers that the engine works by.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// How long a worker that has pinged may be silent; zero never reaps.
+    pub reap_timeout: Duration,
+    /// How long a worker that has never pinged may be silent.
+    pub registration_grace: Duration,
+    /// How long a request may be idle before its state goes.
+    pub session_ttl: Duration,
+    /// How long a worker may take to fill its slots.
+    pub write_ttl: Duration,
+    /// How long leases outlive their connection.
+    pub lease_grace: Duration,
+    /// Requests remembered at once.
+    pub max_sessions: usize,
+    /// Records in the KV event log; 0 turns it off.
+    pub kv_event_log_size: usize,
+    /// Fill level that starts eviction.
+    pub watermark: f64,
+    /// Share of the bytes in use that an eviction frees.
+    pub eviction_ratio: f64,
+    /// Engine block that stands for absent data.
+    pub null_block_id: u64,
+    /// One object per attention window instead of one for all.
+    pub separate_object_groups: bool,
+    /// Whether `lmcache_driven` operations are served.
+    pub lmcache_driven: bool,
+    /// Whether `engine_driven` operations are served.
+    pub engine_driven: bool,
+    /// Pool name as workers open it.
+    pub pool_name: String,
+}
+
+/// The engine.
+#[derive(Debug)]
+pub struct Engine {
+    config: EngineConfig,
+    hasher: TokenHasher,
+    l1: Arc<L1>,
+    instances: Instances,
+    sessions: Sessions,
+    transfers: Mutex<Transfers>,
+    liveness: Mutex<Liveness>,
+    kv_events: Arc<KvEvents>,
+    stats: Stats,
+    started: Instant,
+    /// Wakes the evictor after a commit took the pool over its watermark.
+    pub(crate) evict: tokio::sync::Notify,
+}
+
+impl Engine {
+    /// An engine over `l1`. `adopted` are the pins that an earlier daemon's workers may still use.
+    pub fn new(
+        config: EngineConfig,
+        hasher: TokenHasher,
+        l1: Arc<L1>,
+        adopted: Vec<(Owner, crate::l1::Pin)>,
+    ) -> Arc<Engine> {
+        Arc::new(Engine {
+            instances: Instances::default(),
+            sessions: Sessions::new(config.max_sessions),
+            transfers: Mutex::new(Transfers::new(adopted)),
+            liveness: Mutex::new(Liveness::default()),
+            kv_events: Arc::new(KvEvents::new(config.kv_event_log_size)),
+            stats: Stats::default(),
+            started: Instant::now(),
+            evict: tokio::sync::Notify::new(),
+            config,
+            hasher,
+            l1,
+        })
+    }
+
+    /// Counters and rate-limited logs.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// The memory underneath.
+    pub fn l1(&self) -> &L1 {
+        &self.l1
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// The chunk hasher.
+    pub fn hasher(&self) -> &TokenHasher {
+        &self.hasher
+    }
+
+    /// Decodes and executes a request.
+    pub fn handle<T: AsRef<[u8]>>(&self, client: &Client, operation: Operation, payload: &[T]) -> Outcome {
+        let request = match Request::decode(operation, payload) {
+            Ok(request) => request,
+            Err(error) => {
+                self.stats.refused(client, operation, Refusal::Undecodable, error);
+                return self.refuse(operation, Refusal::Undecodable);
+            }
+        };
+        match self.execute(client, request) {
+            Ok(outcome) => {
+                self.stats.count(operation, OpOutcome::Ok);
+                outcome
+            }
+            Err((reason, detail)) => {
+                self.stats.refused(client, operation, reason, detail);
+                self.refuse(operation, reason)
+            }
+        }
+    }
+
+    fn execute(&self, client: &Client, request: Request<'_>) -> Result<Outcome, (Refusal, String)> {
+        let reply = |response| Ok(Outcome::Reply(response));
+        if let Some(instance) = instance_of(&request) {
+            self.heard(client, instance);
+        }
+        match request {
+            Request::Ping { instance_id } => reply(Response::Flag(self.ping(instance_id))),
+            Request::Noop => reply(Response::Text("OK")),
+            Request::GetChunkSize => reply(Response::Count(self.hasher.chunk_size() as u64)),
+            Request::GetExperimental => reply(Response::Names(self.capabilities())),
+            Request::Lookup { key, .. } => {
+                self.lookup(client, &key).map(|()| Outcome::Reply(Response::Nothing))
+            }
+            Request::QueryPrefetchStatus { request_id } => reply(self.query_status(client, request_id)),
+            // Without L2 every lookup has its result when it returns: there is nothing to wait for yet.
+            Request::WaitPrefetchStatus { request_id, .. } => reply(self.query_status(client, request_id)),
+            Request::FreeLookupLocks { key, .. } => {
+                self.free_lookup_locks(client, &key);
+                reply(Response::Nothing)
+            }
+            Request::EndSession { request_id } => {
+                self.end_session(client, request_id);
+                reply(Response::Nothing)
+            }
+            Request::RegisterEngineDriven(payload) => {
+                self.register_engine_driven(&payload).map(Outcome::Reply)
+            }
+            Request::UnregisterEngineDriven { instance_id } => {
+                self.unregister_engine_driven(instance_id).map(|()| Outcome::Reply(Response::Nothing))
+            }
+            Request::PrepareStore { key, instance_id } => {
+                self.prepare_store(client, &key, instance_id).map(Outcome::Reply)
+            }
+            Request::CommitStore { key, instance_id, data } => {
+                self.commit_store(client, &key, instance_id, data).map(Outcome::Reply)
+            }
+            Request::PrepareRetrieve { key, instance_id } => {
+                self.prepare_retrieve(client, &key, instance_id).map(Outcome::Reply)
+            }
+            Request::CommitRetrieve { key, instance_id } => {
+                self.commit_retrieve(client, &key, instance_id).map(Outcome::Reply)
+            }
+            Request::RegisterKvCache(_)
+            | Request::UnregisterKvCache { .. }
+            | Request::Store { .. }
+            | Request::Retrieve { .. } => Err((Refusal::Disabled, "server-driven transfer".into())),
+            Request::Clear { force } => {
+                self.clear(force);
+                reply(Response::Nothing)
+            }
+            Request::ReportBlockAllocation { .. } => reply(Response::Nothing),
+            Request::SubscribeKvEvents { instance_id, model_name, cursor, max_events } => {
+                let (Ok(cursor), 1..=1024) = (u64::try_from(cursor), max_events) else {
+                    let detail = format!("cursor {cursor}, max_events {max_events} (1 to 1024)");
+                    return Err((Refusal::BadValue, detail));
+                };
+                let source = self.kv_events.subscribe(instance_id, model_name, cursor, max_events as usize);
+                Ok(Outcome::Stream(source))
+            }
+        }
+    }
+
+    /// Chunks that `[start, end)` of the key's prompt covers, as `first..last`.
+    ///
+    /// # Errors
+    /// A start that is not on a chunk border: the range would name other chunks than the client means.
+    fn chunk_range(&self, key: &CacheKey<'_>) -> Result<std::ops::Range<usize>, (Refusal, String)> {
+        let chunk = self.hasher.chunk_size() as u64;
+        if !key.start.is_multiple_of(chunk) {
+            return Err((
+                Refusal::BadValue,
+                format!("start {} is not a multiple of the chunk size {chunk}", key.start),
+            ));
+        }
+        let last = (key.end.min(key.tokens.len() as u64) / chunk) as usize;
+        Ok(((key.start / chunk) as usize).min(last)..last)
+    }
+
+    /// Hashes of the key's chunks `0..chunks`, from the request's session as far as it has them.
+    fn hashes(&self, key: &CacheKey<'_>, chunks: usize) -> Result<Vec<ChunkHash>, (Refusal, String)> {
+        let session = self.sessions.get_or_create(key.request_id);
+        let mut session = session.lock();
+        session
+            .hashes(&self.hasher, &key.tokens, chunks)
+            .map_err(|error| (Refusal::Undecodable, error.to_string()))
+    }
+
+    /// Tells the KV event log what has gone, and the evictor whether to look.
+    fn after_change(&self) {
+        let removed = self.l1.take_removed();
+        if !removed.is_empty() {
+            self.kv_events.removed(removed);
+        }
+        let stats = self.l1.stats();
+        if stats.used as f64 >= self.config.watermark * stats.capacity as f64 {
+            self.evict.notify_one();
+        }
+    }
+
+    /// Evicts if the pool is filled above its watermark.
+    pub fn evict_above_watermark(&self) {
+        let freed = self.l1.evict_above(self.config.watermark, self.config.eviction_ratio);
+        if freed > 0 {
+            tracing::debug!(freed, "L1 usage above watermark; evicted");
+            let removed = self.l1.take_removed();
+            self.kv_events.removed(removed);
+        }
+    }
+}
+
+/// The worker that a request speaks for. `report_block_allocation` is the scheduler's and carries a pid instead.
+fn instance_of(request: &Request<'_>) -> Option<u64> {
+    match request {
+        Request::Ping { instance_id } => *instance_id,
+        Request::Store { instance_id, .. }
+        | Request::Retrieve { instance_id, .. }
+        | Request::UnregisterKvCache { instance_id }
+        | Request::UnregisterEngineDriven { instance_id }
+        | Request::PrepareStore { instance_id, .. }
+        | Request::CommitStore { instance_id, .. }
+        | Request::PrepareRetrieve { instance_id, .. }
+        | Request::CommitRetrieve { instance_id, .. }
+        | Request::SubscribeKvEvents { instance_id, .. } => Some(*instance_id),
+        Request::RegisterEngineDriven(payload) => Some(payload.instance_id),
+        Request::RegisterKvCache(payload) => Some(payload.instance_id),
+        _ => None,
+    }
+}

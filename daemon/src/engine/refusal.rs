@@ -1,0 +1,125 @@
+//! What a client gets when its request cannot be done: an answer, wherever the protocol has one.
+
+use std::fmt;
+
+use lmcache_proto::wire::{
+    Operation, PrepareRetrieveResponse, PrepareStoreResponse, RegisterEngineDrivenResponse, Response,
+};
+
+use super::{Engine, Outcome};
+
+/// Why a request was not done; a label of the refusal counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the label says it")]
+pub enum Refusal {
+    Undecodable,
+    UnknownInstance,
+    BadValue,
+    PoolFull,
+    NotResident,
+    NothingPending,
+    Pickle,
+    CopyFailed,
+    Layout,
+    Disabled,
+    Internal,
+}
+
+impl Refusal {
+    /// Every reason, in label order.
+    pub const ALL: [Refusal; 11] = [
+        Refusal::Undecodable,
+        Refusal::UnknownInstance,
+        Refusal::BadValue,
+        Refusal::PoolFull,
+        Refusal::NotResident,
+        Refusal::NothingPending,
+        Refusal::Pickle,
+        Refusal::CopyFailed,
+        Refusal::Layout,
+        Refusal::Disabled,
+        Refusal::Internal,
+    ];
+
+    /// The label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Refusal::Undecodable => "undecodable",
+            Refusal::UnknownInstance => "unknown_instance",
+            Refusal::BadValue => "bad_value",
+            Refusal::PoolFull => "pool_full",
+            Refusal::NotResident => "not_resident",
+            Refusal::NothingPending => "nothing_pending",
+            Refusal::Pickle => "pickle",
+            Refusal::CopyFailed => "copy_failed",
+            Refusal::Layout => "layout",
+            Refusal::Disabled => "disabled",
+            Refusal::Internal => "internal",
+        }
+    }
+
+    /// What it means and what to do, for the log.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Refusal::Undecodable => "the payload is not LMCache 0.5.6's; check the client's release",
+            Refusal::UnknownInstance => {
+                "the worker is not registered here (was the daemon restarted?); its next pings are answered so that it registers again"
+            }
+            Refusal::BadValue => "a value is outside the protocol; the request was not done",
+            Refusal::PoolFull => "no memory left and nothing can be evicted; raise --l1-size-gb",
+            Refusal::NotResident => "a chunk is not (or no longer) in L1; the engine recomputes it",
+            Refusal::NothingPending => {
+                "no prepared transfer of this worker fits (expired, or prepared before a restart); nothing was committed"
+            }
+            Refusal::Pickle => {
+                "the client sends pickled tensors, which would run code here; let it map the shared-memory pool (same host and IPC namespace)"
+            }
+            Refusal::CopyFailed => "the copy did not complete; nothing was committed",
+            Refusal::Layout => "the worker's KV cache layout is not served; it runs without cache",
+            Refusal::Disabled => "this transfer mode is switched off; see --supported-transfer-mode",
+            Refusal::Internal => "a bug in lmcached; the request was not done",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Engine {
+    /// The negative answer of `operation`. One row per operation in `docs/ARCHITECTURE.md`.
+    pub fn refuse(&self, operation: Operation, _reason: Refusal) -> Outcome {
+        Outcome::Reply(match operation {
+            // An empty event handle says that no device work was submitted.
+            Operation::Store | Operation::Retrieve => Response::Transfer(Vec::new(), false),
+            // 0 chunks: a miss, and final.
+            Operation::QueryPrefetchStatus | Operation::WaitPrefetchStatus => Response::Count(0),
+            // An empty `slots` would mean "cached already" to the client: the context itself stays empty.
+            Operation::PrepareStore => Response::PrepareStore(PrepareStoreResponse { context: None }),
+            Operation::PrepareRetrieve => Response::PrepareRetrieve(PrepareRetrieveResponse { slots: None }),
+            Operation::CommitStore | Operation::CommitRetrieve => Response::Flag(false),
+            // No pool: the worker falls back to sending data inline, which is then refused request by request.
+            Operation::RegisterEngineDriven => {
+                Response::Registered(RegisterEngineDrivenResponse { shm_name: String::new(), pool_size: 0 })
+            }
+            // `false` would make a worker report its pending loads as failed.
+            Operation::Ping => Response::Flag(true),
+            Operation::GetChunkSize => Response::Count(self.hasher.chunk_size() as u64),
+            Operation::Noop => Response::Text("OK"),
+            Operation::GetExperimental => Response::Names(self.capabilities()),
+            // Void operations: the acknowledgement keeps the client from waiting; the log says what was not done.
+            Operation::RegisterKvCache
+            | Operation::UnregisterKvCache
+            | Operation::Lookup
+            | Operation::FreeLookupLocks
+            | Operation::EndSession
+            | Operation::UnregisterEngineDriven
+            | Operation::Clear
+            | Operation::ReportBlockAllocation
+            // The end of the stream.
+            | Operation::SubscribeKvEvents => Response::Nothing,
+        })
+    }
+}
