@@ -1,7 +1,12 @@
 //! The daemon's rooms; see `docs/ARCHITECTURE.md` for the map and the invariants.
 #![deny(unsafe_code)]
 
+pub mod app;
+pub mod config;
 pub mod engine;
+pub mod http;
 pub mod l1;
+pub mod logging;
 pub mod process;
 pub mod server;
+pub mod telemetry;

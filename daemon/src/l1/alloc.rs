@@ -78,7 +78,8 @@ impl Allocator {
     }
 
     /// Bytes free.
-    pub fn free(&self) -> u64 {
+    #[cfg(test)]
+    fn free(&self) -> u64 {
         self.free_pages * PAGE
     }
 

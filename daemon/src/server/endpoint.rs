@@ -1,34 +1,16 @@
 //! `tcp://host:port` and `ipc:///path` listeners.
 
-use std::fmt;
 use std::io;
 use std::net::ToSocketAddrs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use crate::config::Endpoint;
 use crate::process::ProcessId;
-
-/// Where to listen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    /// Host and port.
-    Tcp(String, u16),
-    /// Socket path.
-    Ipc(PathBuf),
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Endpoint::Tcp(host, port) => write!(f, "tcp://{host}:{port}"),
-            Endpoint::Ipc(path) => write!(f, "ipc://{}", path.display()),
-        }
-    }
-}
 
 /// Why an endpoint cannot be listened on.
 #[derive(Debug, Error)]
@@ -85,7 +67,7 @@ impl Listener {
             _ => BindError::Os { endpoint: endpoint.clone(), source },
         };
         let socket = match &endpoint {
-            Endpoint::Tcp(host, port) => {
+            Endpoint::Tcp { host, port } => {
                 let addresses: Vec<_> = (host.as_str(), *port)
                     .to_socket_addrs()
                     .map_err(|_| BindError::Resolve(host.clone()))?
@@ -95,7 +77,7 @@ impl Listener {
                 let address = *first.ok_or_else(|| BindError::Resolve(host.clone()))?;
                 Socket::Tcp(TcpListener::bind(address).await.map_err(os)?)
             }
-            Endpoint::Ipc(path) => {
+            Endpoint::Ipc { path } => {
                 remove_stale(path, &endpoint).await?;
                 // Created under a private name and renamed, so that it is never open to others for a moment.
                 let listener = UnixListener::bind(path).map_err(os)?;
@@ -109,8 +91,8 @@ impl Listener {
     /// Where it listens; with the real port if 0 was asked for.
     pub fn endpoint(&self) -> Endpoint {
         match (&self.socket, &self.endpoint) {
-            (Socket::Tcp(listener), Endpoint::Tcp(host, _)) => match listener.local_addr() {
-                Ok(address) => Endpoint::Tcp(host.clone(), address.port()),
+            (Socket::Tcp(listener), Endpoint::Tcp { host, .. }) => match listener.local_addr() {
+                Ok(address) => Endpoint::Tcp { host: host.clone(), port: address.port() },
                 Err(_) => self.endpoint.clone(),
             },
             _ => self.endpoint.clone(),
@@ -144,7 +126,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Endpoint::Ipc(path) = &self.endpoint {
+        if let Endpoint::Ipc { path } = &self.endpoint {
             let _ = std::fs::remove_file(path);
         }
     }

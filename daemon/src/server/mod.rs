@@ -22,7 +22,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 pub use budget::Budget;
-pub use endpoint::{BindError, Endpoint, Listener};
+pub use endpoint::{BindError, Listener};
 pub use zmtp::{FrameError, HandshakeError};
 
 use crate::engine::Engine;

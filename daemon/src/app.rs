@@ -1,0 +1,306 @@
+//! Start-up and shutdown: the order in which things come to life and go.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{self, Config, Listen, Notice};
+use crate::engine::{Engine, EngineConfig};
+use crate::http::{self, Admin};
+use crate::l1::{L1, L1Config, OpenError, PolicyKind, pool};
+use crate::server::{BindError, Listener, Server, ServerConfig};
+
+/// Time for a ZMTP greeting.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the daemon could not start or go on. Each is one line, and exit code 1.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// Memory.
+    #[error(transparent)]
+    L1(#[from] OpenError),
+    /// A client endpoint.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// An HTTP port.
+    #[error(
+        "cannot listen on {host}:{port} ({flag}): {source}; stop the other process or choose another port"
+    )]
+    Http {
+        /// Host.
+        host: String,
+        /// Port.
+        port: u16,
+        /// Its flag.
+        flag: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The runtime or signals.
+    #[error("cannot start: {0}")]
+    Runtime(io::Error),
+    /// The background reservation failed.
+    #[error(
+        "the pool's memory ran out while reserving it ({0}); lower --l1-size-gb or raise the limit of /dev/shm or the cgroup"
+    )]
+    Reserve(io::Error),
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// See [`AppError`].
+pub fn run(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().thread_name("lmcached-io");
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    builder.worker_threads(cores.clamp(2, 8));
+    builder.max_blocking_threads(config.server.compute_threads.map_or(cores.max(4), usize::from));
+    let runtime = builder.build().map_err(AppError::Runtime)?;
+    let result = runtime.block_on(serve(config, notices));
+    // Copies that are still running belong to peers that get no answer any more; the process ends with them.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
+    for notice in notices {
+        tracing::info!(flag = notice.flag, "{}", notice.line);
+    }
+    let mut term = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
+
+    // Endpoints first: a second daemon by mistake must not touch the first one's pool.
+    let mut listeners = Vec::new();
+    for endpoint in &config.server.endpoints {
+        listeners.push(Listener::bind(endpoint.clone()).await?);
+    }
+    let admin_listener = listen(&config.http.listen, "--http-port").await?;
+    let metrics_listener = match &config.observability.prometheus {
+        Some(listen_on) => match listen(listen_on, "--prometheus-port").await {
+            Ok(listener) => Some(listener),
+            Err(error) if !listen_on.port_is_explicit => {
+                tracing::warn!("{error}; /metrics stays on --http-port");
+                None
+            }
+            Err(error) => return Err(error),
+        },
+        None => None,
+    };
+
+    let (l1, engine) = open_engine(config)?;
+    let server = Server::new(engine.clone(), server_config(config));
+    let admin = Arc::new(Admin {
+        engine: engine.clone(),
+        server: server.clone(),
+        hash_algorithm: hash_algorithm(config).name(),
+        draining: AtomicBool::new(false),
+    });
+    announce(config, &l1, &listeners, &admin_listener, metrics_listener.as_ref());
+    for listener in listeners {
+        tokio::spawn(server.clone().accept(listener));
+    }
+    tokio::spawn(http::serve_admin(admin_listener, admin.clone()));
+    if let Some(listener) = metrics_listener {
+        tokio::spawn(http::serve_metrics(listener, admin.clone()));
+    }
+    let reserved = reserve(&l1);
+    let maintenance = tokio::spawn(maintain(engine.clone()));
+
+    let stopped = async {
+        tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        }
+    };
+    tokio::pin!(stopped, reserved);
+    let signal = tokio::select! {
+        signal = &mut stopped => signal,
+        result = &mut reserved => {
+            result.map_err(AppError::Reserve)?;
+            tracing::info!(bytes = l1.stats().frontier, "pool reserved; ready");
+            stopped.await
+        }
+    };
+    tracing::info!(
+        signal,
+        drain_s = config.shutdown.drain.as_secs_f64(),
+        "stopping: no new connections, finishing what is in flight"
+    );
+    admin.draining.store(true, Ordering::Relaxed);
+    l1.pool().stop_reserving();
+    let left = server.drain(config.shutdown.drain).await;
+    if left > 0 {
+        tracing::warn!(
+            requests = left,
+            "requests were still executing at the end of --drain-seconds; their clients get no answer"
+        );
+    }
+    maintenance.abort();
+    let name = &config.l1.pool_name;
+    if config.shutdown.discard_on_exit {
+        l1.discard();
+        tracing::info!(pool = name, "pool removed (--discard-on-exit)");
+    } else {
+        tracing::info!(
+            pool = name,
+            bytes = l1.stats().capacity,
+            "pool kept for the next start; to free its memory: rm /dev/shm/{name} /dev/shm/.{name}.keep /dev/shm/lmcached_{name}_table /dev/shm/.lmcached_{name}_table.keep"
+        );
+    }
+    Ok(())
+}
+
+async fn listen(on: &Listen, flag: &'static str) -> Result<tokio::net::TcpListener, AppError> {
+    http::bind(&on.host, on.port).await.map_err(|source| AppError::Http {
+        host: on.host.clone(),
+        port: on.port,
+        flag,
+        source,
+    })
+}
+
+fn hash_algorithm(config: &Config) -> HashAlgorithm {
+    match config.server.hash_algorithm {
+        config::HashAlgorithm::Blake3 => HashAlgorithm::Blake3,
+        config::HashAlgorithm::Sha256Cbor => HashAlgorithm::Sha256Cbor,
+    }
+}
+
+fn open_engine(config: &Config) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
+    let chunk_size = config.server.chunk_size.get();
+    let algorithm = hash_algorithm(config);
+    let (l1, adopted) = L1::open(&L1Config {
+        pool_name: config.l1.pool_name.clone(),
+        pool_bytes: config.l1.size_bytes.map_or_else(pool::default_pool_bytes, Into::into),
+        chunk_size,
+        algorithm,
+        policy: match config.eviction.policy {
+            config::EvictionPolicy::Lru => PolicyKind::Lru,
+            config::EvictionPolicy::Arc => PolicyKind::Arc,
+            config::EvictionPolicy::IsolatedLru => PolicyKind::IsolatedLru,
+            config::EvictionPolicy::Noop => PolicyKind::Noop,
+        },
+        hugepages: config.l1.use_hugepages,
+        fresh: config.l1.fresh,
+    })?;
+    if !adopted.is_empty() {
+        tracing::warn!(
+            slots = adopted.len(),
+            "workers of an earlier daemon may still touch slots; they are in quarantine until those workers are gone"
+        );
+    }
+    let l1 = Arc::new(l1);
+    let engine_config = EngineConfig {
+        reap_timeout: config.liveness.reap_timeout.unwrap_or(Duration::ZERO),
+        registration_grace: config.liveness.registration_grace,
+        session_ttl: config.liveness.session_ttl,
+        write_ttl: config.liveness.write_ttl,
+        lease_grace: config.liveness.lease_grace,
+        max_sessions: config.server.limits.max_sessions,
+        kv_event_log_size: config.server.kv_event_log_size.map_or(0, |size| size.get() as usize),
+        watermark: config.eviction.trigger_watermark,
+        eviction_ratio: config.eviction.ratio,
+        null_block_id: u64::try_from(config.server.null_block_id).unwrap_or(u64::MAX),
+        separate_object_groups: config.server.separate_object_groups,
+        lmcache_driven: config.server.transfer_modes.lmcache_driven,
+        engine_driven: config.server.transfer_modes.engine_driven,
+        pool_name: config.l1.pool_name.clone(),
+    };
+    let hasher = TokenHasher::new(algorithm, chunk_size as usize, config.server.hash_seed.as_deref());
+    let engine = Engine::new(engine_config, hasher, l1.clone(), adopted);
+    Ok((l1, engine))
+}
+
+fn server_config(config: &Config) -> ServerConfig {
+    let limits = &config.server.limits;
+    let bytes = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    ServerConfig {
+        max_message_bytes: bytes(limits.max_message_bytes),
+        max_peer_bytes: bytes(limits.max_peer_bytes),
+        max_total_bytes: bytes(limits.max_total_bytes),
+        max_connections: limits.max_connections,
+        handshake_timeout: HANDSHAKE_TIMEOUT,
+    }
+}
+
+fn announce(
+    config: &Config,
+    l1: &L1,
+    listeners: &[Listener],
+    admin: &tokio::net::TcpListener,
+    metrics: Option<&tokio::net::TcpListener>,
+) {
+    for listener in listeners {
+        tracing::info!(endpoint = %listener.endpoint(), "listening for LMCache 0.5.6 clients");
+        if listener.is_remote() {
+            tracing::warn!(endpoint = %listener.endpoint(), "this endpoint can be reached from other machines, and the protocol has no authentication: anybody who reaches it can read and clear the cache");
+        }
+    }
+    let address = |listener: &tokio::net::TcpListener| {
+        listener.local_addr().map_or_else(|_| "?".into(), |a| a.to_string())
+    };
+    tracing::info!(
+        http = address(admin),
+        metrics = metrics.map_or_else(|| "off".into(), address),
+        "admin API"
+    );
+    tracing::info!(
+        pool = config.l1.pool_name,
+        bytes = l1.stats().capacity,
+        chosen_by = if config.l1.size_bytes.is_some() { "--l1-size-gb" } else { "free memory" },
+        eviction = ?config.eviction.policy,
+        chunk_size = config.server.chunk_size,
+        hash = hash_algorithm(config).name(),
+        taken_over = l1.pool().segment().reused(),
+        "L1 pool; reserving its memory in the background"
+    );
+}
+
+/// Makes the pool's memory real on all cores; resolves when it is done.
+async fn reserve(l1: &Arc<L1>) -> io::Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(16);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..threads {
+        let l1 = l1.clone();
+        tasks.spawn_blocking(move || l1.reserve_memory());
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.map_err(io::Error::other)??;
+    }
+    Ok(())
+}
+
+/// Everything that time alone causes: TTLs, reaping, the evictor.
+async fn maintain(engine: Arc<Engine>) {
+    let config = engine.config();
+    // A quarter of the shortest deadline, so that nothing is late by more than a quarter of its time.
+    let shortest = [config.reap_timeout, config.session_ttl, config.write_ttl]
+        .into_iter()
+        .filter(|timeout| !timeout.is_zero())
+        .min()
+        .unwrap_or(Duration::from_secs(60));
+    let period = (shortest / 4).clamp(Duration::from_millis(250), Duration::from_secs(15));
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let sweep = tokio::select! {
+            _ = ticks.tick() => true,
+            () = engine.evict.notified() => false,
+        };
+        let engine = engine.clone();
+        let work =
+            tokio::task::spawn_blocking(
+                move || if sweep { engine.sweep() } else { engine.evict_above_watermark() },
+            );
+        if let Err(error) = work.await {
+            tracing::error!(%error, "maintenance panicked; this is a bug in lmcached, please report it");
+        }
+    }
+}

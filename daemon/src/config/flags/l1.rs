@@ -1,0 +1,77 @@
+//! Flags of the L1 pool, of eviction, and of how long silence is tolerated.
+
+use clap::Args;
+
+use crate::config::types::EvictionPolicy;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Honoured: L1 pool")]
+pub(crate) struct L1Flags {
+    /// Size of the pool in GiB; fractions are fine [default: from the memory that is free at start]
+    #[arg(long, value_name = "GIB")]
+    pub(crate) l1_size_gb: Option<f64>,
+
+    /// Alignment of every object in the pool, a power of two
+    #[arg(long, default_value_t = 4096, value_name = "BYTES")]
+    pub(crate) l1_align_bytes: i64,
+
+    /// Back the pool with reserved 2 MiB pages
+    #[arg(long, overrides_with = "no_l1_use_hugepages")]
+    pub(crate) l1_use_hugepages: bool,
+
+    /// Back the pool with ordinary pages (the default)
+    #[arg(long, overrides_with = "l1_use_hugepages")]
+    pub(crate) no_l1_use_hugepages: bool,
+
+    /// Name of the pool in shared memory, used as lmcache_l1_pool_NAME [default: from the port]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) shm_name: Option<String>,
+
+    /// Start with an empty pool, even if an earlier daemon left a good one
+    #[arg(long)]
+    pub(crate) fresh: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Honoured: eviction")]
+pub(crate) struct EvictionFlags {
+    /// Which objects leave a full pool first
+    #[arg(long, value_enum, default_value_t = EvictionPolicy::Lru, value_name = "POLICY")]
+    pub(crate) eviction_policy: EvictionPolicy,
+
+    /// Part of the pool that may fill before eviction starts, above 0 and up to 1
+    #[arg(long, default_value_t = 0.8, value_name = "FRACTION")]
+    pub(crate) eviction_trigger_watermark: f64,
+
+    /// Part that one round of eviction removes, above 0 and up to 1
+    #[arg(long, default_value_t = 0.2, value_name = "FRACTION")]
+    pub(crate) eviction_ratio: f64,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Honoured: liveness and leases")]
+pub(crate) struct LivenessFlags {
+    /// Silence after which a worker that has pinged counts as dead; 0 never, else at least 30
+    #[arg(long, default_value_t = 120.0, value_name = "SECONDS")]
+    pub(crate) worker_reap_timeout_seconds: f64,
+
+    /// The same for a worker that registered and has not pinged yet; not below the reap timeout
+    #[arg(long, default_value_t = 3600.0, value_name = "SECONDS")]
+    pub(crate) worker_registration_grace_seconds: f64,
+
+    /// Idle time after which a request's session is forgotten
+    #[arg(long, default_value_t = 600.0, value_name = "SECONDS")]
+    pub(crate) session_ttl_seconds: f64,
+
+    /// How long a worker may hold a slot it is writing
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    pub(crate) l1_write_ttl_seconds: i64,
+
+    /// How long a worker may hold an object it is reading
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) l1_read_ttl_seconds: i64,
+
+    /// Extra time an expired hold is kept while its worker is still alive
+    #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
+    pub(crate) lease_grace_seconds: f64,
+}

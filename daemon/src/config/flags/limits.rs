@@ -1,0 +1,39 @@
+//! Flags the peer does not have: byte and count budgets against hostile or broken workers, and the way out.
+
+use clap::Args;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Honoured: limits")]
+pub(crate) struct LimitFlags {
+    /// Largest request accepted from a worker
+    #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
+    pub(crate) max_message_bytes: i64,
+
+    /// Bytes one worker may have waiting in the daemon
+    #[arg(long, default_value_t = 128 << 20, value_name = "BYTES")]
+    pub(crate) max_peer_bytes: i64,
+
+    /// Bytes all workers together may have waiting in the daemon
+    #[arg(long, default_value_t = 512 << 20, value_name = "BYTES")]
+    pub(crate) max_total_bytes: i64,
+
+    /// Connections open at the same time
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    pub(crate) max_connections: i64,
+
+    /// Request sessions remembered at the same time
+    #[arg(long, default_value_t = 100_000, value_name = "N")]
+    pub(crate) max_sessions: i64,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Honoured: shutdown")]
+pub(crate) struct ShutdownFlags {
+    /// How long SIGTERM waits for transfers under way; 0 does not wait
+    #[arg(long, default_value_t = 10.0, value_name = "SECONDS")]
+    pub(crate) drain_seconds: f64,
+
+    /// Remove the pool at an orderly exit instead of leaving it to the next daemon
+    #[arg(long)]
+    pub(crate) discard_on_exit: bool,
+}

@@ -1,0 +1,84 @@
+//! The command line and the environment, turned into one checked [`Config`].
+//!
+//! The daemon takes the flags of `lmcache server` 0.5.6 and of its 0.4.5 manual, plus its own. Each belongs to one of
+//! three classes: honoured, accepted without meaning (one INFO line), refused (one line, exit code 2). Nothing is
+//! silently ignored. The walk: `command` → clap → `class` (the table's verdict) → `validate` → [`Parsed`].
+
+mod class;
+mod command;
+mod endpoint;
+mod error;
+mod flags;
+mod pool_name;
+mod table;
+mod types;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+
+use clap::FromArgMatches;
+
+pub use endpoint::Endpoint;
+pub use error::{ConfigError, Exit};
+pub use types::{
+    Config, EvictionConfig, EvictionPolicy, HashAlgorithm, HttpConfig, L1Config, L2Adapter, L2Config,
+    L2PrefetchPolicy, L2StorePolicy, Limits, Listen, LivenessConfig, LogLevel, LookupHashLogConfig,
+    ObservabilityConfig, ServerConfig, ShutdownConfig, TraceConfig, TraceLevel, TransferModes,
+};
+
+/// Something the operator should read once at start, at INFO.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The flag it is about, with its dashes.
+    pub flag: &'static str,
+    /// The whole line.
+    pub line: String,
+}
+
+/// A command line that is in order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parsed {
+    /// What to do.
+    pub config: Config,
+    /// What to say at start.
+    pub notices: Vec<Notice>,
+    /// Flags that were given, are in `config`, and that nothing in this build acts on.
+    pub not_yet: Vec<ConfigError>,
+}
+
+impl Parsed {
+    /// Ends the start at the first flag that nothing in this build acts on.
+    pub fn refuse_not_yet(self) -> Result<Parsed, Exit> {
+        match self.not_yet.first() {
+            Some(error) => Err(error.clone().into()),
+            None => Ok(self),
+        }
+    }
+}
+
+/// Reads a command line, program name first as in `std::env::args_os`, and the process's environment.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, Exit> {
+    parse_with(args, &|name| std::env::var_os(name))
+}
+
+/// [`parse`] with another environment, so that tests depend on none.
+fn parse_with(
+    args: impl IntoIterator<Item = OsString>,
+    environment: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<Parsed, Exit> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    // A shim named `lmcache` hands its arguments over unchanged.
+    if args.get(1).is_some_and(|word| word == "server") {
+        args.remove(1);
+    }
+    let matches = command::command().try_get_matches_from(args)?;
+    // Before anything is checked: why a flag is refused matters more than what else is wrong with it.
+    let verdict = class::judge(&matches)?;
+    let flags = flags::Flags::from_arg_matches(&matches)?;
+    let mut notices = verdict.notices;
+    let config = validate::validate(&flags, &matches, environment, &mut notices)?;
+    Ok(Parsed { config, notices, not_yet: verdict.not_yet })
+}

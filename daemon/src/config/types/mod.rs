@@ -1,0 +1,183 @@
+//! The checked configuration: plain data that the rest of the daemon reads and never has to check again.
+
+mod l2;
+mod observability;
+
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::endpoint::Endpoint;
+
+pub use l2::{L2Adapter, L2Config, L2PrefetchPolicy, L2StorePolicy};
+pub use observability::{LogLevel, LookupHashLogConfig, ObservabilityConfig, TraceConfig, TraceLevel};
+
+/// Everything the daemon was told, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The request server: where workers connect and how chunks are made.
+    pub server: ServerConfig,
+    /// The pool in shared memory.
+    pub l1: L1Config,
+    /// What leaves a full pool.
+    pub eviction: EvictionConfig,
+    /// How long silence is tolerated.
+    pub liveness: LivenessConfig,
+    /// The admin API.
+    pub http: HttpConfig,
+    /// Metrics, logs, spans and recordings.
+    pub observability: ObservabilityConfig,
+    /// The colder tiers.
+    pub l2: L2Config,
+    /// How the daemon ends.
+    pub shutdown: ShutdownConfig,
+}
+
+/// The request server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerConfig {
+    /// Where workers connect, at least one, without repetition. Default: `tcp://localhost:5555`.
+    pub endpoints: Vec<Endpoint>,
+    /// Tokens in one chunk, 1 to 65536. Default: 256.
+    pub chunk_size: NonZeroU32,
+    /// Engine block id that denotes absent KV. Default: 0; engines with a real block 0 use -1.
+    pub null_block_id: i64,
+    /// How chunks are hashed. Default: BLAKE3.
+    pub hash_algorithm: HashAlgorithm,
+    /// `PYTHONHASHSEED` as the engine sees it: the root of vLLM's `sha256_cbor` chain. BLAKE3 ignores it.
+    pub hash_seed: Option<String>,
+    /// Transfer modes offered to workers. Default: both.
+    pub transfer_modes: TransferModes,
+    /// One object group per sliding-window size. Default: one group for all layers.
+    pub separate_object_groups: bool,
+    /// Records kept for KV-event subscribers. Default: 32768; `None` (flag 0) closes the channel.
+    pub kv_event_log_size: Option<NonZeroU32>,
+    /// Threads for hashing and copying. `None`: the daemon counts cores.
+    pub compute_threads: Option<NonZeroUsize>,
+    /// Directory for state other than the pool. `None`: nothing is kept.
+    pub state_dir: Option<PathBuf>,
+    /// Budgets against broken or hostile workers.
+    pub limits: Limits,
+}
+
+/// Budgets of the request server. A message never exceeds a worker's budget, nor that the daemon's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest request, in bytes. Default: 64 MiB.
+    pub max_message_bytes: u64,
+    /// Bytes one worker may have waiting. Default: 128 MiB.
+    pub max_peer_bytes: u64,
+    /// Bytes all workers may have waiting. Default: 512 MiB.
+    pub max_total_bytes: u64,
+    /// Open connections. Default: 4096.
+    pub max_connections: usize,
+    /// Remembered request sessions. Default: 100000.
+    pub max_sessions: usize,
+}
+
+/// How token chunks are hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HashAlgorithm {
+    /// BLAKE3 over the parent hash and the tokens; the peer's default.
+    Blake3,
+    /// SHA-256 over canonical CBOR, vLLM's `sha256_cbor`.
+    Sha256Cbor,
+}
+
+/// Who may copy KV bytes. At least one is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransferModes {
+    /// The daemon copies (`store`, `retrieve`).
+    pub lmcache_driven: bool,
+    /// The worker copies (`prepare_*`, `commit_*`).
+    pub engine_driven: bool,
+}
+
+/// The pool in shared memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct L1Config {
+    /// Bytes. `None`: the daemon takes a part of the free memory. The flag counts GiB.
+    pub size_bytes: Option<NonZeroU64>,
+    /// Alignment of every object in bytes, a power of two from 64 to 1 GiB. Default: 4096.
+    pub align_bytes: NonZeroU64,
+    /// Name of the segment, `lmcache_l1_pool_…`, without a leading slash: what workers open, too.
+    pub pool_name: String,
+    /// Back the pool with reserved 2 MiB pages.
+    pub use_hugepages: bool,
+    /// Start empty, even if an earlier daemon left a good pool.
+    pub fresh: bool,
+}
+
+/// What leaves a full pool.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EvictionConfig {
+    /// Which objects go first. Default: LRU.
+    pub policy: EvictionPolicy,
+    /// Part of the pool that may fill, in (0, 1]. Default: 0.8.
+    pub trigger_watermark: f64,
+    /// Part one round removes, in (0, 1]. Default: 0.2.
+    pub ratio: f64,
+}
+
+/// Order of eviction. The names are the peer's, in its spelling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EvictionPolicy {
+    /// Least recently used first.
+    #[value(name = "LRU")]
+    Lru,
+    /// Adaptive: recent against frequent.
+    #[value(name = "ARC")]
+    Arc,
+    /// One LRU list per cache salt, bounded by quotas.
+    #[value(name = "IsolatedLRU")]
+    IsolatedLru,
+    /// Nothing is evicted; a full pool refuses stores.
+    #[value(name = "noop")]
+    Noop,
+}
+
+/// How long silence is tolerated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LivenessConfig {
+    /// Silence after which a worker that has pinged is dead. Default: 120 s; `None` (flag 0) never.
+    pub reap_timeout: Option<Duration>,
+    /// The same for a worker that has only registered; never below `reap_timeout`. Default: 3600 s.
+    pub registration_grace: Duration,
+    /// Idle time after which a request's session is forgotten. Default: 600 s.
+    pub session_ttl: Duration,
+    /// Longest hold on a slot being written. Default: 600 s.
+    pub write_ttl: Duration,
+    /// Longest hold on an object being read. Default: 300 s.
+    pub read_ttl: Duration,
+    /// Added to an expired hold while its worker lives. Default: 30 s.
+    pub lease_grace: Duration,
+}
+
+/// The admin API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// Default: `127.0.0.1:8080`.
+    pub listen: Listen,
+}
+
+/// A TCP address to listen on that has a default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// Host name or address; IPv6 without brackets.
+    pub host: String,
+    /// Port; 0 lets the kernel choose.
+    pub port: u16,
+    /// The port came from the command line: if it is busy, that is an error. A busy default is only a warning.
+    pub port_is_explicit: bool,
+}
+
+/// How the daemon ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShutdownConfig {
+    /// Longest wait for transfers under way. Default: 10 s; zero does not wait.
+    pub drain: Duration,
+    /// Remove the pool at an orderly exit.
+    pub discard_on_exit: bool,
+}
