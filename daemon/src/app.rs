@@ -151,7 +151,7 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
         tracing::info!(
             pool = name,
             bytes = l1.stats().capacity,
-            "pool kept for the next start; to free its memory: rm /dev/shm/{name} /dev/shm/.{name}.keep /dev/shm/lmcached_{name}_table /dev/shm/.lmcached_{name}_table.keep"
+            "pool kept for the next start; to free its memory: rm /dev/shm/{name} /dev/shm/.{name}.keep /dev/shm/lmcached_{name}_table"
         );
     }
     Ok(())

@@ -118,12 +118,13 @@ impl Row {
         listed && (!values.is_empty() || self.takes == Takes::Words)
     }
 
-    /// The flag as given, for the reader of the line. JSON is left out: it is long, and holds passwords.
+    /// The flag as given, for the reader of the line. JSON is left out: it is long, and may hold passwords.
     fn quoted(&self, values: &[String]) -> String {
-        match (self.takes, self.class) {
-            (Takes::Repeated, _) | (_, Class::NotYet) => self.flag.to_owned(),
-            _ => values.iter().fold(self.flag.to_owned(), |text, value| text + " " + &shown(value)),
+        let json = |value: &String| value.contains('{') && !self.harmless.contains(&value.as_str());
+        if self.takes == Takes::Repeated || values.iter().any(json) {
+            return self.flag.to_owned();
         }
+        values.iter().fold(self.flag.to_owned(), |text, value| text + " " + &shown(value))
     }
 }
 

@@ -92,7 +92,6 @@ pub(super) const TABLE: &[Row] = &[
     neutral("--l1-use-lazy", Opposite("no-l1-use-lazy"), LAZY),
     neutral("--no-l1-use-lazy", Opposite("l1-use-lazy"), LAZY),
     neutral("--l1-init-size-gb", Int, LAZY),
-    not_yet("--l1-use-hugepages", &[], "a pool on reserved 2 MiB pages"),
     refused("--l1-devdax-path", Text, &[""], "the pool lives in memory; use --l1-size-gb"),
     refused("--gds-l1-path", Text, &[""], "the pool lives in memory, not on NVMe; use --l1-size-gb"),
     neutral("--gds-l1-use-direct-io", Opposite("no-gds-l1-use-direct-io"), GDS),

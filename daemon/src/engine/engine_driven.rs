@@ -34,7 +34,7 @@ impl Engine {
             dtype,
         };
         let layout = ObjectLayout::new(vec![region])
-            .filter(|layout| layout.bytes() <= self.l1.pool().segment().len())
+            .filter(|layout| layout.bytes() <= self.l1.pool().segment().bytes())
             .ok_or_else(|| {
                 (Refusal::Layout, format!("object of {region:?} is empty or larger than the pool"))
             })?;
@@ -83,7 +83,7 @@ impl Engine {
         }
         Ok(Response::Registered(RegisterEngineDrivenResponse {
             shm_name: self.config.pool_name.clone(),
-            pool_size: self.l1.pool().segment().len(),
+            pool_size: self.l1.pool().segment().bytes(),
         }))
     }
 

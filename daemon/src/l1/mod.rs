@@ -438,7 +438,7 @@ impl L1 {
     pub fn evict_above(&self, watermark: f64, ratio: f64) -> u64 {
         let mut index = self.index.lock();
         let used = index.allocator.used();
-        if (used as f64) < watermark * self.pool.segment().len() as f64 {
+        if (used as f64) < watermark * self.pool.segment().bytes() as f64 {
             return 0;
         }
         let want = (used as f64 * ratio) as u64;
@@ -473,7 +473,7 @@ impl L1 {
     pub fn stats(&self) -> Stats {
         let index = self.index.lock();
         Stats {
-            capacity: self.pool.segment().len(),
+            capacity: self.pool.segment().bytes(),
             frontier: self.pool.frontier(),
             used: index.allocator.used(),
             objects: index.committed,

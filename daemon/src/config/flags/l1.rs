@@ -15,7 +15,7 @@ pub(crate) struct L1Flags {
     #[arg(long, default_value_t = 4096, value_name = "BYTES")]
     pub(crate) l1_align_bytes: i64,
 
-    /// Back the pool with reserved 2 MiB pages
+    /// Ask the kernel for transparent huge pages for the pool (see shmem_enabled)
     #[arg(long, overrides_with = "no_l1_use_hugepages")]
     pub(crate) l1_use_hugepages: bool,
 

@@ -41,7 +41,6 @@ const REFUSED: &[&[&str]] = &[
 ];
 
 const NOT_YET: &[&[&str]] = &[
-    &["--l1-use-hugepages"],
     &["--l2-adapter", r#"{"type":"fs","base_path":"/data"}"#],
     &["--l2-store-policy", "skip_l1"],
     &["--l2-prefetch-policy", "retain"],
@@ -145,6 +144,8 @@ fn secrets_in_json_are_never_repeated() {
         let line = error_of(run(&["--l2-adapter", json]), json);
         assert!(line.contains("--l2-adapter number 1") && !line.contains("hunter2"), "{line}");
     }
+    let line = error_of(run(&["--runtime-plugin-config", r#"{"token":"hunter2"}"#]), "plugin");
+    assert!(line.contains("--runtime-plugin-config") && !line.contains("hunter2"), "{line}");
     let parsed = run(&["--l2-adapter", r#"{"type":"resp","password":"hunter2"}"#]).expect("well-formed");
     let debug = format!("{:?}", parsed.config);
     assert!(debug.contains("password") && !debug.contains("hunter2"), "{debug}");

@@ -38,7 +38,7 @@ pub struct Pool {
 impl Pool {
     /// Wraps the pool segment; nothing is reserved yet.
     pub fn new(segment: Segment) -> Pool {
-        let steps = segment.len().div_ceil(STEP) as usize;
+        let steps = segment.bytes().div_ceil(STEP) as usize;
         Pool {
             segment,
             frontier: AtomicU64::new(0),
@@ -62,7 +62,7 @@ impl Pool {
 
     /// Whether everything is reserved.
     pub fn complete(&self) -> bool {
-        self.frontier() >= self.segment.len()
+        self.frontier() >= self.segment.bytes()
     }
 
     /// Ends the reservation early (shutdown).
@@ -83,7 +83,7 @@ impl Pool {
     }
 
     fn reserve_steps(&self, advanced: &impl Fn(u64, u64)) -> io::Result<()> {
-        let total = self.segment.len();
+        let total = self.segment.bytes();
         loop {
             let step = self.next_step.fetch_add(1, Ordering::Relaxed);
             let start = step * STEP;

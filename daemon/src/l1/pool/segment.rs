@@ -120,7 +120,7 @@ impl Segment {
     }
 
     /// Mapped bytes.
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.len as u64
     }
 
@@ -190,7 +190,7 @@ impl Segment {
     /// # Errors
     /// No memory left in the tmpfs or the cgroup.
     pub fn populate(&self, offset: u64, len: u64) -> io::Result<()> {
-        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len()), "range inside the segment");
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.bytes()), "range inside the segment");
         // Through the file first: fallocate fails with ENOSPC where a page fault would be a SIGBUS.
         // SAFETY: plain system call on our own descriptor.
         let rc =

@@ -74,7 +74,7 @@ impl Table {
     /// Takes over `segment`. Returns the table and whether its contents are those of `identity`; if not, it has been
     /// cleared except for the header.
     pub fn open(segment: Segment, layout: TableLayout, identity: TableIdentity) -> (Table, bool) {
-        assert!(segment.len() >= layout.bytes(), "segment was opened with the layout's size");
+        assert!(segment.bytes() >= layout.bytes(), "segment was opened with the layout's size");
         let header = segment.base().as_ptr().cast::<TableHeader>();
         let want = TableHeader {
             magic: TABLE_MAGIC,

@@ -1,0 +1,105 @@
+"""Child processes that cannot outlive the run, and waits that cannot last for ever."""
+
+import ctypes
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+import typing
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
+
+
+class Failure(Exception):
+    """A check cannot go on; the message is the reason that is printed."""
+
+
+def until(condition: typing.Callable[[], typing.Any], what: str, seconds: float) -> typing.Any:
+    """Waits for a true value; the pause only keeps the loop from eating the core the other process needs."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise Failure(f"{what}: not within {seconds:g} s")
+        time.sleep(0.05)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago; all are held together so that no two are the same."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _die_with_parent() -> None:
+    # Should the runner be killed the hard way, the kernel still ends its direct children.
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Process:
+    """A child in a session of its own, so that one signal reaches the processes it has started as well."""
+
+    _alive: list["Process"] = []
+
+    def __init__(self, command: list[str], log: pathlib.Path, env: dict[str, str], pipes: bool = False):
+        self.log = log
+        # Appending: a server that is restarted continues its own log.
+        with open(log, "ab") as sink:
+            self.popen = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if pipes else sink,
+                stderr=sink,
+                env=env,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        Process._alive.append(self)
+
+    @property
+    def running(self) -> bool:
+        return self.popen.poll() is None
+
+    def signal(self, number: int) -> None:
+        try:
+            os.killpg(self.popen.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def wait(self, seconds: float) -> int | None:
+        """The exit status, or None if it is still running after that time."""
+        try:
+            return self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def end(self, grace: float = 15.0) -> None:
+        """Ends the whole group: politely first, and whatever is left of it by force."""
+        if self.running:
+            self.signal(signal.SIGTERM)
+            self.wait(grace)
+        self.signal(signal.SIGKILL)
+        self.popen.wait()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            if pipe:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    pass
+        if self in Process._alive:
+            Process._alive.remove(self)
+
+    @classmethod
+    def end_all(cls) -> None:
+        for process in list(cls._alive):
+            process.end(grace=2.0)

@@ -1,0 +1,99 @@
+"""The server under test: lmcached, or the real `lmcache server` when the harness itself is being proven."""
+
+import json
+import mmap
+import os
+import pathlib
+import signal
+import urllib.error
+import urllib.request
+
+from processes import Failure, Process, free_ports, until
+
+SHM = pathlib.Path("/dev/shm")
+# The Python server imports torch before it listens; on a busy machine that alone takes most of a minute.
+START_DEADLINE = 120.0
+RANDOM_TILE = 16 << 20
+
+
+class Server:
+    def __init__(self, kind: str, binary: str, venv: pathlib.Path, log: pathlib.Path):
+        self.peer = kind == "peer"
+        self.log = log
+        self.port, self.http_port, metrics_port = free_ports(3)
+        self.shm_name = f"conf{os.getpid()}"
+        self.pool = SHM / f"lmcache_l1_pool_{self.shm_name}"
+        # One list for every start: a restart must use the very same command line.
+        self.command = [str(venv / "bin" / "lmcache"), "server"] if self.peer else [binary]
+        self.command += [
+            "--host", "127.0.0.1", "--port", str(self.port), "--http-port", str(self.http_port),
+            "--prometheus-port", str(metrics_port), "--l1-size-gb", "2", "--eviction-policy", "LRU",
+            "--shm-name", self.shm_name,
+        ]  # fmt: skip
+        if self.peer:
+            # Without these two it serves one transfer mode only and does not share its pool with the workers.
+            self.command += ["--supported-transfer-mode", "auto", "--no-l1-use-lazy"]
+        self.env = os.environ | {
+            "LMCACHE_TRACK_USAGE": "false",
+            "LMCACHE_DISABLE_BANNER": "1",
+            "DO_NOT_TRACK": "1",
+            "PYTHONHASHSEED": "0",
+        }
+        self.process: Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    def start(self) -> "Server":
+        self.process = Process(self.command, self.log, self.env)
+        until(self._ready, f"the server's /healthcheck (log: {self.log.name})", START_DEADLINE)
+        return self
+
+    def _ready(self) -> bool:
+        if not self.process.running:
+            raise Failure(f"the server ended with status {self.process.popen.returncode} (log: {self.log.name})")
+        try:
+            with urllib.request.urlopen(self.url + "/healthcheck", timeout=2) as reply:
+                return reply.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def kill(self) -> None:
+        """What an out-of-memory kill does: no handler runs, nothing is cleaned up."""
+        self.process.signal(signal.SIGKILL)
+        self.process.end()
+
+    def require_running(self) -> None:
+        if not self.process.running:
+            raise Failure(f"the server ended by itself, status {self.process.popen.returncode} (log: {self.log.name})")
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.end()
+            self.process = None
+        # lmcached keeps its pool on purpose and the peer leaves it behind when it is killed. The next part of the
+        # run must not find it.
+        for leftover in SHM.glob(f"*{self.shm_name}*"):
+            leftover.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        request = urllib.request.Request(
+            self.url + "/cache/clear",
+            data=json.dumps({"force": True}).encode(),
+            headers={"Content-Type": "application/json"},
+            method="POST",
+        )
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            if reply.status != 200:
+                raise Failure(f"POST /cache/clear answered {reply.status}")
+
+    def overwrite_pool(self) -> None:
+        """Replaces every byte of the pool: whatever the server hands out afterwards is garbage."""
+        if not self.pool.exists():
+            raise Failure(f"there is no {self.pool.name} in {SHM} to overwrite")
+        tile = os.urandom(RANDOM_TILE)
+        with open(self.pool, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+            for start in range(0, len(memory), RANDOM_TILE):
+                end = min(start + RANDOM_TILE, len(memory))
+                memory[start:end] = tile[: end - start]
