@@ -5,7 +5,8 @@ As it is, the tool cannot see some wrong bytes:
     leaves the right bytes in place and passes;
   - its checksum then covers the first rank only;
   - every rank is filled with the same random bytes, so one rank's object served to another passes.
-What it sends to the server stays as it is.
+What it sends to the server stays as it is. With --settle, it also waits after each store until the server's
+/status says that the objects are there (the real server answers before they are).
 """
 
 import sys
@@ -14,11 +15,14 @@ import torch
 from lmcache.cli.commands.bench.server_bench import helpers
 from lmcache.cli.commands.bench.server_bench.client import ServerBenchClient
 
+from server import wait_until_settled
+
 # With --use-mla only rank 0 stores and every rank reads that object, so there the ranks must hold the same bytes.
 RANKS_SHARE_ONE_OBJECT = "--use-mla" in sys.argv
 
 _allocate = helpers._allocate_kv_cache
 _checksums = ServerBenchClient.compute_checksums
+_store = ServerBenchClient.store
 _ranks_allocated = 0
 
 
@@ -55,10 +59,20 @@ def compute_checksums(client: ServerBenchClient, request, start_token: int, toke
     return checksums
 
 
+def store_and_settle(client: ServerBenchClient, *args, **kwargs):
+    result = _store(client, *args, **kwargs)
+    if result is not None:
+        wait_until_settled(client._config.http_url)
+    return result
+
+
 if __name__ == "__main__":
     helpers._allocate_kv_cache = allocate_kv_cache
     ServerBenchClient.zero_destination = zero_destination
     ServerBenchClient.compute_checksums = compute_checksums
+    if "--settle" in sys.argv:
+        sys.argv.remove("--settle")
+        ServerBenchClient.store = store_and_settle
 
     from lmcache.cli.main import main
 

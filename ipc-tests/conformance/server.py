@@ -13,7 +13,23 @@ from processes import Failure, Process, free_ports, until
 SHM = pathlib.Path("/dev/shm")
 # The Python server imports torch before it listens; on a busy machine that alone takes most of a minute.
 START_DEADLINE = 120.0
+SETTLE_DEADLINE = 20.0
 RANDOM_TILE = 16 << 20
+
+
+def wait_until_settled(url: str) -> None:
+    """Waits until no object is half written or held by a reader.
+
+    The real server answers a server-driven `store` when the copy is queued, so a lookup sent right after the reply
+    may miss what was just stored. lmcached answers when the object is there; for it, this must not be needed.
+    """
+
+    def settled() -> bool:
+        with urllib.request.urlopen(url + "/status", timeout=10) as reply:
+            l1 = json.load(reply)["storage_manager"]["l1_manager"]
+        return not (l1["staging_object_count"] or l1["write_locked_count"] or l1["read_locked_count"])
+
+    until(settled, "all objects written and released", SETTLE_DEADLINE)
 
 
 class Server:
@@ -76,6 +92,10 @@ class Server:
         # run must not find it.
         for leftover in SHM.glob(f"*{self.shm_name}*"):
             leftover.unlink(missing_ok=True)
+
+    def settle(self) -> None:
+        if self.peer:
+            wait_until_settled(self.url)
 
     def clear(self) -> None:
         request = urllib.request.Request(

@@ -1,1 +1,23 @@
-//! placeholder
+//! The harness: starts the real daemon, talks to it as a worker does, and looks at it from outside.
+#![deny(unsafe_code)]
+
+pub mod daemon;
+pub mod http;
+pub mod pool;
+pub mod worker;
+
+/// A value that comes in time; panics with `what` otherwise. The bound is generous: it is there to end a hang, not to
+/// measure.
+///
+/// # Panics
+/// After 60 seconds.
+pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        if let Some(value) = probe().await {
+            return value;
+        }
+        assert!(std::time::Instant::now() < until, "timed out waiting until {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,160 @@
+"""The runner's side of engine_worker.py: starts one engine, talks to it, reads its log."""
+
+import json
+import os
+import pathlib
+import selectors
+import typing
+
+from processes import Failure, Process, until
+from prompts import Prompt
+from server import Server
+
+HERE = pathlib.Path(__file__).parent
+START_DEADLINE = 240.0
+ANSWER_DEADLINE = 120.0
+END_DEADLINE = 60.0
+
+# Each of these means that the engine went on without the cache, or by another path than the one under test.
+FORBIDDEN = ["entering degraded mode", "falling back to pickle", "Failed to scatter", "Marking server as unhealthy"]
+
+
+def threads() -> str:
+    """The same cores for every engine: with another thread count sums round differently, and so could outputs."""
+    return ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0))[:2])
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {
+        "VLLM_CPU_OMP_THREADS_BIND": threads(),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_NO_USAGE_STATS": "1",
+        # Lets the worker process run the function that counts unanswered stores.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "DO_NOT_TRACK": "1",
+        "LMCACHE_TRACK_USAGE": "false",
+        "LMCACHE_DISABLE_BANNER": "1",
+        "PYTHONHASHSEED": "0",
+        "TORCHDYNAMO_DISABLE": "1",
+    }
+
+
+def connector(server: Server, mode: str, load_failure: str = "fail", timeout: int = 60, heartbeat: int = 10) -> dict:
+    return {
+        "kv_connector": "LMCacheMPConnector",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": load_failure,
+        "kv_connector_extra_config": {
+            "lmcache.mp.host": "tcp://127.0.0.1",
+            "lmcache.mp.port": server.port,
+            "lmcache.mp.mp_transfer_mode": mode,
+            "lmcache.mp.mq_timeout": timeout,
+            "lmcache.mp.heartbeat_interval": heartbeat,
+        },
+    }
+
+
+class Engine:
+    def __init__(self, name: str, settings: dict | None, python: pathlib.Path, model: pathlib.Path, logs: pathlib.Path):
+        self.log = logs / f"engine.{name}.log"
+        arguments = json.dumps({"model": str(model), "connector": settings})
+        command = [str(python), "-B", str(HERE / "engine_worker.py"), arguments]
+        self._has_cache = settings is not None
+        self._process = Process(command, self.log, environment(), pipes=True)
+        self._buffer = b""
+        self._answer("start", START_DEADLINE)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.end()
+
+    def _answer(self, what: str, seconds: float) -> dict:
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._process.popen.stdout, selectors.EVENT_READ)
+            # One wait for the whole line: it is written at once, when all of it is known.
+            while b"\n" not in self._buffer:
+                if not ready.select(seconds):
+                    raise Failure(f"{what}: no answer from the engine after {seconds:g} s (log: {self.log.name})")
+                part = os.read(self._process.popen.stdout.fileno(), 1 << 20)
+                if not part:
+                    raise Failure(f"{what}: the engine ended (log: {self.log.name})")
+                self._buffer += part
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        answer = json.loads(line)
+        if "error" in answer:
+            raise Failure(f"{what}: {answer['error']} (log: {self.log.name})")
+        return answer
+
+    def _ask(self, command: dict) -> dict:
+        try:
+            self._process.popen.stdin.write(json.dumps(command).encode() + b"\n")
+            self._process.popen.stdin.flush()
+        except BrokenPipeError:
+            raise Failure(f"{command['do']}: the engine is gone (log: {self.log.name})") from None
+        return self._answer(command["do"], ANSWER_DEADLINE)
+
+    def generate(self, batches: list[list[Prompt]], server: Server | None = None) -> list[dict]:
+        """One result per prompt; after each batch, waits until everything it stored is there."""
+        results = []
+        for batch in batches:
+            results += self._ask({"do": "generate", "prompts": [prompt.tokens for prompt in batch]})["results"]
+            if server:
+                self.drain()
+                server.settle()
+        return results
+
+    def drain(self) -> None:
+        left = self._ask({"do": "drain"})["under_way"]
+        if left:
+            raise Failure(f"{left} stores are still unanswered (log: {self.log.name})")
+
+    def reset(self) -> None:
+        if not self._ask({"do": "reset"})["reset"]:
+            raise Failure(f"reset_prefix_cache(reset_connector=True) answered false (log: {self.log.name})")
+
+    def lines(self, text: str) -> int:
+        """How many lines of the log so far have this text."""
+        return sum(text in line for line in self.log.read_text(errors="replace").splitlines())
+
+    def await_lines(self, text: str, count: int, seconds: float) -> None:
+        until(lambda: self.lines(text) >= count, f"{count} log lines '{text}' of the engine ({self.log.name})", seconds)
+
+    def forbidden(self) -> list[str]:
+        return [f"{self.log.name}: {self.lines(text)} x '{text}'" for text in FORBIDDEN if self.lines(text)]
+
+    def end(self) -> None:
+        if self._process.running:
+            try:
+                self._process.popen.stdin.write(b'{"do": "exit"}\n')
+                self._process.popen.stdin.flush()
+            except BrokenPipeError:
+                pass
+            # Left to itself it unregisters from the server; that belongs to what is tested.
+            self._process.wait(END_DEADLINE)
+        self._process.end()
+
+
+def wrong_tokens(prompts: typing.Iterable[Prompt], results: list[dict], reference: list[list[int]]) -> list[str]:
+    return [
+        f"{prompt.name}: tokens {result['tokens']}, without a cache {expected}"
+        for prompt, result, expected in zip(prompts, results, reference, strict=True)
+        if result["tokens"] != expected
+    ]
+
+
+def wrong_counts(prompts: typing.Iterable[Prompt], results: list[dict], phase: str) -> list[str]:
+    """Both counts must be exact: vLLM's own, and what the connector says it had from the server."""
+    problems = []
+    for prompt, result in zip(prompts, results, strict=True):
+        expected = getattr(prompt, phase)
+        stats = {"num_vllm_cached_tokens": 0, "num_lmcache_cached_tokens": expected, "num_lmcache_extra_cached_tokens": expected}
+        if result["cached"] != expected:
+            problems.append(f"{prompt.name}: {result['cached']} cached tokens, wanted {expected}")
+        elif result["stats"] != stats:
+            problems.append(f"{prompt.name}: connector's count {result['stats']}, wanted {stats}")
+    return problems

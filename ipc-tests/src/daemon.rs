@@ -1,0 +1,208 @@
+//! A running daemon of its own for each test.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use lmcache_client::Connection;
+
+use crate::{eventually, http};
+
+/// A daemon process; killed and cleaned up when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    name: String,
+    port: u16,
+    http_port: u16,
+    args: Vec<String>,
+    log: Arc<Mutex<Vec<String>>>,
+    dir: tempfile::TempDir,
+}
+
+/// The daemon's binary, built once per test process in the profile of the tests.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let exe = std::env::current_exe().expect("own path");
+        let profile_dir = exe.ancestors().nth(2).expect("target/<profile>/deps/<test>").to_owned();
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "-p", "lmcached", "--bins"]);
+        if profile_dir.file_name().is_some_and(|name| name == "release") {
+            build.arg("--release");
+        }
+        let status = build.status().expect("cargo runs");
+        assert!(status.success(), "the daemon builds");
+        profile_dir.join("lmcached")
+    })
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+}
+
+impl Daemon {
+    /// Starts a daemon with a pool of 64 MiB and `extra` flags, and waits until it is ready.
+    pub async fn start(extra: &[&str]) -> Daemon {
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let name = format!("test{}_{number}", std::process::id());
+        let (port, http_port) = (free_port(), free_port());
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut args = vec![
+            format!("--port={port}"),
+            format!("--http-port={http_port}"),
+            format!("--prometheus-port={}", free_port()),
+            format!("--shm-name={name}"),
+        ];
+        if !extra.iter().any(|arg| arg.starts_with("--l1-size-gb")) {
+            args.push("--l1-size-gb=0.0625".into());
+        }
+        args.extend(extra.iter().map(|arg| (*arg).replace("{dir}", &dir.path().display().to_string())));
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let child = spawn(&args, &log);
+        let mut daemon = Daemon { child, name, port, http_port, args, log, dir };
+        daemon.ready().await;
+        daemon
+    }
+
+    async fn ready(&mut self) {
+        let port = self.http_port;
+        let mut exited = None;
+        eventually("the daemon is ready", async || {
+            exited = self.child.try_wait().expect("wait");
+            exited
+                .is_some()
+                .then_some(())
+                .or(http::get(port, "/healthcheck").await.filter(|r| r.0 == 200).map(|_| ()))
+        })
+        .await;
+        assert!(exited.is_none(), "daemon exited at start: {:?}\n{}", exited, self.log().join("\n"));
+    }
+
+    /// Kills the daemon with SIGKILL and starts it again with the same flags.
+    pub async fn crash_and_restart(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+        self.child = spawn(&self.args, &self.log);
+        self.ready().await;
+    }
+
+    /// Asks the daemon to stop and waits for its exit code.
+    ///
+    /// # Panics
+    /// If it does not stop.
+    pub fn terminate(&mut self) -> Option<i32> {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("signal");
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                return status.code();
+            }
+            assert!(Instant::now() < until, "daemon does not stop");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Whether the process still runs.
+    pub fn alive(&mut self) -> bool {
+        self.child.try_wait().expect("wait").is_none()
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where clients connect.
+    pub fn endpoint(&self) -> String {
+        format!("tcp://127.0.0.1:{}", self.port)
+    }
+
+    /// Client port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Admin port.
+    pub fn http_port(&self) -> u16 {
+        self.http_port
+    }
+
+    /// A directory that lives as long as the daemon; `{dir}` in flags.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Pool segment in the file system.
+    pub fn pool_path(&self) -> PathBuf {
+        format!("/dev/shm/lmcache_l1_pool_{}", self.name).into()
+    }
+
+    /// A new client.
+    pub async fn connect(&self) -> Connection {
+        Connection::connect(&self.endpoint(), Duration::from_secs(30))
+            .await
+            .expect("the daemon accepts clients")
+    }
+
+    /// Log lines so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().expect("log").clone()
+    }
+
+    /// Sum of the samples of a metric whose line contains all of `labels`.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let (_, page) = http::get(self.http_port, "/metrics").await.expect("metrics page");
+        page.lines()
+            .filter(|line| {
+                line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+                    && labels.iter().all(|label| line.contains(label))
+            })
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for path in [
+            format!("/dev/shm/lmcache_l1_pool_{}", self.name),
+            format!("/dev/shm/.lmcache_l1_pool_{}.keep", self.name),
+            format!("/dev/shm/lmcached_lmcache_l1_pool_{}_table", self.name),
+        ] {
+            let _ = std::fs::remove_file(path);
+        }
+        if std::thread::panicking() {
+            eprintln!("--- daemon log ---\n{}", self.log().join("\n"));
+        }
+    }
+}
+
+fn spawn(args: &[String], log: &Arc<Mutex<Vec<String>>>) -> Child {
+    let mut child = Command::new(binary())
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the daemon starts");
+    let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let log = log.clone();
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let mut log = log.lock().expect("log");
+            // Bounded: a chatty test must not eat the machine.
+            if log.len() < 10_000 {
+                log.push(line);
+            }
+        }
+    });
+    child
+}

@@ -1,0 +1,45 @@
+//! A worker's view of the pool: reads and writes through the file, as another process would through its mapping.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use lmcache_proto::wire::Slot;
+
+/// The pool, opened by name.
+#[derive(Debug)]
+pub struct Pool {
+    file: File,
+}
+
+impl Pool {
+    /// Opens the segment at `path`.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub fn open(path: &Path) -> Pool {
+        Pool { file: OpenOptions::new().read(true).write(true).open(path).expect("the pool is there") }
+    }
+
+    /// Fills a slot with a pattern made from `seed`.
+    ///
+    /// # Panics
+    /// If the slot is outside the pool.
+    pub fn fill(&self, slot: &Slot, seed: u64) {
+        self.file.write_all_at(&pattern(seed, slot.length), slot.offset).expect("slot inside the pool");
+    }
+
+    /// Whether a slot holds the pattern of `seed`.
+    ///
+    /// # Panics
+    /// If the slot is outside the pool.
+    pub fn holds(&self, slot: &Slot, seed: u64) -> bool {
+        let mut bytes = vec![0; slot.length as usize];
+        self.file.read_exact_at(&mut bytes, slot.offset).expect("slot inside the pool");
+        bytes == pattern(seed, slot.length)
+    }
+}
+
+fn pattern(seed: u64, length: u64) -> Vec<u8> {
+    (0..length).map(|i| (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(i * 31) >> 7) as u8).collect()
+}
