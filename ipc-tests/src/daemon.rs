@@ -3,10 +3,11 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use lmcache_client::Connection;
+use parking_lot::Mutex;
 
 use crate::{eventually, http};
 
@@ -153,7 +154,7 @@ impl Daemon {
 
     /// Log lines so far.
     pub fn log(&self) -> Vec<String> {
-        self.log.lock().expect("log").clone()
+        self.log.lock().clone()
     }
 
     /// Sum of the samples of a metric whose line contains all of `labels`.
@@ -197,7 +198,7 @@ fn spawn(args: &[String], log: &Arc<Mutex<Vec<String>>>) -> Child {
     let log = log.clone();
     std::thread::spawn(move || {
         for line in lines.map_while(Result::ok) {
-            let mut log = log.lock().expect("log");
+            let mut log = log.lock();
             // Bounded: a chatty test must not eat the machine.
             if log.len() < 10_000 {
                 log.push(line);

@@ -137,15 +137,10 @@ impl Stats {
     }
 
     /// An operation that 0.5.6 does not have.
-    pub fn unknown(&self, client: &Client, name: &str, release: Option<ForeignRelease>) {
+    pub fn unknown(&self, client: &Client, name: &str) {
         self.unknown.fetch_add(1, Ordering::Relaxed);
-        match release {
-            Some(release) => self.foreign(client, release),
-            None => {
-                if let Some(suppressed) = self.other.pass() {
-                    tracing::warn!(peer = %client.peer, operation = name, suppressed, "unknown operation; this daemon speaks lmcache 0.5.6");
-                }
-            }
+        if let Some(suppressed) = self.other.pass() {
+            tracing::warn!(peer = %client.peer, operation = name, suppressed, "unknown operation; this daemon speaks lmcache 0.5.6");
         }
     }
 

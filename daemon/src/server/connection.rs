@@ -274,17 +274,17 @@ impl Connection<'_> {
         let bytes = frames.iter().map(Bytes::len).sum();
         let payload = frames.split_off(2);
         let (Some(op_frame), Some(uid)) = (frames.pop(), frames.pop()) else { return };
+        // An old release's ids mean other operations here, so the hint comes whatever the id is called now.
+        let foreign = ForeignRelease::guess(&op_frame, payload.len());
+        if let Some(release) = foreign {
+            stats.foreign(&self.client, release);
+        }
         let operation = match OpCode::decode(&op_frame) {
             Ok(OpCode::Known(operation)) => operation,
             Ok(OpCode::Unserved(name)) => return stats.unserved(&self.client, name),
-            Ok(OpCode::Unknown(name)) => {
-                return stats.unknown(&self.client, &name, ForeignRelease::guess(&op_frame, payload.len()));
-            }
+            Ok(OpCode::Unknown(name)) => return stats.unknown(&self.client, &name),
             Err(error) => return stats.malformed(&self.client, error),
         };
-        if let Some(release) = ForeignRelease::guess(&op_frame, payload.len()) {
-            stats.foreign(&self.client, release);
-        }
         let message = Message { uid, op_frame, operation, payload, bytes };
         if operation.is_unordered() {
             self.execute_here(message);
