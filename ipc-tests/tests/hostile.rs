@@ -148,7 +148,7 @@ async fn a_hundred_thousand_bad_frames() {
             while sent < FRAMES / CONNECTIONS {
                 let operation = Operation::all().nth(next() as usize % Operation::COUNT).expect("in range");
                 // A stream would stay open; everything else is answered or dropped at once.
-                let op = if next() % 8 == 0 || operation == Operation::SubscribeKvEvents {
+                let op = if next().is_multiple_of(8) || operation == Operation::SubscribeKvEvents {
                     Bytes::from((0..next() % 9).map(|_| next() as u8).collect::<Vec<_>>())
                 } else {
                     operation_frame(operation)
@@ -199,9 +199,9 @@ fn bad_frame(next: &mut impl FnMut() -> u64) -> Bytes {
         10 => {
             // A key with one field broken.
             let tokens: Vec<u32> = (0..next() % 600).map(|i| i as u32).collect();
-            let model = if next() % 2 == 0 { "m" } else { "a@b" };
+            let model = if next().is_multiple_of(2) { "m" } else { "a@b" };
             let builder = lmcache_proto::wire::KeyBuilder::new(model, (next() % 300) as u32, "r", &tokens);
-            let worker = (next() % 2 == 0).then_some((next() % 300) as u32);
+            let worker = next().is_multiple_of(2).then_some((next() % 300) as u32);
             let mut frame =
                 builder.readers((next() % 3) as u32).frame(worker, next() % 1000, next() >> (next() % 64));
             let at = next() as usize % frame.len();
