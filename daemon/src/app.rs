@@ -187,6 +187,7 @@ fn open_engine(config: &Config) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
             config::EvictionPolicy::IsolatedLru => PolicyKind::IsolatedLru,
             config::EvictionPolicy::Noop => PolicyKind::Noop,
         },
+        align: config.l1.align_bytes.get(),
         hugepages: config.l1.use_hugepages,
         fresh: config.l1.fresh,
     })?;

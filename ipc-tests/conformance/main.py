@@ -5,28 +5,27 @@ import os
 import pathlib
 import signal
 import sys
+import typing
 
 import bench_checks
+import restart_checks
 import vllm_checks
 from processes import Failure, Process
+from reference import Reference
 from report import Report
 from server import Server
 
 
-def section(name: str, options: argparse.Namespace, report: Report, checks) -> None:
-    """One part of the run, with a server of its own; an unforeseen end of the part is a failed check like any other."""
-    logs = options.work / "logs"
-    server = Server(options.server, options.lmcached, options.venv, logs / f"{name}.server.log")
+def guarded(name: str, report: Report, body: typing.Callable[[], None]) -> None:
+    """An unforeseen end of one part is a failed check like any other; the parts after it still run."""
     try:
-        server.start()
-        checks(server, report, options.venv / "bin" / "python", logs)
+        body()
     except Failure as failure:
         report.check(f"{name}.completes", [str(failure)])
-    except OSError as error:
+    except (OSError, ValueError, KeyError) as error:
         report.check(f"{name}.completes", [f"{type(error).__name__}: {error}"])
     finally:
         Process.end_all()
-        server.stop()
 
 
 def main() -> int:
@@ -50,11 +49,35 @@ def main() -> int:
     for old in (options.work / "logs").glob("*.log"):
         old.unlink()
 
+    logs = options.work / "logs"
+    python = options.venv / "bin" / "python"
     report = Report(options.server == "peer")
-    parts = {"bench": bench_checks.run_all, "vllm": vllm_checks.run_all}
-    for name, checks in parts.items():
-        if options.only in ("all", name):
-            section(name, options, report, checks)
+    reference = Reference(python, options.work / "model", logs)
+    wanted = ["bench", "vllm", "restart"] if options.only == "all" else [options.only]
+
+    scenarios = {}
+    if "vllm" in wanted:
+        scenarios |= vllm_checks.SCENARIOS
+    if "restart" in wanted:
+        scenarios |= restart_checks.SCENARIOS
+
+    def with_server(name: str, checks: typing.Callable[[Server], None]) -> None:
+        """Each part has a server of its own, so that one part's failure is not the next one's start."""
+        server = Server(options.server, options.lmcached, options.venv, logs / f"server.{name}.log")
+        try:
+            guarded(name, report, lambda: checks(server.start()))
+        finally:
+            server.stop()
+
+    if "bench" in wanted:
+        with_server("bench", lambda server: bench_checks.run_all(server, report, python, logs))
+    if scenarios:
+        guarded("reference", report, lambda: reference.compute(scenarios, report))
+    # Without the reference there is nothing to compare with, and its failure is on the list already.
+    if "vllm" in wanted and reference.outputs:
+        with_server("vllm", lambda server: vllm_checks.run_all(server, report, reference, logs))
+    if "restart" in wanted and reference.outputs:
+        with_server("restart", lambda server: restart_checks.run_all(server, report, reference, logs))
     return report.end()
 
 

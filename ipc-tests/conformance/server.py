@@ -109,10 +109,16 @@ class Server:
                 raise Failure(f"POST /cache/clear answered {reply.status}")
 
     def overwrite_pool(self) -> None:
-        """Replaces every byte of the pool: whatever the server hands out afterwards is garbage."""
+        """Replaces the whole pool: whatever the server hands out afterwards is garbage.
+
+        Random bytes, except that the exponent's top bit of every float32 is cleared: all values then are finite and
+        small. The infinities and NaNs of plain random bytes stay behind in the engine's blocks and spoil its later,
+        unrelated requests, and they would make this control easier than it should be.
+        """
         if not self.pool.exists():
             raise Failure(f"there is no {self.pool.name} in {SHM} to overwrite")
-        tile = os.urandom(RANDOM_TILE)
+        tile = bytearray(os.urandom(RANDOM_TILE))
+        tile[3::4] = tile[3::4].translate(bytes(byte & 0xBF for byte in range(256)))
         with open(self.pool, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
             for start in range(0, len(memory), RANDOM_TILE):
                 end = min(start + RANDOM_TILE, len(memory))

@@ -32,6 +32,8 @@ struct Range {
 /// The allocator. Sizes and positions are in bytes outside and in pages inside.
 #[derive(Debug)]
 pub struct Allocator {
+    /// Bytes of one page here: [`PAGE`], or a larger alignment that the user asked for.
+    unit: u64,
     ranges: Vec<Range>,
     unused: Vec<u32>,
     by_start: FxHashMap<u64, u32>,
@@ -44,9 +46,12 @@ pub struct Allocator {
     adopted: BTreeMap<u64, u64>,
 }
 
-impl Default for Allocator {
-    fn default() -> Allocator {
+impl Allocator {
+    /// An allocator of ranges that start on multiples of `unit` bytes, a power of two of at least [`PAGE`].
+    pub fn new(unit: u64) -> Allocator {
+        assert!(unit.is_power_of_two() && unit >= PAGE, "the configuration checks the alignment");
         Allocator {
+            unit,
             ranges: Vec::new(),
             unused: Vec::new(),
             by_start: FxHashMap::default(),
@@ -74,28 +79,28 @@ fn class_of(pages: u64) -> usize {
 impl Allocator {
     /// Bytes in use, rounded up to pages per object.
     pub fn used(&self) -> u64 {
-        self.used_pages * PAGE
+        self.used_pages * self.unit
     }
 
     /// Bytes free.
     #[cfg(test)]
     fn free(&self) -> u64 {
-        self.free_pages * PAGE
+        self.free_pages * self.unit
     }
 
     /// Pages that `bytes` take.
-    fn pages(bytes: u64) -> u64 {
-        bytes.div_ceil(PAGE).max(1)
+    fn pages(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.unit).max(1)
     }
 
     /// Bytes that an object of `bytes` takes from the pool.
-    pub fn footprint(bytes: u64) -> u64 {
-        Allocator::pages(bytes) * PAGE
+    pub fn footprint(&self, bytes: u64) -> u64 {
+        self.pages(bytes) * self.unit
     }
 
     /// Adds `[start, end)` of the pool, newly reserved, around the adopted ranges.
     pub fn extend(&mut self, start: u64, end: u64) {
-        let (mut from, end) = (start / PAGE, end / PAGE);
+        let (mut from, end) = (start / self.unit, end / self.unit);
         let held: Vec<(u64, u64)> = self.adopted.range(..end).map(|(s, e)| (*s, *e)).collect();
         for (held_start, held_end) in held {
             if held_end > from {
@@ -113,10 +118,10 @@ impl Allocator {
     /// Takes `[offset, offset + bytes)`, which was in use before a restart, out of what [`Allocator::extend`] will add.
     /// `false` if it overlaps another adopted range or is not on a page.
     pub fn adopt(&mut self, offset: u64, bytes: u64) -> bool {
-        let (start, pages) = (offset / PAGE, Allocator::pages(bytes));
+        let (start, pages) = (offset / self.unit, self.pages(bytes));
         let end = start + pages;
         let overlaps = self.adopted.range(..end).next_back().is_some_and(|(_, held_end)| *held_end > start);
-        if overlaps || !offset.is_multiple_of(PAGE) {
+        if overlaps || !offset.is_multiple_of(self.unit) {
             return false;
         }
         self.adopted.insert(start, end);
@@ -129,7 +134,7 @@ impl Allocator {
 
     /// Takes a range that holds `bytes`; its offset in bytes.
     pub fn allocate(&mut self, bytes: u64) -> Option<u64> {
-        let pages = Allocator::pages(bytes);
+        let pages = self.pages(bytes);
         if pages > self.free_pages {
             return None;
         }
@@ -151,7 +156,7 @@ impl Allocator {
         if have > pages {
             self.insert_free(start + pages, have - pages);
         }
-        Some(start * PAGE)
+        Some(start * self.unit)
     }
 
     /// Gives back the range that starts at `offset`.
@@ -159,7 +164,7 @@ impl Allocator {
     /// # Panics
     /// If no allocated range starts there: a bookkeeping error that must not turn into two owners of one range.
     pub fn release(&mut self, offset: u64) {
-        let start = offset / PAGE;
+        let start = offset / self.unit;
         let id = self.by_start.remove(&start).expect("released range was allocated");
         let range = self.ranges[id as usize];
         assert!(!range.free, "range at {offset} released twice");
@@ -279,7 +284,7 @@ mod tests {
 
     #[test]
     fn same_sizes_fill_and_refill_the_pool() {
-        let mut alloc = Allocator::default();
+        let mut alloc = Allocator::new(PAGE);
         alloc.extend(0, 100 * 33 * PAGE);
         let offsets: Vec<u64> = (0..100).map(|_| alloc.allocate(33 * PAGE).expect("fits")).collect();
         assert_eq!(alloc.allocate(1), None);
@@ -295,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_class_full_of_slightly_smaller_ranges_is_searched_to_the_end() {
-        let mut alloc = Allocator::default();
+        let mut alloc = Allocator::new(PAGE);
         // 64 and 65 pages share a class (width 2 at that power); build 20 holes of 64 in front of one of 65.
         alloc.extend(0, (65 + 1 + 20 * 65) * PAGE);
         let big = alloc.allocate(65 * PAGE).expect("big");
@@ -316,7 +321,7 @@ mod tests {
 
     #[test]
     fn adopted_ranges_are_not_handed_out_until_released() {
-        let mut alloc = Allocator::default();
+        let mut alloc = Allocator::new(PAGE);
         assert!(alloc.adopt(10 * PAGE, 5 * PAGE));
         assert!(!alloc.adopt(14 * PAGE, PAGE), "overlap");
         assert!(!alloc.adopt(9 * PAGE, 2 * PAGE), "overlap from below");
@@ -336,7 +341,7 @@ mod tests {
         #[test]
         fn never_overlaps_never_leaks(steps in proptest::collection::vec((0u8..4, 1u64..70), 1..400)) {
             let total = 1000 * PAGE;
-            let mut alloc = Allocator::default();
+            let mut alloc = Allocator::new(PAGE);
             alloc.extend(0, total / 2);
             alloc.extend(total / 2, total);
             let mut live: BTreeMap<u64, u64> = BTreeMap::new();

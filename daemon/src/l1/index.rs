@@ -115,7 +115,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub(super) fn new(names: Names, policy: Policy) -> Index {
+    pub(super) fn new(names: Names, policy: Policy, align: u64) -> Index {
         Index {
             map: FxHashMap::default(),
             entries: Vec::new(),
@@ -124,7 +124,7 @@ impl Index {
             next_pin: 0,
             names,
             policy,
-            allocator: Allocator::default(),
+            allocator: Allocator::new(align),
             totals: Totals::default(),
             committed: 0,
             writing: 0,
@@ -139,7 +139,7 @@ impl Index {
         let entry = &self.entries[index as usize];
         Subject {
             index,
-            bytes: Allocator::footprint(entry.length),
+            bytes: self.allocator.footprint(entry.length),
             salt: entry.key.salt,
             key_hash: FxBuildHasher.hash_one(entry.key),
             reused: entry.reused,

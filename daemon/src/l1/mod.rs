@@ -121,6 +121,8 @@ pub struct L1Config {
     pub algorithm: HashAlgorithm,
     /// Eviction policy.
     pub policy: PolicyKind,
+    /// Alignment of every object, a power of two; below a page it means a page.
+    pub align: u64,
     /// Ask for transparent huge pages.
     pub hugepages: bool,
     /// Discard what an earlier daemon left.
@@ -205,7 +207,11 @@ impl L1 {
         {
             tracing::warn!(%error, "the kernel gives no huge pages for shared memory (see /sys/kernel/mm/transparent_hugepage/shmem_enabled); going on with small ones");
         }
-        let mut index = Index::new(Names::new(layout.names), Policy::new(config.policy, bytes));
+        let mut index = Index::new(
+            Names::new(layout.names),
+            Policy::new(config.policy, bytes),
+            config.align.max(lmcache_proto::shm::PAGE),
+        );
         // Before the allocator gets any memory: what is pinned must never be in it.
         let adopted = if matches { adopt_pins(&mut index, &table, bytes) } else { Vec::new() };
         Ok((L1 { pool: Pool::new(segment), table, index: Mutex::new(index) }, adopted))

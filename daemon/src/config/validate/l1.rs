@@ -18,7 +18,8 @@ const MAX_POOL_GIB: f64 = (1u64 << 20) as f64;
 /// Smallest alignment, a cache line: what the copy loops assume.
 const MIN_ALIGN: i64 = 64;
 
-const MAX_ALIGN: i64 = 1 << 30;
+/// Largest alignment: one step of the background reservation, which ends on multiples of it.
+const MAX_ALIGN: i64 = 64 << 20;
 
 /// Shortest reap timeout: three of the engine adapter's pings, which come every 10 s.
 const MIN_REAP_SECONDS: f64 = 30.0;
