@@ -1,0 +1,97 @@
+//! The comparison benchmark: the same load on lmcached, on LMCache's own server, and on a bare ROUTER echo as the floor.
+//!
+//! Timings of these machines are noisy, so everything that is compared is measured in one run, in alternating rounds.
+#![deny(unsafe_code)]
+
+mod load;
+mod report;
+mod target;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Compares lmcached with `lmcache server` 0.5.6 and with a bare ROUTER echo")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A bare ROUTER that sends every message back.
+    Echo {
+        /// Port on the loopback address.
+        port: u16,
+    },
+    /// The comparison.
+    Run(Run),
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// lmcached's binary.
+    #[arg(long)]
+    daemon: PathBuf,
+    /// LMCache's command; without it only the echo is compared with.
+    #[arg(long)]
+    peer: Option<PathBuf>,
+    /// Where the tables are kept.
+    #[arg(long)]
+    docs: PathBuf,
+    /// Writes the tables there.
+    #[arg(long)]
+    write: bool,
+    /// Alternating rounds.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Cycles of one client and round.
+    #[arg(long, default_value_t = 200)]
+    cycles: usize,
+}
+
+fn main() {
+    let cli = Cli::parse();
+    // As many threads as the daemon itself would take; the load is measured from the client's side.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    match cli.command {
+        Command::Echo { port } => runtime.block_on(target::echo(port)),
+        Command::Run(run) => runtime.block_on(compare(&run)),
+    }
+}
+
+async fn compare(run: &Run) {
+    let mut targets =
+        vec![target::Target::start_echo().await, target::Target::start_daemon(&run.daemon).await];
+    if let Some(peer) = &run.peer {
+        targets.push(target::Target::start_peer(peer).await);
+    }
+    let mut results: Vec<report::Results> = targets.iter().map(|t| report::Results::new(t.kind)).collect();
+    for (target, result) in targets.iter().zip(&mut results) {
+        result.first_ping = target.first_ping;
+        result.anonymous_kib = target.anonymous_kib();
+    }
+    for round in 0..run.rounds {
+        for (target, result) in targets.iter().zip(&mut results) {
+            for clients in [1usize, 4] {
+                let cpu = target.cpu();
+                let cycles = run.cycles.div_ceil(if target.kind == target::Kind::Peer { 4 } else { 1 });
+                let samples = load::cycles(target, clients, cycles, round).await;
+                let spent = target.cpu() - cpu;
+                result.add(clients, &samples, spent, clients * cycles);
+            }
+            result.pings.push(load::pings(target, Duration::from_millis(700)).await);
+        }
+    }
+    let text = report::tables(&results, run.rounds, run.cycles);
+    println!("{text}");
+    if run.write {
+        report::write(&run.docs, &text).expect("docs/benchmarks.md is writable");
+    }
+    for target in targets {
+        target.stop();
+    }
+}
