@@ -52,8 +52,9 @@ async fn one_client(
     for cycle in 0..cycles {
         // Fresh tokens each cycle, of the size that real token ids have (2 and 4 bytes of msgpack).
         let seed = ((round * 10 + clients) * 10 + client) * 100_000 + cycle;
-        let tokens: Vec<u32> =
-            (0..(CHUNKS * CHUNK) as u32).map(|i| (i * 31 + seed as u32 * 977) % 120_000).collect();
+        let mut tokens: Vec<u32> = (0..(CHUNKS * CHUNK) as u32).map(|i| i * 31 % 120_000).collect();
+        // The first chunk's hash goes into all others: two tokens make every cycle's prompt its own.
+        (tokens[0], tokens[1]) = ((seed % 120_000) as u32, (seed / 120_000) as u32);
         let end = tokens.len() as u64;
         let ids = [format!("c{seed}"), format!("w{seed}")];
         for (warm, id) in ids.iter().enumerate() {

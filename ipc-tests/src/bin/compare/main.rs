@@ -91,7 +91,4 @@ async fn compare(run: &Run) {
     if run.write {
         report::write(&run.docs, &text).expect("docs/benchmarks.md is writable");
     }
-    for target in targets {
-        target.stop();
-    }
 }

@@ -114,8 +114,10 @@ impl Target {
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("RssAnon");
         line.trim().trim_end_matches(" kB").parse().expect("number")
     }
+}
 
-    pub(crate) fn stop(mut self) {
+impl Drop for Target {
+    fn drop(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         let _ = self.child.wait();
