@@ -6,7 +6,7 @@ import pathlib
 import re
 import subprocess
 
-from processes import Failure, Process
+from processes import Failure, Process, remove_worker_segments
 from report import Report
 from server import Server
 
@@ -63,7 +63,8 @@ def judge(run: Run, output: str, status: int) -> list[str]:
         last = output.strip().splitlines()[-1:] or ["no output"]
         problems.append(f"exit status {status}: {last[0].strip()}")
 
-    summary = {name: int(value) for name, value in re.findall(r"^(Total requests|Checksum OK|Checksum FAIL):\s+(\d+)$", output, re.M)}
+    lines = re.findall(r"^(Total requests|Checksum OK|Checksum FAIL):\s+(\d+)$", output, re.M)
+    summary = {name: int(value) for name, value in lines}
     expected = {"Total requests": REQUESTS, "Checksum OK": REQUESTS, "Checksum FAIL": 0}
     for name, value in expected.items():
         if summary.get(name) != value:
@@ -109,8 +110,9 @@ def run_all(server: Server, report: Report, python: pathlib.Path, logs: pathlib.
             problems = [f"no end after {DEADLINE:g} s"]
         finally:
             process.end()
+            remove_worker_segments(log)
         try:
-            server.require_running()
+            server.require_not_crashed()
         except Failure as failure:
             report.check(run.check, problems + [str(failure)])
             return

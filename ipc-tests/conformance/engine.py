@@ -6,7 +6,7 @@ import pathlib
 import selectors
 import typing
 
-from processes import Failure, Process, until
+from processes import Failure, Process, remove_worker_segments, until
 from prompts import Prompt
 from server import Server
 
@@ -62,10 +62,14 @@ class Engine:
         self.log = logs / f"engine.{name}.log"
         arguments = json.dumps({"model": str(model), "connector": settings})
         command = [str(python), "-B", str(HERE / "engine_worker.py"), arguments]
-        self._has_cache = settings is not None
         self._process = Process(command, self.log, environment(), pipes=True)
         self._buffer = b""
-        self._answer("start", START_DEADLINE)
+        try:
+            self._answer("start", START_DEADLINE)
+        except Failure:
+            # No `with` block has been entered yet that would end it, and the next engine wants the cores.
+            self.end()
+            raise
 
     def __enter__(self) -> "Engine":
         return self
@@ -137,6 +141,7 @@ class Engine:
             # Left to itself it unregisters from the server; that belongs to what is tested.
             self._process.wait(END_DEADLINE)
         self._process.end()
+        remove_worker_segments(self.log)
 
 
 def wrong_tokens(prompts: typing.Iterable[Prompt], results: list[dict], reference: list[list[int]]) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import sys
+import traceback
 import typing
 
 import bench_checks
@@ -22,7 +23,8 @@ def guarded(name: str, report: Report, body: typing.Callable[[], None]) -> None:
         body()
     except Failure as failure:
         report.check(f"{name}.completes", [str(failure)])
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        traceback.print_exc()
         report.check(f"{name}.completes", [f"{type(error).__name__}: {error}"])
     finally:
         Process.end_all()
@@ -45,11 +47,11 @@ def main() -> int:
     signal.signal(signal.SIGINT, interrupted)
     # Nothing here leaves this machine, and a proxy must not be asked for 127.0.0.1.
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
-    # The engine gets its model and the server its log from here; logs of an earlier run would be searched too.
-    for old in (options.work / "logs").glob("*.log"):
+    # Logs are appended to and searched, so those of an earlier run must go.
+    logs = options.work / "logs"
+    for old in logs.glob("*.log"):
         old.unlink()
 
-    logs = options.work / "logs"
     python = options.venv / "bin" / "python"
     report = Report(options.server == "peer")
     reference = Reference(python, options.work / "model", logs)

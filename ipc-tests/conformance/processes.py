@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,9 @@ import typing
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
+
+
+SHM = pathlib.Path("/dev/shm")
 
 
 class Failure(Exception):
@@ -44,6 +48,12 @@ def free_ports(count: int) -> list[int]:
 def _die_with_parent() -> None:
     # Should the runner be killed the hard way, the kernel still ends its direct children.
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def remove_worker_segments(log: pathlib.Path) -> None:
+    """Removes the shared memory that a worker, ended by force, could not; its log names each segment it made."""
+    for name in set(re.findall(r"lmcache_kv_\d+_\d+", log.read_text(errors="replace"))):
+        (SHM / name).unlink(missing_ok=True)
 
 
 class Process:

@@ -47,7 +47,7 @@ class Restart:
     def send(self, number: int, phase: str | None = None) -> tuple[dict, list[str]]:
         """Sends one prompt; returns its result and what is wrong with it."""
         prompt, output = self.prompts[number], self.outputs[number]
-        results = self.engine.generate([[prompt]], self.server if self.server.process.running else None)
+        results = self.engine.generate([[prompt]], self.server if self.server.running else None)
         problems = wrong_tokens([prompt], results, [output])
         return results[0], problems + (wrong_counts([prompt], results, phase) if phase else [])
 
@@ -117,6 +117,9 @@ def run_all(server: Server, report: Report, reference: Reference, logs: pathlib.
     for mode, heartbeat, deadline, ways in plan:
         settings = connector(server, mode, load_failure="recompute", timeout=MQ_TIMEOUT, heartbeat=heartbeat)
         name = f"restart.{mode}.{'-'.join(ways)}"
+        # A check that failed half way may have left it killed.
+        if not server.running:
+            server.start()
         try:
             with Engine(name, settings, reference.python, reference.model, logs) as engine:
                 for way in ways:
@@ -124,4 +127,4 @@ def run_all(server: Server, report: Report, reference: Reference, logs: pathlib.
                     restart.outage() if way == "outage" else restart.fast()
         except Failure as failure:
             report.check(f"{name}.completes", [str(failure)])
-            server.require_running()
+            server.require_not_crashed()

@@ -8,9 +8,8 @@ import signal
 import urllib.error
 import urllib.request
 
-from processes import Failure, Process, free_ports, until
+from processes import SHM, Failure, Process, free_ports, until
 
-SHM = pathlib.Path("/dev/shm")
 # The Python server imports torch before it listens; on a busy machine that alone takes most of a minute.
 START_DEADLINE = 120.0
 SETTLE_DEADLINE = 20.0
@@ -79,9 +78,15 @@ class Server:
         """What an out-of-memory kill does: no handler runs, nothing is cleaned up."""
         self.process.signal(signal.SIGKILL)
         self.process.end()
+        self.process = None
 
-    def require_running(self) -> None:
-        if not self.process.running:
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.running
+
+    def require_not_crashed(self) -> None:
+        """Being down because a check has killed it is fine here; ending by itself never is."""
+        if self.process and not self.process.running:
             raise Failure(f"the server ended by itself, status {self.process.popen.returncode} (log: {self.log.name})")
 
     def stop(self) -> None:

@@ -39,13 +39,20 @@ pub struct TokenHasher {
     none_hash: ChunkHash,
 }
 
-/// Where a chain stands: how many chunks are hashed, and where the next one's bytes begin.
+/// Where a chain stands: the chunks that are hashed, and where their tokens are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
     /// Hash of every chunk so far.
     pub hashes: Vec<ChunkHash>,
+    /// Byte position in the token list after each of these chunks.
+    pub ends: Vec<u32>,
+}
+
+impl Chain {
     /// Byte position in the token list after the last hashed chunk.
-    pub position: usize,
+    pub fn position(&self) -> usize {
+        self.ends.last().map_or(0, |end| *end as usize)
+    }
 }
 
 impl TokenHasher {
@@ -91,7 +98,7 @@ impl TokenHasher {
     /// A token that does not fit in 32 bits. What was hashed before it stays in the chain.
     pub fn extend(&self, chain: &mut Chain, tokens: &Tokens<'_>, chunks: usize) -> Result<(), DecodeError> {
         let chunks = chunks.min(tokens.len() / self.chunk_size);
-        let mut iter = tokens.iter_from(chain.position);
+        let mut iter = tokens.iter_from(chain.position());
         let mut scratch = vec![0u8; self.chunk_size * 4];
         while chain.hashes.len() < chunks {
             for slot in scratch.chunks_exact_mut(4) {
@@ -99,8 +106,10 @@ impl TokenHasher {
             }
             let prefix = chain.hashes.last().unwrap_or(&self.none_hash);
             let hash = self.chunk_hash(prefix, &scratch);
+            let end = u32::try_from(iter.position())
+                .map_err(|_| DecodeError::Range { what: "length of the prompt" })?;
             chain.hashes.push(hash);
-            chain.position = iter.position();
+            chain.ends.push(end);
         }
         Ok(())
     }

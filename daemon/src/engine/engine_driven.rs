@@ -131,7 +131,7 @@ impl Engine {
             return Ok(Response::PrepareStore(PrepareStoreResponse { context: Some(context) }));
         }
         let (range, rank) = (self.chunk_range(key)?, rank_of(key)?);
-        let hashes = self.hashes(key, range.end)?;
+        let hashes = self.chain(key, range.end)?.hashes;
         let layout = &worker.groups[0].layout;
         let reserved = self
             .l1
@@ -202,8 +202,13 @@ impl Engine {
             committed as u64 * chunk,
             pending.started.elapsed().as_secs_f64()
         );
-        let first = (key.start / chunk) as usize;
-        self.report_stored(key, pending.chunk_indices.iter().map(|index| first + *index as usize));
+        let range = self.chunk_range(key)?;
+        let chain = self.chain(key, range.end)?;
+        self.report_stored(
+            key,
+            &chain,
+            pending.chunk_indices.iter().map(|index| range.start + *index as usize),
+        );
         self.after_change();
         Ok(Response::Flag(true))
     }
@@ -223,7 +228,7 @@ impl Engine {
             }));
         }
         let (range, rank) = (self.chunk_range(key)?, rank_of(key)?);
-        let hashes = self.hashes(key, range.end)?;
+        let hashes = self.chain(key, range.end)?.hashes;
         let layout = &worker.groups[0].layout;
         let pinned = self
             .l1

@@ -87,7 +87,8 @@ pub(super) enum Registered {
     Replaced,
 }
 
-type ModelGroups = FxHashMap<(String, u32), (Arc<[GroupShape]>, usize)>;
+/// By model name, then world size: a borrowed name finds its entry.
+type ModelGroups = FxHashMap<String, FxHashMap<u32, (Arc<[GroupShape]>, usize)>>;
 
 /// The registered workers.
 #[derive(Debug, Default)]
@@ -113,9 +114,9 @@ impl Instances {
 
     /// Object groups of a model, empty when no worker of it is registered.
     pub(super) fn groups(&self, model: &str, world_size: u32) -> Arc<[GroupShape]> {
-        // One small allocation per lookup; a borrowed pair cannot look up an owned one.
-        let key = (model.to_owned(), world_size);
-        self.models.read().get(&key).map_or_else(|| Arc::from([]), |entry| entry.0.clone())
+        let models = self.models.read();
+        let entry = models.get(model).and_then(|worlds| worlds.get(&world_size));
+        entry.map_or_else(|| Arc::from([]), |entry| entry.0.clone())
     }
 
     /// Adds a worker. `None` when too many are registered.
@@ -135,9 +136,8 @@ impl Instances {
         if let Some(old) = map.remove(&key) {
             release_model(&mut models, &old);
         }
-        let entry = models
-            .entry((instance.model.clone(), instance.world_size))
-            .or_insert_with(|| (instance.groups.clone(), 0));
+        let worlds = models.entry(instance.model.clone()).or_default();
+        let entry = worlds.entry(instance.world_size).or_insert_with(|| (instance.groups.clone(), 0));
         entry.0 = instance.groups.clone();
         entry.1 += 1;
         map.insert(key, Arc::new(instance));
@@ -194,11 +194,14 @@ impl Instances {
 }
 
 fn release_model(models: &mut ModelGroups, instance: &Instance) {
-    let key = (instance.model.clone(), instance.world_size);
-    if let Some(entry) = models.get_mut(&key) {
+    let Some(worlds) = models.get_mut(&instance.model) else { return };
+    if let Some(entry) = worlds.get_mut(&instance.world_size) {
         entry.1 -= 1;
         if entry.1 == 0 {
-            models.remove(&key);
+            worlds.remove(&instance.world_size);
         }
+    }
+    if worlds.is_empty() {
+        models.remove(&instance.model);
     }
 }

@@ -1,13 +1,14 @@
 //! The KV event log: what has come into the cache and what has gone, for engines' routers.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use lmcache_proto::hash::ChunkHash;
-use lmcache_proto::wire::{CacheKey, KvEventBatch, KvEventRecord};
+use lmcache_proto::hash::{Chain, ChunkHash};
+use lmcache_proto::wire::{CacheKey, KvEventBatch, KvEventRecord, decode_tokens};
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde_bytes::ByteBuf;
 use tokio::sync::watch;
 
@@ -23,9 +24,33 @@ pub struct KvEvents {
     newest: watch::Sender<u64>,
 }
 
+/// One change. Tokens stay encoded, in one allocation per store, until somebody reads them.
+#[derive(Debug)]
+enum Record {
+    Stored {
+        model: Arc<str>,
+        hash: ChunkHash,
+        parent: Option<ChunkHash>,
+        tokens: Arc<[u8]>,
+        range: Range<u32>,
+    },
+    Removed {
+        model: Arc<str>,
+        hashes: Box<[ChunkHash]>,
+    },
+}
+
+/// A newly stored chunk: its hash, the one before it, and where its tokens are in the store's encoded list.
+pub(super) struct StoredChunk {
+    pub(super) hash: ChunkHash,
+    pub(super) parent: Option<ChunkHash>,
+    pub(super) range: Range<u32>,
+}
+
 #[derive(Debug)]
 struct State {
-    records: VecDeque<KvEventRecord>,
+    /// Oldest first; the newest has sequence number `next_seq - 1`.
+    records: VecDeque<Record>,
     next_seq: u64,
     /// Newest subscription of each worker; an older one ends when it sees another number here.
     subscriptions: FxHashMap<u64, u64>,
@@ -85,56 +110,47 @@ impl KvEvents {
         }
     }
 
-    fn append(
-        &self,
-        records: impl Iterator<Item = (&'static str, String, Vec<ByteBuf>, Option<ByteBuf>, Vec<u32>)>,
-    ) {
+    fn append(&self, records: impl Iterator<Item = Record>) {
         let mut state = self.state.lock();
-        for (kind, model_name, block_hashes, parent_block_hash, token_ids) in records {
+        for record in records {
             if state.records.len() == self.capacity {
                 state.records.pop_front();
             }
-            let seq = state.next_seq;
             state.next_seq += 1;
-            state.records.push_back(KvEventRecord {
-                seq,
-                kind: kind.to_owned(),
-                medium: "CPU".to_owned(),
-                model_name,
-                block_hashes,
-                parent_block_hash,
-                token_ids,
-            });
+            state.records.push_back(record);
         }
         let newest = state.next_seq - 1;
         drop(state);
         self.newest.send_replace(newest);
     }
 
-    /// Chunks have become readable.
-    pub(super) fn stored(&self, model: &str, chunks: Vec<(ChunkHash, Option<ChunkHash>, Vec<u32>)>) {
-        self.append(chunks.into_iter().map(|(hash, parent, tokens)| {
-            let parent = parent.map(|hash| ByteBuf::from(hash.to_vec()));
-            ("stored", model.to_owned(), vec![ByteBuf::from(hash.to_vec())], parent, tokens)
+    /// Chunks have become readable; `tokens` is the encoded list that their ranges point into.
+    pub(super) fn stored(&self, model: &str, tokens: &[u8], chunks: impl Iterator<Item = StoredChunk>) {
+        let (model, tokens): (Arc<str>, Arc<[u8]>) = (model.into(), tokens.into());
+        self.append(chunks.map(|StoredChunk { hash, parent, range }| Record::Stored {
+            model: model.clone(),
+            hash,
+            parent,
+            tokens: tokens.clone(),
+            range,
         }));
     }
 
-    /// Objects have gone. All groups and ranks of a chunk are one record.
-    pub(super) fn removed(&self, objects: Vec<(String, ChunkHash)>) {
+    /// Objects have gone. All groups and ranks of a chunk are one entry.
+    pub(super) fn removed(&self, objects: Vec<(Arc<str>, ChunkHash)>) {
         if !self.enabled() || objects.is_empty() {
             return;
         }
-        let mut by_model: FxHashMap<String, Vec<ChunkHash>> = FxHashMap::default();
+        let mut by_model: FxHashMap<Arc<str>, (Vec<ChunkHash>, FxHashSet<ChunkHash>)> = FxHashMap::default();
         for (model, hash) in objects {
-            let hashes = by_model.entry(model).or_default();
-            if hashes.last() != Some(&hash) && !hashes.contains(&hash) {
+            let (hashes, seen) = by_model.entry(model).or_default();
+            if seen.insert(hash) {
                 hashes.push(hash);
             }
         }
-        self.append(by_model.into_iter().map(|(model, hashes)| {
-            let hashes = hashes.iter().map(|hash| ByteBuf::from(hash.to_vec())).collect();
-            ("removed", model, hashes, None, Vec::new())
-        }));
+        self.append(
+            by_model.into_iter().map(|(model, (hashes, _))| Record::Removed { model, hashes: hashes.into() }),
+        );
     }
 
     /// Opens a stream; a worker has at most one, a new one ends the old one.
@@ -166,31 +182,62 @@ impl KvEvents {
 
     fn read(&self, model: &str, cursor: u64, max: usize) -> KvEventBatch {
         let state = self.state.lock();
-        if !self.enabled() {
-            return KvEventBatch {
-                enabled: false,
-                incarnation: self.incarnation,
-                next_cursor: 0,
-                lost: false,
-                events: vec![],
-            };
+        let mut batch = KvEventBatch {
+            enabled: self.enabled(),
+            incarnation: self.incarnation,
+            next_cursor: 0,
+            lost: false,
+            events: vec![],
+        };
+        if !batch.enabled {
+            return batch;
         }
         let last = state.next_seq - 1;
-        let first = state.records.front().map_or(last + 1, |record| record.seq);
-        let mut next_cursor = cursor.min(last);
-        let mut events = Vec::new();
+        let first = last + 1 - state.records.len() as u64;
+        batch.lost = cursor + 1 < first || cursor > last;
+        batch.next_cursor = cursor.min(last);
         let skip = (cursor + 1).saturating_sub(first) as usize;
-        for record in state.records.iter().skip(skip) {
-            next_cursor = record.seq;
-            if record.model_name == model {
-                events.push(record.clone());
-                if events.len() == max {
+        for (record, seq) in state.records.iter().skip(skip).zip(first + skip as u64..) {
+            batch.next_cursor = seq;
+            if record.model() == model {
+                batch.events.push(record.to_wire(seq));
+                if batch.events.len() == max {
                     break;
                 }
             }
         }
-        let lost = cursor + 1 < first || cursor > last;
-        KvEventBatch { enabled: true, incarnation: self.incarnation, next_cursor, lost, events }
+        batch
+    }
+}
+
+impl Record {
+    fn model(&self) -> &str {
+        match self {
+            Record::Stored { model, .. } | Record::Removed { model, .. } => model,
+        }
+    }
+
+    fn to_wire(&self, seq: u64) -> KvEventRecord {
+        let bytes = |hash: &ChunkHash| ByteBuf::from(hash.to_vec());
+        let (kind, block_hashes, parent, token_ids) = match self {
+            Record::Stored { hash, parent, tokens, range, .. } => {
+                // The list was walked when its chunks were hashed, so it decodes.
+                let bytes_of = &tokens[range.start as usize..range.end as usize];
+                ("stored", vec![bytes(hash)], parent.as_ref().map(bytes), decode_tokens(bytes_of))
+            }
+            Record::Removed { hashes, .. } => {
+                ("removed", hashes.iter().map(bytes).collect(), None, Vec::new())
+            }
+        };
+        KvEventRecord {
+            seq,
+            kind: kind.to_owned(),
+            medium: "CPU".to_owned(),
+            model_name: self.model().to_owned(),
+            block_hashes,
+            parent_block_hash: parent,
+            token_ids,
+        }
     }
 }
 
@@ -240,31 +287,31 @@ impl Drop for EventSource {
 }
 
 impl Engine {
-    /// Logs newly stored chunks of a prompt. Only rank 0 reports: the tokens of a chunk are the same for all ranks.
-    pub(super) fn report_stored(&self, key: &CacheKey<'_>, chunks: impl Iterator<Item = usize>) {
+    /// Logs newly stored chunks of a prompt, given by their positions in it, rising. Only rank 0 reports: the tokens of
+    /// a chunk are the same for all ranks.
+    pub(super) fn report_stored(
+        &self,
+        key: &CacheKey<'_>,
+        chain: &Chain,
+        chunks: impl Iterator<Item = usize> + Clone,
+    ) {
+        let Some(first) = chunks.clone().next() else { return };
         if !self.kv_events.enabled() || key.worker_id != Some(0) {
             return;
         }
-        let size = self.hasher.chunk_size();
-        let chunks: Vec<usize> = chunks.collect();
-        let Some(last) = chunks.last() else { return };
-        let Ok(hashes) = self.hashes(key, last + 1) else { return };
-        let mut tokens = key.tokens.iter_from(0);
-        let mut at = 0;
-        let mut stored = Vec::with_capacity(chunks.len());
-        for chunk in chunks {
-            // Chunk numbers grow, so one pass over the tokens serves all.
-            while at < chunk * size {
-                if tokens.token().is_err() {
-                    return;
-                }
-                at += 1;
-            }
-            let Ok(ids) = (0..size).map(|_| tokens.token()).collect::<Result<Vec<u32>, _>>() else { return };
-            at += size;
-            let parent = chunk.checked_sub(1).map(|previous| hashes[previous]);
-            stored.push((hashes[chunk], parent, ids));
-        }
-        self.kv_events.stored(key.model_name, stored);
+        let end = |chunk: usize| chain.ends.get(chunk).copied().unwrap_or_default();
+        let begin = |chunk: usize| chunk.checked_sub(1).map_or(0, end);
+        let last = chunks.clone().last().unwrap_or(first);
+        let base = begin(first);
+        let tokens = &key.tokens.bytes()[base as usize..end(last) as usize];
+        self.kv_events.stored(
+            key.model_name,
+            tokens,
+            chunks.map(|chunk| StoredChunk {
+                hash: chain.hashes[chunk],
+                parent: chunk.checked_sub(1).map(|previous| chain.hashes[previous]),
+                range: begin(chunk) - base..end(chunk) - base,
+            }),
+        );
     }
 }

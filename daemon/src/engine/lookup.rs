@@ -7,7 +7,7 @@ use lmcache_proto::wire::{CacheKey, Response};
 
 use super::sessions::Lookup;
 use super::{Client, Engine, Refusal};
-use crate::l1::Row;
+use crate::l1::{Hit, Row};
 
 impl Engine {
     /// Leases the longest prefix of the prompt that can be served.
@@ -15,41 +15,37 @@ impl Engine {
         let chunk_size = self.hasher.chunk_size() as u64;
         let chunks = (key.end.min(key.tokens.len() as u64) / chunk_size) as usize;
         let rows = self.rows(key);
-        let hashes = self.hashes(key, chunks)?;
-        // A client that names no readers is older than 0.5.6's lookup protocol: nobody would ever end its leases.
-        let hit = if key.num_kv_readers == 0 {
-            None
+        let (session, found_again) = self.sessions.get_or_create(key.request_id);
+        let chain = session
+            .lock()
+            .chain(&self.hasher, &key.tokens, chunks)
+            .map_err(|error| (Refusal::Undecodable, error.to_string()))?;
+        // A client that names no readers is older than 0.5.6's lookup protocol, and a session over --max-sessions is
+        // found by nobody again: in both cases nobody would ever end the leases, so the lookup misses.
+        let hit = if key.num_kv_readers == 0 || !found_again {
+            Hit::default()
         } else {
-            Some(self.l1.lookup(key.model_name, key.cache_salt, &hashes, &rows))
+            self.l1.lookup(key.model_name, key.cache_salt, &chain.hashes, &rows)
         };
-        let session = self.sessions.get_or_create(key.request_id);
-        let known =
-            self.sessions.get(key.request_id).is_some_and(|found| std::sync::Arc::ptr_eq(&found, &session));
-        let mut hit_or_none = hit.unwrap_or_default();
-        if !known {
-            // Over --max-sessions: nobody could end these leases, so the lookup misses.
-            self.l1.end_leases(hit_or_none.cells.iter().rev().map(|cell| cell.object));
-            hit_or_none = crate::l1::Hit::default();
-        }
-        self.stats.requested_tokens.fetch_add(hashes.len() as u64 * chunk_size, Ordering::Relaxed);
-        self.stats.hit_tokens.fetch_add(hit_or_none.chunks * chunk_size, Ordering::Relaxed);
-        let lookup =
-            Lookup::new(client.id, key.model_name, key.cache_salt, rows, &hit_or_none, key.num_kv_readers);
-        let replaced: Vec<_> = {
+        self.stats.requested_tokens.fetch_add(chain.hashes.len() as u64 * chunk_size, Ordering::Relaxed);
+        self.stats.hit_tokens.fetch_add(hit.chunks * chunk_size, Ordering::Relaxed);
+        let lookup = Lookup::new(client.id, key.model_name, key.cache_salt, rows, &hit, key.num_kv_readers);
+        let mut replaced = Vec::new();
+        {
             let mut session = session.lock();
             // The same client looks up the same request again: the new result replaces the old one.
-            let mut ended = Vec::new();
             session.lookups.retain_mut(|old| {
                 let same = old.client == client.id;
                 if same {
-                    ended.append(&mut old.end_leases(0..u64::MAX));
+                    replaced.append(&mut old.end_leases(0..u64::MAX));
                 }
                 !same
             });
             session.lookups.push(lookup);
-            ended
-        };
-        self.l1.end_leases(replaced.into_iter());
+        }
+        if !replaced.is_empty() {
+            self.l1.end_leases(replaced.into_iter());
+        }
         if key.num_kv_readers == 0 {
             return Err((Refusal::BadValue, "num_kv_readers is 0".into()));
         }

@@ -21,8 +21,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lmcache_proto::hash::{ChunkHash, TokenHasher};
-use lmcache_proto::wire::{CacheKey, Operation, Request, Response};
+use lmcache_proto::hash::{Chain, TokenHasher};
+use lmcache_proto::wire::{CacheKey, Operation, Request, Response, TokenMemo};
 use parking_lot::Mutex;
 
 pub use kv_events::{EventSource, KvEvents};
@@ -37,7 +37,7 @@ use sessions::Sessions;
 use transfers::Transfers;
 
 /// One connection, which is one client.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Client {
     /// Unique for the daemon's life, from 1.
     pub id: u64,
@@ -45,6 +45,14 @@ pub struct Client {
     pub peer: String,
     /// The process at the other end, where the transport tells.
     pub process: Option<ProcessId>,
+    memo: Mutex<TokenMemo>,
+}
+
+impl Client {
+    /// A client that has sent nothing yet.
+    pub fn new(id: u64, peer: String, process: Option<ProcessId>) -> Client {
+        Client { id, peer, process, memo: Mutex::default() }
+    }
 }
 
 /// What comes of a request.
@@ -159,7 +167,9 @@ impl Engine {
 
     /// Decodes and executes a request.
     pub fn handle<T: AsRef<[u8]>>(&self, client: &Client, operation: Operation, payload: &[T]) -> Outcome {
-        let request = match Request::decode(operation, payload) {
+        // Held while the request borrows from its frames only, not from the memo; a client's requests do not overlap.
+        let decoded = Request::decode_with(operation, payload, &mut client.memo.lock());
+        let request = match decoded {
             Ok(request) => request,
             Err(error) => {
                 self.stats.refused(client, operation, Refusal::Undecodable, error);
@@ -256,12 +266,12 @@ impl Engine {
         Ok(((key.start / chunk) as usize).min(last)..last)
     }
 
-    /// Hashes of the key's chunks `0..chunks`, from the request's session as far as it has them.
-    fn hashes(&self, key: &CacheKey<'_>, chunks: usize) -> Result<Vec<ChunkHash>, (Refusal, String)> {
-        let session = self.sessions.get_or_create(key.request_id);
+    /// The chain over the key's chunks `0..chunks`, from the request's session as far as it has it.
+    fn chain(&self, key: &CacheKey<'_>, chunks: usize) -> Result<Chain, (Refusal, String)> {
+        let (session, _) = self.sessions.get_or_create(key.request_id);
         let mut session = session.lock();
         session
-            .hashes(&self.hasher, &key.tokens, chunks)
+            .chain(&self.hasher, &key.tokens, chunks)
             .map_err(|error| (Refusal::Undecodable, error.to_string()))
     }
 

@@ -62,12 +62,12 @@ impl Sessions {
         self.map.lock().get(request_id).cloned()
     }
 
-    /// The request's session. Above the limit of sessions it is one that nobody will find again: the request is
-    /// hashed anew each time, and its lookups miss, but it is served.
-    pub(super) fn get_or_create(&self, request_id: &str) -> Arc<Mutex<Session>> {
+    /// The request's session, and whether it will be found again. Above the limit of sessions it will not: the request
+    /// is hashed anew each time, and its lookups miss, but it is served.
+    pub(super) fn get_or_create(&self, request_id: &str) -> (Arc<Mutex<Session>>, bool) {
         let mut map = self.map.lock();
         if let Some(session) = map.get(request_id) {
-            return session.clone();
+            return (session.clone(), true);
         }
         let session = Arc::new(Mutex::new(Session {
             tokens: Vec::new(),
@@ -75,10 +75,11 @@ impl Sessions {
             lookups: Vec::new(),
             last_used: Instant::now(),
         }));
-        if map.len() < self.limit {
+        let room = map.len() < self.limit;
+        if room {
             map.insert(request_id.into(), session.clone());
         }
-        session
+        (session, room)
     }
 
     /// Takes the session out if `keep` says that nothing of it is needed.
@@ -110,15 +111,15 @@ impl Sessions {
 }
 
 impl Session {
-    /// Hashes of the first `chunks` chunks of `tokens`.
+    /// The chain over the first `chunks` chunks of `tokens`.
     ///
     /// The client sends the whole prompt with every operation; what is hashed already is only compared.
-    pub(super) fn hashes(
+    pub(super) fn chain(
         &mut self,
         hasher: &TokenHasher,
         tokens: &Tokens<'_>,
         chunks: usize,
-    ) -> Result<Vec<ChunkHash>, DecodeError> {
+    ) -> Result<Chain, DecodeError> {
         self.last_used = Instant::now();
         let bytes = tokens.bytes();
         if !bytes.starts_with(&self.tokens) && !self.tokens.starts_with(bytes) {
@@ -130,8 +131,8 @@ impl Session {
             self.tokens.extend_from_slice(&bytes[self.tokens.len()..]);
         }
         hasher.extend(&mut self.chain, tokens, chunks)?;
-        let have = chunks.min(tokens.len() / hasher.chunk_size());
-        Ok(self.chain.hashes[..have.min(self.chain.hashes.len())].to_vec())
+        let have = chunks.min(tokens.len() / hasher.chunk_size()).min(self.chain.hashes.len());
+        Ok(Chain { hashes: self.chain.hashes[..have].to_vec(), ends: self.chain.ends[..have].to_vec() })
     }
 
     /// Hashes known so far.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::shm::{ObjectState, PinKind};
@@ -111,7 +112,7 @@ pub(super) struct Index {
     pub(super) leased_now: u64,
     pub(super) pins_now: u64,
     /// Objects that went since the engine last asked, for its event log.
-    removed: Vec<Key>,
+    removed: Vec<(Arc<str>, ChunkHash)>,
 }
 
 impl Index {
@@ -459,7 +460,7 @@ impl Index {
     }
 
     /// Objects that have gone since the last call.
-    pub(super) fn take_removed(&mut self) -> Vec<Key> {
+    pub(super) fn take_removed(&mut self) -> Vec<(Arc<str>, ChunkHash)> {
         std::mem::take(&mut self.removed)
     }
 
@@ -509,7 +510,8 @@ impl Index {
         self.entries[index as usize].detached = true;
         if entry.state == ObjectState::Committed {
             self.committed -= 1;
-            self.removed.push(entry.key);
+            // With the name, not its id: the id may be free, and another name's, when somebody asks.
+            self.removed.push((self.names.name(entry.key.model), entry.key.hash));
             if entry.leases > 0 || entry.pins > 0 {
                 // The next daemon must not find it under its key; the pins say that its bytes are still in use.
                 table.set_object_state(index, ObjectState::Quarantined);

@@ -17,6 +17,7 @@ mod policy;
 pub mod pool;
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use lmcache_proto::hash::{ChunkHash, HashAlgorithm};
 use lmcache_proto::shm::{PinKind, TableLayout};
@@ -464,10 +465,8 @@ impl L1 {
     }
 
     /// Objects that have gone since the last call, with their model names.
-    pub fn take_removed(&self) -> Vec<(String, ChunkHash)> {
-        let mut index = self.index.lock();
-        let removed = index.take_removed();
-        removed.iter().map(|key| (index.names.name(key.model).to_owned(), key.hash)).collect()
+    pub fn take_removed(&self) -> Vec<(Arc<str>, ChunkHash)> {
+        self.index.lock().take_removed()
     }
 
     /// Address of a held object's bytes.

@@ -1,6 +1,8 @@
 //! Interned model names and salts: objects carry a 4-byte id instead of two strings.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use rustc_hash::FxHashMap;
 
 use super::pool::Table;
@@ -18,7 +20,7 @@ impl NameId {
 #[derive(Debug)]
 pub struct Names {
     by_name: FxHashMap<Box<str>, NameId>,
-    entries: Vec<(Box<str>, u64)>,
+    entries: Vec<(Arc<str>, u64)>,
     unused: Vec<u32>,
     limit: u32,
 }
@@ -40,8 +42,8 @@ impl Names {
     }
 
     /// The name of an id.
-    pub fn name(&self, id: NameId) -> &str {
-        self.entries.get(id.0 as usize).map_or("", |entry| &entry.0)
+    pub fn name(&self, id: NameId) -> Arc<str> {
+        self.entries.get(id.0 as usize).map_or_else(|| Arc::from(""), |entry| entry.0.clone())
     }
 
     /// The id of `name`, new if need be, held until [`Names::release`]. `None` when too many names are in use: tenants
@@ -78,8 +80,8 @@ impl Names {
         let entry = &mut self.entries[id.0 as usize];
         entry.1 -= 1;
         if entry.1 == 0 {
-            let name = std::mem::take(&mut entry.0);
-            self.by_name.remove(&name);
+            let name = std::mem::replace(&mut entry.0, Arc::from(""));
+            self.by_name.remove(&*name);
             table.clear_name(id.0);
             self.unused.push(id.0);
         }

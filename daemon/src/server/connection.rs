@@ -29,11 +29,19 @@ const MAX_UID: usize = 64;
 const STALL: Duration = Duration::from_secs(60);
 /// Read buffer of a quiet connection.
 const QUIET_BUFFER: usize = 8 << 10;
+/// Read buffer of a connection that fills smaller ones: a request of 4 k tokens fits, so that it takes one read.
+const BUSY_BUFFER: usize = 64 << 10;
 
 /// The peer's end of the socket, either kind.
-enum Reader {
+enum Half {
     Tcp(tcp::OwnedReadHalf),
     Ipc(unix::OwnedReadHalf),
+}
+
+struct Reader {
+    half: Half,
+    /// Room to offer to the next read: grows while reads fill it.
+    room: usize,
 }
 
 enum Writer {
@@ -42,13 +50,22 @@ enum Writer {
 }
 
 impl Reader {
+    fn new(half: Half) -> Reader {
+        Reader { half, room: QUIET_BUFFER }
+    }
+
     async fn read(&mut self, buf: &mut BytesMut) -> io::Result<usize> {
         // Doubling, but never from an announced length: only from bytes that are here.
-        buf.reserve(QUIET_BUFFER.max(buf.len()));
-        match self {
-            Reader::Tcp(half) => half.read_buf(buf).await,
-            Reader::Ipc(half) => half.read_buf(buf).await,
+        buf.reserve(self.room.max(buf.len()));
+        let room = buf.capacity() - buf.len();
+        let read = match &mut self.half {
+            Half::Tcp(half) => half.read_buf(buf).await?,
+            Half::Ipc(half) => half.read_buf(buf).await?,
+        };
+        if read == room {
+            self.room = (self.room * 2).min(BUSY_BUFFER);
         }
+        Ok(read)
     }
 }
 
@@ -117,12 +134,12 @@ pub(super) async fn run(server: &Arc<Server>, id: u64, stream: Stream) {
     let (mut reader, writer, client) = match stream {
         Stream::Tcp(stream, peer) => {
             let (read, write) = stream.into_split();
-            (Reader::Tcp(read), Writer::Tcp(write), Client { id, peer, process: None })
+            (Reader::new(Half::Tcp(read)), Writer::Tcp(write), Client::new(id, peer, None))
         }
         Stream::Ipc(stream, process) => {
             let (read, write) = stream.into_split();
             let peer = process.map_or("ipc".into(), |p| format!("ipc pid {}", p.pid));
-            (Reader::Ipc(read), Writer::Ipc(write), Client { id, peer, process })
+            (Reader::new(Half::Ipc(read)), Writer::Ipc(write), Client::new(id, peer, process))
         }
     };
     let mut inbuf = BytesMut::with_capacity(QUIET_BUFFER);

@@ -16,7 +16,7 @@ mod structs;
 mod writer;
 
 pub use descriptor::{DeviceDescriptor, TensorMetadata};
-pub use key::{CacheKey, KeyBuilder, SALT_MAX_CHARS, TokenIter, Tokens};
+pub use key::{CacheKey, KeyBuilder, SALT_MAX_CHARS, TokenIter, TokenMemo, Tokens, decode_tokens};
 pub use operation::{ForeignRelease, OpCode, Operation};
 pub use reader::{DecodeError, Reader};
 pub use request::{Request, encode_request};

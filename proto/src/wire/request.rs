@@ -1,6 +1,6 @@
 //! Requests: payload frames in, a typed request out, and back.
 
-use super::key::CacheKey;
+use super::key::{CacheKey, TokenMemo};
 use super::operation::Operation;
 use super::reader::{DecodeError, Reader};
 use super::structs::{
@@ -150,6 +150,18 @@ impl<'a> Request<'a> {
         operation: Operation,
         payload: &'a [T],
     ) -> Result<Request<'a>, DecodeError> {
+        Request::decode_with(operation, payload, &mut TokenMemo::default())
+    }
+
+    /// [`Request::decode`] with what is remembered of the client's last key (see [`TokenMemo`]).
+    ///
+    /// # Errors
+    /// As [`Request::decode`].
+    pub fn decode_with<T: AsRef<[u8]>>(
+        operation: Operation,
+        payload: &'a [T],
+        memo: &mut TokenMemo,
+    ) -> Result<Request<'a>, DecodeError> {
         Ok(match operation {
             Operation::RegisterKvCache => {
                 Request::RegisterKvCache(Box::new(RegisterKvCache::decode(&exactly::<7, _>(payload)?)?))
@@ -160,7 +172,7 @@ impl<'a> Request<'a> {
             Operation::Store => {
                 let [key, instance, blocks, event] = exactly(payload)?;
                 Request::Store {
-                    key: CacheKey::decode(key)?,
+                    key: CacheKey::decode_with(key, memo)?,
                     instance_id: scalar_u64(instance)?,
                     block_ids: block_ids(blocks)?,
                     event: bin_frame(event)?,
@@ -169,7 +181,7 @@ impl<'a> Request<'a> {
             Operation::Retrieve => {
                 let [key, instance, blocks, event, skip] = exactly(payload)?;
                 Request::Retrieve {
-                    key: CacheKey::decode(key)?,
+                    key: CacheKey::decode_with(key, memo)?,
                     instance_id: scalar_u64(instance)?,
                     block_ids: block_ids(blocks)?,
                     event: bin_frame(event)?,
@@ -178,7 +190,7 @@ impl<'a> Request<'a> {
             }
             Operation::Lookup => {
                 let [key, tp_size] = exactly(payload)?;
-                Request::Lookup { key: CacheKey::decode(key)?, tp_size: scalar_u64(tp_size)? }
+                Request::Lookup { key: CacheKey::decode_with(key, memo)?, tp_size: scalar_u64(tp_size)? }
             }
             Operation::QueryPrefetchStatus => {
                 Request::QueryPrefetchStatus { request_id: str_frame(exactly::<1, _>(payload)?[0])? }
@@ -192,7 +204,10 @@ impl<'a> Request<'a> {
             }
             Operation::FreeLookupLocks => {
                 let [key, tp_size] = exactly(payload)?;
-                Request::FreeLookupLocks { key: CacheKey::decode(key)?, tp_size: scalar_u64(tp_size)? }
+                Request::FreeLookupLocks {
+                    key: CacheKey::decode_with(key, memo)?,
+                    tp_size: scalar_u64(tp_size)?,
+                }
             }
             Operation::EndSession => {
                 Request::EndSession { request_id: str_frame(exactly::<1, _>(payload)?[0])? }
@@ -205,23 +220,32 @@ impl<'a> Request<'a> {
             }
             Operation::PrepareStore => {
                 let [key, instance] = exactly(payload)?;
-                Request::PrepareStore { key: CacheKey::decode(key)?, instance_id: scalar_u64(instance)? }
+                Request::PrepareStore {
+                    key: CacheKey::decode_with(key, memo)?,
+                    instance_id: scalar_u64(instance)?,
+                }
             }
             Operation::CommitStore => {
                 let [key, instance, data] = exactly(payload)?;
                 Request::CommitStore {
-                    key: CacheKey::decode(key)?,
+                    key: CacheKey::decode_with(key, memo)?,
                     instance_id: scalar_u64(instance)?,
                     data: bin_frame(data)?,
                 }
             }
             Operation::PrepareRetrieve => {
                 let [key, instance] = exactly(payload)?;
-                Request::PrepareRetrieve { key: CacheKey::decode(key)?, instance_id: scalar_u64(instance)? }
+                Request::PrepareRetrieve {
+                    key: CacheKey::decode_with(key, memo)?,
+                    instance_id: scalar_u64(instance)?,
+                }
             }
             Operation::CommitRetrieve => {
                 let [key, instance] = exactly(payload)?;
-                Request::CommitRetrieve { key: CacheKey::decode(key)?, instance_id: scalar_u64(instance)? }
+                Request::CommitRetrieve {
+                    key: CacheKey::decode_with(key, memo)?,
+                    instance_id: scalar_u64(instance)?,
+                }
             }
             Operation::Clear => {
                 let mut reader = Reader::new(exactly::<1, _>(payload)?[0]);
