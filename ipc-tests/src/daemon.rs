@@ -31,7 +31,8 @@ pub fn binary() -> &'static Path {
         let profile_dir = exe.ancestors().nth(2).expect("target/<profile>/deps/<test>").to_owned();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "-p", "lmcached", "--bins"]);
+        // The whole workspace, as `cargo test --workspace` has built it: other features would mean other objects.
+        build.args(["build", "--quiet", "--workspace", "--bins"]);
         if profile_dir.file_name().is_some_and(|name| name == "release") {
             build.arg("--release");
         }
@@ -47,7 +48,8 @@ pub fn free_port() -> u16 {
 }
 
 impl Daemon {
-    /// Starts a daemon with a pool of 64 MiB and `extra` flags, and waits until it is ready.
+    /// Starts a daemon with a pool of 64 MiB and `extra` flags, and waits until it is ready. In a flag, `{dir}` stands for
+    /// the daemon's directory.
     pub async fn start(extra: &[&str]) -> Daemon {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -63,7 +65,7 @@ impl Daemon {
         if !extra.iter().any(|arg| arg.starts_with("--l1-size-gb")) {
             args.push("--l1-size-gb=0.0625".into());
         }
-        args.extend(extra.iter().map(|arg| (*arg).replace("{dir}", &dir.path().display().to_string())));
+        args.extend(extra.iter().map(|arg| arg.replace("{dir}", &dir.path().display().to_string())));
         let log = Arc::new(Mutex::new(Vec::new()));
         let child = spawn(&args, &log);
         let mut daemon = Daemon { child, name, port, http_port, args, log, dir };

@@ -12,7 +12,7 @@ fn main() -> ExitCode {
             if code == 0 {
                 print!("{exit}");
             } else {
-                eprintln!("lmcached: {exit}");
+                eprintln!("{exit}");
             }
             return ExitCode::from(code);
         }
