@@ -3,6 +3,7 @@
 
 pub mod app;
 pub mod config;
+pub mod device;
 pub mod engine;
 pub mod http;
 pub mod l1;

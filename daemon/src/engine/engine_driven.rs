@@ -10,7 +10,7 @@ use lmcache_proto::wire::{
     RegisterEngineDrivenResponse, Response, Slot, StoreContext,
 };
 
-use super::instances::{GroupShape, Instance, Instances, Mode, Registered};
+use super::instances::{GroupShape, Instance, Instances, Kind, Mode, Registered};
 use super::transfers::{Direction, Transfer, TransferKey};
 use super::{Client, Engine, Refusal};
 use crate::l1::{Owner, ReserveError};
@@ -47,12 +47,10 @@ impl Engine {
         let bytes = layout.bytes();
         let instance = Instance::new(
             payload.instance_id,
-            Mode::EngineDriven,
             &payload.model_name,
             payload.world_size,
             vec![GroupShape { layout, window: None, aux: false }],
-            payload.block_size,
-            payload.use_mla,
+            Kind::EngineDriven { block_size: payload.block_size, single_plane: payload.use_mla },
             Instances::now(self.started),
         );
         let outcome = self
@@ -309,7 +307,7 @@ fn owner(client: &Client, instance: u64) -> Owner {
 fn slot(worker: &Instance, layout: &ObjectLayout, offset: u64) -> Slot {
     let region = layout.regions()[0];
     let mut shape = vec![region.layers, region.slots, region.width];
-    if !worker.single_plane {
+    if matches!(worker.kind, Kind::EngineDriven { single_plane: false, .. }) {
         shape.insert(0, region.planes);
     }
     Slot { offset, length: layout.bytes(), shape, dtype: region.dtype.name().to_owned() }

@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lmcache_proto::layout::ObjectLayout;
+use lmcache_proto::wire::RegisterKvCache;
 use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
+
+use crate::device::Registration;
 
 /// Most workers at once; their ids come from the wire.
 const MAX_INSTANCES: usize = 4096;
@@ -31,49 +34,72 @@ pub(super) struct GroupShape {
     pub(super) aux: bool,
 }
 
+/// What the modes need of a worker.
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// The worker maps the pool.
+    EngineDriven {
+        /// Engine block size in tokens, for status.
+        block_size: u64,
+        /// K and V in one plane: says the shape of a slot.
+        single_plane: bool,
+    },
+    /// The daemon maps the worker's memory.
+    LmcacheDriven {
+        /// As the worker announced it, to tell a repeated registration from a new one.
+        payload: Box<RegisterKvCache>,
+        /// The mapped memory and its layout. The last user unmaps it.
+        registration: Arc<Registration>,
+    },
+}
+
 /// A registered worker.
 #[derive(Debug)]
 pub(super) struct Instance {
     pub(super) id: u64,
-    pub(super) mode: Mode,
     pub(super) model: String,
     pub(super) world_size: u32,
     pub(super) groups: Arc<[GroupShape]>,
-    /// Engine block size in tokens, for status.
-    pub(super) block_size: u64,
-    /// K and V in one plane, for status and slot shapes.
-    pub(super) single_plane: bool,
+    pub(super) kind: Kind,
     seen: AtomicU64,
     pinged: AtomicBool,
 }
 
 impl Instance {
-    #[expect(clippy::too_many_arguments, reason = "one place builds it per mode")]
     pub(super) fn new(
         id: u64,
-        mode: Mode,
         model: &str,
         world_size: u32,
         groups: Vec<GroupShape>,
-        block_size: u64,
-        single_plane: bool,
+        kind: Kind,
         now: Duration,
     ) -> Instance {
         Instance {
             id,
-            mode,
             model: model.to_owned(),
             world_size,
             groups: groups.into(),
-            block_size,
-            single_plane,
+            kind,
             seen: AtomicU64::new(now.as_millis() as u64),
             pinged: AtomicBool::new(false),
         }
     }
 
+    pub(super) fn mode(&self) -> Mode {
+        match self.kind {
+            Kind::EngineDriven { .. } => Mode::EngineDriven,
+            Kind::LmcacheDriven { .. } => Mode::LmcacheDriven,
+        }
+    }
+
     fn same_shape(&self, other: &Instance) -> bool {
-        (&self.model, self.world_size, &self.groups) == (&other.model, other.world_size, &other.groups)
+        let same_kind = match (&self.kind, &other.kind) {
+            (Kind::EngineDriven { .. }, Kind::EngineDriven { .. }) => true,
+            (Kind::LmcacheDriven { payload: a, .. }, Kind::LmcacheDriven { payload: b, .. }) => a == b,
+            _ => false,
+        };
+        same_kind
+            && (&self.model, self.world_size, &self.groups) == (&other.model, other.world_size, &other.groups)
     }
 }
 
@@ -122,7 +148,7 @@ impl Instances {
     /// Adds a worker. `None` when too many are registered.
     pub(super) fn register(&self, instance: Instance) -> Option<Registered> {
         let mut map = self.map.write();
-        let key = (instance.id, instance.mode);
+        let key = (instance.id, instance.mode());
         let outcome = match map.get(&key) {
             Some(known) if known.same_shape(&instance) => {
                 known.seen.store(instance.seen.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -184,7 +210,10 @@ impl Instances {
                 (silence > limit).then_some((instance, silence))
             })
             .collect();
-        silent.into_iter().filter(|(instance, _)| self.remove(instance.id, instance.mode).is_some()).collect()
+        silent
+            .into_iter()
+            .filter(|(instance, _)| self.remove(instance.id, instance.mode()).is_some())
+            .collect()
     }
 
     /// When the engine's clock stands at `started.elapsed()`.

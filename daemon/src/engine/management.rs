@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::Engine;
-use super::instances::Mode;
+use super::instances::Kind;
+use crate::device::Registration;
 
 impl Engine {
     /// Names of optional protocol features.
@@ -52,18 +53,15 @@ impl Engine {
             (Vec::new(), serde_json::Map::new(), Vec::new(), serde_json::Map::new());
         for instance in self.instances.all() {
             let mut meta = json!({"model_name": instance.model, "world_size": instance.world_size});
-            match instance.mode {
-                Mode::LmcacheDriven => {
-                    meta["kv_cache_layout"] = json!({
-                        "num_object_groups": instance.groups.len(),
-                        "chunk_bytes": instance.groups.iter().map(|g| g.layout.bytes()).sum::<u64>(),
-                    });
+            match &instance.kind {
+                Kind::LmcacheDriven { registration, .. } => {
+                    meta["kv_cache_layout"] = layout_status(registration);
                     device_ids.push(instance.id);
                     devices.insert(instance.id.to_string(), meta);
                 }
-                Mode::EngineDriven => {
-                    meta["block_size"] = json!(instance.block_size);
-                    meta["use_mla"] = json!(instance.single_plane);
+                Kind::EngineDriven { block_size, single_plane } => {
+                    meta["block_size"] = json!(block_size);
+                    meta["use_mla"] = json!(single_plane);
                     engine_ids.push(instance.id);
                     engines.insert(instance.id.to_string(), meta);
                 }
@@ -111,4 +109,25 @@ impl Engine {
             "non_cuda_context_meta": engines,
         })
     }
+}
+
+fn layout_status(registration: &Registration) -> Value {
+    let geometry = &registration.geometry;
+    let kernel_groups: Vec<Value> = geometry
+        .kernel_groups
+        .iter()
+        .map(|group| {
+            json!({
+                "num_layers": group.layers.len(),
+                "engine_kv_format": format!("{:?}", group.format),
+                "num_blocks": group.num_blocks,
+                "block_size": group.slots_per_block,
+                "tokens_per_block": group.tokens_per_block,
+                "hidden_dim_size": group.width(),
+                "dtype": group.dtype.name(),
+            })
+        })
+        .collect();
+    let object_bytes: Vec<u64> = geometry.object_groups.iter().map(|group| group.layout.bytes()).collect();
+    json!({"device": "cpu", "kernel_groups": kernel_groups, "object_bytes": object_bytes})
 }

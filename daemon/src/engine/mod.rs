@@ -9,6 +9,7 @@ mod engine_driven;
 mod instances;
 mod kv_events;
 mod liveness;
+mod lmcache_driven;
 mod lookup;
 mod management;
 mod refusal;
@@ -230,10 +231,19 @@ impl Engine {
             Request::CommitRetrieve { key, instance_id } => {
                 self.commit_retrieve(client, &key, instance_id).map(Outcome::Reply)
             }
-            Request::RegisterKvCache(_)
-            | Request::UnregisterKvCache { .. }
-            | Request::Store { .. }
-            | Request::Retrieve { .. } => Err((Refusal::Disabled, "server-driven transfer".into())),
+            Request::RegisterKvCache(payload) => {
+                self.register_kv_cache(payload).map(|()| Outcome::Reply(Response::Nothing))
+            }
+            Request::UnregisterKvCache { instance_id } => {
+                self.unregister_kv_cache(instance_id).map(|()| Outcome::Reply(Response::Nothing))
+            }
+            // CPU memory has no events: the worker's data is complete when it asks, and ours when we answer.
+            Request::Store { key, instance_id, block_ids, .. } => {
+                self.store(&key, instance_id, &block_ids).map(Outcome::Reply)
+            }
+            Request::Retrieve { key, instance_id, block_ids, skip_first_n_tokens, .. } => {
+                self.retrieve(&key, instance_id, &block_ids, skip_first_n_tokens).map(Outcome::Reply)
+            }
             Request::Clear { force } => {
                 self.clear(force);
                 reply(Response::Nothing)

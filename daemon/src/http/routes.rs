@@ -10,6 +10,7 @@ use warp::http::{Response, StatusCode};
 use warp::{Filter, Rejection, Reply};
 
 use super::Admin;
+use crate::device::checksum::{ChecksumError, Checksums};
 use crate::telemetry;
 
 /// Largest request body.
@@ -33,6 +34,11 @@ fn answer(status: StatusCode, content_type: &str, body: impl Into<Bytes>) -> Ans
 
 fn json_answer(status: StatusCode, body: &Value) -> Answer {
     answer(status, "application/json", body.to_string())
+}
+
+/// An error in the peer's shape.
+fn detail(status: StatusCode, detail: String) -> Answer {
+    json_answer(status, &json!({"detail": detail}))
 }
 
 /// Everything.
@@ -60,7 +66,26 @@ pub(super) fn admin(admin: Arc<Admin>) -> impl Filter<Extract = (impl Reply,), E
         )
         .and(with(&admin))
         .map(|body: Bytes, admin: Arc<Admin>| clear(&admin, &body));
-    root.or(health).unify().or(status).unify().or(clear).unify().or(metrics(admin)).unify()
+    let checksums = warp::path!("cache" / "checksums")
+        .and(warp::post())
+        .and(warp::body::content_length_limit(MAX_BODY))
+        .and(warp::body::bytes())
+        .and(with(&admin))
+        .then(|body: Bytes, admin: Arc<Admin>| async move {
+            // Reads and hashes megabytes: not on an I/O thread.
+            let work = tokio::task::spawn_blocking(move || checksums(&admin, &body));
+            work.await.unwrap_or_else(|error| detail(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+        });
+    root.or(health)
+        .unify()
+        .or(status)
+        .unify()
+        .or(clear)
+        .unify()
+        .or(checksums)
+        .unify()
+        .or(metrics(admin))
+        .unify()
 }
 
 /// `/metrics` alone.
@@ -98,13 +123,64 @@ fn clear(admin: &Admin, body: &[u8]) -> Answer {
     let body = if body.is_empty() { br#"{}"# } else { body };
     let body: ClearBody = match serde_json::from_slice(body) {
         Ok(body) => body,
-        Err(error) => return json_answer(StatusCode::BAD_REQUEST, &json!({"detail": error.to_string()})),
+        Err(error) => return detail(StatusCode::BAD_REQUEST, error.to_string()),
     };
     if body.tier != "l1" {
-        let detail = format!("tier {:?} cannot be cleared; only l1", body.tier);
-        return json_answer(StatusCode::BAD_REQUEST, &json!({"detail": detail}));
+        return detail(StatusCode::BAD_REQUEST, format!("tier {:?} cannot be cleared; only l1", body.tier));
     }
     let dropped = admin.engine.clear(body.force);
     tracing::info!(target: "lmcached::audit", force = body.force, dropped, "cache cleared over HTTP");
     json_answer(StatusCode::OK, &json!({"status": "ok", "cleared": {"tier": "l1"}}))
+}
+
+#[derive(Deserialize)]
+struct ChecksumBody {
+    #[serde(default)]
+    block_ids: Vec<u64>,
+    /// Blocks per chunk.
+    #[serde(default)]
+    chunk_size: i64,
+    #[serde(default)]
+    instance_id: u64,
+    #[serde(default)]
+    layerwise: bool,
+}
+
+fn checksums(admin: &Admin, body: &[u8]) -> Answer {
+    let body: ChecksumBody = match serde_json::from_slice(body) {
+        Ok(body) => body,
+        Err(error) => return detail(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    let Some(registration) = admin.engine.registration(body.instance_id) else {
+        return detail(StatusCode::NOT_FOUND, format!("instance_id {} not registered", body.instance_id));
+    };
+    let chunk_size = usize::try_from(body.chunk_size).unwrap_or(0);
+    let digests = match registration.checksums(&body.block_ids, chunk_size, body.layerwise) {
+        Ok(digests) => digests,
+        Err(error @ ChecksumError::BlockAxis(_)) => {
+            return detail(StatusCode::NOT_IMPLEMENTED, error.to_string());
+        }
+        Err(error @ ChecksumError::Copy(_)) => {
+            return detail(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+        }
+        Err(error) => return detail(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    let chunk_checksums = match digests {
+        Checksums::Aggregated(chunks) => json!(chunks),
+        Checksums::Layerwise(layers) => {
+            let named = layers
+                .into_iter()
+                .enumerate()
+                .map(|(layer, chunks)| (format!("layer_{layer}"), json!(chunks)));
+            Value::Object(named.collect())
+        }
+    };
+    let answer = json!({
+        "status": "success",
+        "chunk_size": chunk_size,
+        "num_chunks": body.block_ids.len().div_ceil(chunk_size.max(1)),
+        "chunk_checksums": chunk_checksums,
+        "layerwise": body.layerwise,
+    });
+    json_answer(StatusCode::OK, &answer)
 }

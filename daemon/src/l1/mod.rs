@@ -16,7 +16,6 @@ mod names;
 mod policy;
 pub mod pool;
 
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use lmcache_proto::hash::{ChunkHash, HashAlgorithm};
@@ -31,6 +30,7 @@ use names::Names;
 use policy::Policy;
 pub use policy::PolicyKind;
 use pool::{CapacityError, Pool, Segment, SegmentError, Table, TableIdentity, check_capacity};
+pub use pool::{SlotMut, SlotRef};
 
 /// Chunks looked up per hold of the lock.
 const LOOKUP_SLICE: usize = 64;
@@ -469,9 +469,16 @@ impl L1 {
         self.index.lock().take_removed()
     }
 
-    /// Address of a held object's bytes.
-    pub fn address(&self, offset: u64, len: u64) -> Option<NonNull<u8>> {
-        self.pool.address(offset, len)
+    /// The bytes of an object that the daemon itself has reserved, to fill them. `None` while that part of the pool is
+    /// not real memory yet (after a restart over a pinned range).
+    pub fn slot_mut(&self, reserved: &Reserved) -> Option<SlotMut<'_>> {
+        let length = self.index.lock().entry(reserved.pin.object)?.length;
+        self.pool.slot_mut(reserved.offset, length)
+    }
+
+    /// The bytes of a pinned object.
+    pub fn slot_ref(&self, pinned: &Pinned) -> Option<SlotRef<'_>> {
+        self.pool.slot_ref(pinned.offset, pinned.length)
     }
 
     /// A snapshot.

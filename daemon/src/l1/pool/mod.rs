@@ -6,11 +6,13 @@
 
 mod reserve;
 mod segment;
+mod slot;
 mod table;
 
 pub use reserve::{CapacityError, check_capacity, default_pool_bytes};
 pub(crate) use segment::SHM_DIR;
 pub use segment::{Segment, SegmentError};
+pub use slot::{SlotMut, SlotRef};
 pub use table::{ObjectFields, PinFields, Table, TableIdentity};
 
 use std::io;
@@ -106,11 +108,22 @@ impl Pool {
         }
     }
 
-    /// Address of `[offset, offset + len)`, or `None` if that is not all real memory.
-    ///
-    /// The pointer is valid as long as the pool. Whoever uses it must hold the object it belongs to (a lease, a pin or
-    /// the reservation), which keeps every other user of the daemon away from it.
-    pub fn address(&self, offset: u64, len: u64) -> Option<NonNull<u8>> {
+    /// The bytes of an object that the caller has reserved and not committed; `None` above the frontier.
+    pub(super) fn slot_mut(&self, offset: u64, len: u64) -> Option<SlotMut<'_>> {
+        let start = self.address(offset, len)?;
+        // SAFETY: in the mapping and below the frontier (`address`); reserved by the caller's contract, which the index
+        // enforces: nobody else is given a reserved object's range.
+        Some(unsafe { SlotMut::new(start.as_ptr(), len as usize) })
+    }
+
+    /// The bytes of an object that the caller has pinned; `None` above the frontier.
+    pub(super) fn slot_ref(&self, offset: u64, len: u64) -> Option<SlotRef<'_>> {
+        let start = self.address(offset, len)?;
+        // SAFETY: as above; pinned and committed by the caller's contract.
+        Some(unsafe { SlotRef::new(start.as_ptr(), len as usize) })
+    }
+
+    fn address(&self, offset: u64, len: u64) -> Option<NonNull<u8>> {
         if offset.checked_add(len)? > self.frontier() {
             return None;
         }

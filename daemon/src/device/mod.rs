@@ -1,0 +1,199 @@
+//! Where a worker's KV cache lives, and how its blocks map to the bytes of stored objects.
+//!
+//! * [`format`]: one tensor's shape and strides → its KV format.
+//! * [`groups`]: all tensors and the engine's groups → kernel groups.
+//! * [`objects`]: kernel groups → object groups, their windows and layouts.
+//! * [`plan`]: block ids of a chunk → runs of bytes to copy; pure.
+//! * [`cpu_shm`]: maps the worker's shared memory; [`sigbus`] keeps us alive when the worker shrinks it.
+//! * [`copy`]: executes runs between a worker's memory and the pool.
+//! * [`checksum`]: digests of a worker's blocks for tests and operators.
+//!
+//! A [`Registration`] is what a `register_kv_cache` leaves behind. It is immutable, shared between threads, and unmaps the
+//! worker's memory when the last user drops it.
+#![deny(unsafe_code)]
+
+pub mod checksum;
+pub mod copy;
+pub mod cpu_shm;
+pub mod format;
+pub mod groups;
+pub mod objects;
+pub mod plan;
+pub mod sigbus;
+
+#[cfg(test)]
+mod tests;
+
+use lmcache_proto::wire::{DeviceDescriptor, RegisterKvCache, TensorMetadata};
+
+use checksum::{ChecksumError, Checksums, checksums};
+use copy::{CopyError, ObjectMut, ObjectRef};
+use cpu_shm::{CpuShm, Limits, MapError};
+use format::HeadOrder;
+use groups::{GeometryError, GeometryInput, KvGeometry};
+use plan::{ChunkPlan, PlanError};
+
+/// Memory of a registered worker. One variant per kind of device.
+#[derive(Debug)]
+pub enum Memory {
+    /// POSIX shared memory.
+    CpuShm(CpuShm),
+}
+
+/// What the daemon's configuration adds to a registration.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Tokens of a chunk.
+    pub chunk_tokens: u64,
+    /// One object group per attention window instead of one for all.
+    pub separate_object_groups: bool,
+    /// What the worker may map.
+    pub limits: Limits,
+}
+
+/// A worker's KV cache, ready for stores and retrieves.
+#[derive(Debug)]
+pub struct Registration {
+    /// How blocks and objects correspond.
+    pub geometry: KvGeometry,
+    /// Where the blocks are.
+    pub memory: Memory,
+}
+
+/// Why a worker was not registered. Nothing of it stays behind.
+#[derive(Debug, thiserror::Error)]
+#[error("worker {instance_id} of model {model_name:?} cannot register: {reason}. {}", .reason.advice())]
+pub struct RegisterError {
+    /// The worker's id.
+    pub instance_id: u64,
+    /// Its model.
+    pub model_name: String,
+    /// What is wrong.
+    pub reason: RegisterReason,
+}
+
+/// What is wrong with a registration.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum RegisterReason {
+    #[error("it announced no KV tensors")]
+    NoTensors,
+    #[error("tensor {tensor} is in memory of kind {kind:?}, which this daemon does not serve")]
+    Device { tensor: usize, kind: String },
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+impl RegisterReason {
+    /// What an operator can do about it, in one sentence.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            RegisterReason::NoTensors => {
+                "Check that the engine has a KV cache before its connector registers it"
+            }
+            RegisterReason::Device { .. } => {
+                "Run the engine with lmcache.mp.mp_transfer_mode=engine_driven, or on a CPU"
+            }
+            RegisterReason::Geometry(GeometryError::Chunk { .. } | GeometryError::Window { .. }) => {
+                "Choose a --chunk-size that the engine's block size and sliding windows divide"
+            }
+            RegisterReason::Geometry(GeometryError::Engine(_) | GeometryError::Layer { .. }) => {
+                "Use a KV layout that is served, or lmcache.mp.mp_transfer_mode=engine_driven"
+            }
+            RegisterReason::Geometry(_) => "Check that engine and daemon speak the same LMCache release",
+            RegisterReason::Map(MapError::Announced { .. } | MapError::Guard { .. }) => {
+                "Raise the daemon's limit for registered memory, or register fewer workers"
+            }
+            RegisterReason::Map(MapError::Owner { .. }) => "Run the worker and its segments under one user",
+            RegisterReason::Map(_) => {
+                "Check that worker and daemon share /dev/shm and that the daemon may open its files"
+            }
+        }
+    }
+}
+
+impl Registration {
+    /// Checks what a worker announces and maps its memory.
+    ///
+    /// # Errors
+    /// [`RegisterError`] with the first thing that does not hold.
+    pub fn new(request: &RegisterKvCache, options: &Options) -> Result<Registration, RegisterError> {
+        Registration::try_new(request, options).map_err(|reason| RegisterError {
+            instance_id: request.instance_id,
+            model_name: request.model_name.chars().take(128).collect(),
+            reason,
+        })
+    }
+
+    fn try_new(request: &RegisterKvCache, options: &Options) -> Result<Registration, RegisterReason> {
+        if request.kv_cache.is_empty() {
+            return Err(RegisterReason::NoTensors);
+        }
+        let mut tensors: Vec<&TensorMetadata> = Vec::with_capacity(request.kv_cache.len());
+        for (tensor, descriptor) in request.kv_cache.iter().enumerate() {
+            let DeviceDescriptor::CpuShm { metadata, .. } = descriptor else {
+                let kind = descriptor.kind().chars().take(32).collect();
+                return Err(RegisterReason::Device { tensor, kind });
+            };
+            tensors.push(metadata);
+        }
+        let geometry = KvGeometry::build(&GeometryInput {
+            tensors: &tensors,
+            engine_type: &request.engine_type,
+            hints: &request.layout_hints,
+            // All tensors are in CPU memory here; on CUDA the default is NHD.
+            default_order: HeadOrder::Hnd,
+            engine_groups: &request.engine_group_infos,
+            chunk_tokens: options.chunk_tokens,
+            separate_object_groups: options.separate_object_groups,
+        })?;
+        let memory = Memory::CpuShm(CpuShm::map(&request.kv_cache, &geometry, &options.limits)?);
+        Ok(Registration { geometry, memory })
+    }
+
+    /// Plans one chunk of a request; see [`ChunkPlan::new`]. Plan all chunks before the first copy: a bad block id then
+    /// stops the request before it has touched anything.
+    ///
+    /// # Errors
+    /// [`PlanError`].
+    pub fn plan<'a>(
+        &'a self,
+        object_group: usize,
+        block_ids: &'a [Vec<u64>],
+        chunk: u64,
+        skip_tokens: u64,
+    ) -> Result<ChunkPlan<'a>, PlanError> {
+        ChunkPlan::new(&self.geometry, object_group, block_ids, chunk, skip_tokens)
+    }
+
+    /// Worker → object; see [`copy::store`].
+    ///
+    /// # Errors
+    /// [`CopyError`]; the object must not be committed then.
+    pub fn store(&self, plan: &ChunkPlan<'_>, object: &mut ObjectMut<'_>) -> Result<u64, CopyError> {
+        copy::store(&self.memory, plan, object)
+    }
+
+    /// Object → worker; see [`copy::retrieve`].
+    ///
+    /// # Errors
+    /// [`CopyError`]; the load must be reported as failed then.
+    pub fn retrieve(&self, plan: &ChunkPlan<'_>, object: ObjectRef<'_>) -> Result<u64, CopyError> {
+        copy::retrieve(&self.memory, plan, object)
+    }
+
+    /// Digests of blocks; see [`checksum::checksums`].
+    ///
+    /// # Errors
+    /// [`ChecksumError`].
+    pub fn checksums(
+        &self,
+        block_ids: &[u64],
+        chunk_size: usize,
+        layerwise: bool,
+    ) -> Result<Checksums, ChecksumError> {
+        checksums(&self.geometry, &self.memory, block_ids, chunk_size, layerwise)
+    }
+}
