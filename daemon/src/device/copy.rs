@@ -128,7 +128,8 @@ pub fn retrieve(memory: &Memory, plan: &ChunkPlan<'_>, object: ObjectRef<'_>) ->
     })
 }
 
-/// Hands every run of a plan to `copy`, after checking it against both sides once more, and looks for poison afterwards.
+/// Hands every run of a plan to `copy`, after checking it against both sides once more, and looks for poison
+/// afterwards.
 fn execute(
     memory: &Memory,
     plan: &ChunkPlan<'_>,
@@ -206,7 +207,8 @@ fn end_of(begin: u64, step: u64, run: &CopyRun) -> u64 {
 /// Copies the pieces of a run.
 ///
 /// # Safety
-/// Every piece is inside one mapping on either side (hence all offsets fit in `usize`), and the two sides do not overlap.
+/// Every piece is inside one mapping on either side (hence all offsets fit in `usize`), and the two sides do not
+/// overlap.
 unsafe fn strided(from: *const u8, from_step: u64, to: *mut u8, to_step: u64, run: &CopyRun) {
     let (len, from_step, to_step) = (run.len as usize, from_step as usize, to_step as usize);
     for piece in 0..run.count as usize {

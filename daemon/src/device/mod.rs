@@ -1,6 +1,6 @@
 //! Where a worker's KV cache lives, and how its blocks map to the bytes of stored objects.
 //!
-//! * [`format`]: one tensor's shape and strides → its KV format.
+//! * [`mod@format`]: one tensor's shape and strides → its KV format.
 //! * [`groups`]: all tensors and the engine's groups → kernel groups.
 //! * [`objects`]: kernel groups → object groups, their windows and layouts.
 //! * [`plan`]: block ids of a chunk → runs of bytes to copy; pure.
@@ -8,8 +8,8 @@
 //! * [`copy`]: executes runs between a worker's memory and the pool.
 //! * [`checksum`]: digests of a worker's blocks for tests and operators.
 //!
-//! A [`Registration`] is what a `register_kv_cache` leaves behind. It is immutable, shared between threads, and unmaps the
-//! worker's memory when the last user drops it.
+//! A [`Registration`] is what a `register_kv_cache` leaves behind. It is immutable, shared between threads, and
+//! unmaps the worker's memory when the last user drops it.
 #![deny(unsafe_code)]
 
 pub mod checksum;

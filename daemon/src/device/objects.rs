@@ -1,9 +1,9 @@
 //! Which kernel groups share a stored object, how much of a prefix a reader of it needs, and where its regions begin.
 //!
 //! An object holds one region per kernel group, one after the other without gaps (`cache_context.py`,
-//! `get_kernel_group_offset_in_object`). Without `--separate-object-groups` there is one object per chunk; with it, groups
-//! of equal kind and window share one (`kv_layer_groups.py`, `_detect_object_groups`), so that a reader fetches of a
-//! sliding window only the last chunks.
+//! `get_kernel_group_offset_in_object`). Without `--separate-object-groups` there is one object per chunk; with it,
+//! groups of equal kind and window share one (`kv_layer_groups.py`, `_detect_object_groups`), so that a reader
+//! fetches of a sliding window only the last chunks.
 #![forbid(unsafe_code)]
 
 use lmcache_proto::layout::{ObjectLayout, Region};

@@ -127,9 +127,9 @@ struct Part<'a> {
 impl<'a> ChunkPlan<'a> {
     /// Plans chunk number `chunk` of a request whose block ids are `block_ids`, one list per KV group.
     ///
-    /// `skip_tokens` at the chunk's start are left alone, rounded down to whole blocks of each KV group; a chunk that is
-    /// skipped whole gives an empty plan. Block ids that nothing is copied from or to are not looked at: behind a window
-    /// they may be placeholders.
+    /// `skip_tokens` at the chunk's start are left alone, rounded down to whole blocks of each KV group; a chunk that
+    /// is skipped whole gives an empty plan. Block ids that nothing is copied from or to are not looked at: before a
+    /// window they may be placeholders.
     ///
     /// # Errors
     /// [`PlanError`]; nothing has been copied then.

@@ -2,9 +2,9 @@
 //!
 //! A file mapping raises SIGBUS when a page is touched that the file no longer has, and the default action ends the
 //! daemon with every worker's cache. As libwayland's compositor side does for its clients' buffers, a process-wide
-//! handler looks the fault address up in a table of guarded regions, puts anonymous zero pages over the whole region and
-//! marks it poisoned; the interrupted copy then runs to its end on zeros. Whoever copied must ask
-//! [`Guard::poisoned`] afterwards: a poisoned copy is a failed copy.
+//! handler looks the fault address up in a table of guarded regions, puts anonymous zero pages over the whole region
+//! and marks it poisoned; the interrupted copy then runs to its end on zeros. Whoever copied must ask
+//! `Guard::poisoned` afterwards: a poisoned copy is a failed copy.
 //!
 //! A hole of the file that tmpfs cannot fill any more (`/dev/shm` full) raises the same signal and ends the same way.
 #![allow(unsafe_code)]
@@ -68,8 +68,8 @@ impl Guard {
     /// Guards `len` bytes from `start`, installing the handler the first time.
     ///
     /// # Safety
-    /// `start` begins a mapping of `len` bytes that the caller owns, keeps mapped until the guard is dropped, and touches
-    /// only through raw pointers and only while it holds the guard: its pages may become zeros at any time.
+    /// `start` begins a mapping of `len` bytes that the caller owns, keeps mapped until the guard is dropped, and
+    /// touches only through raw pointers and only while it holds the guard: its pages may become zeros at any time.
     pub(super) unsafe fn new(start: *mut u8, len: usize) -> Result<Guard, GuardError> {
         install().map_err(GuardError::Install)?;
         let _writers = WRITERS.lock();
@@ -158,8 +158,8 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
     let errno = unsafe { *libc::__errno_location() };
     // SAFETY: the kernel passes a valid siginfo.
     let code = unsafe { (*info).si_code };
-    // Only what this thread's own access raised: a missing page, or one with broken memory. Another process may send the
-    // signal too, and has no address then.
+    // Only what this thread's own access raised: a missing page, or one with broken memory. Another process may send
+    // the signal too, and has no address then.
     let region = if matches!(code, libc::BUS_ADRERR | libc::BUS_MCEERR_AR) {
         // SAFETY: a SIGBUS of these codes carries an address.
         region_of(unsafe { (*info).si_addr() } as usize)

@@ -1,4 +1,5 @@
 //! Nothing that a worker can say makes the geometry or a plan panic.
+#![forbid(unsafe_code)]
 
 use proptest::prelude::*;
 

@@ -3,7 +3,6 @@
 
 mod checks;
 mod conformance;
-mod fuzz_tmp;
 mod golden;
 mod hostile;
 mod memory;

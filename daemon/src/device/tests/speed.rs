@@ -64,7 +64,8 @@ fn ratio_to_memcpy() {
         let best = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
         let gib = (bytes as u64 * chunks) as f64 / (1u64 << 30) as f64;
         println!(
-            "{order}: memcpy of 32 KiB blocks out {:.2} GiB/s, in {:.2} GiB/s; store {:.2} GiB/s (ratio {:.2}), retrieve {:.2} GiB/s (ratio {:.2})",
+            "{order}: memcpy of 32 KiB blocks out {:.2} GiB/s, in {:.2} GiB/s; \
+             store {:.2} GiB/s (ratio {:.2}), retrieve {:.2} GiB/s (ratio {:.2})",
             gib / plain.0,
             gib / plain.1,
             gib / best(&store),
