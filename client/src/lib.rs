@@ -82,6 +82,17 @@ impl Connection {
         Ok(uid)
     }
 
+    /// Sends a stream's control message: `ack` gives a credit, `cancel` ends it.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub async fn send_control(&mut self, uid: &Bytes, word: &'static [u8]) -> Result<(), ClientError> {
+        let mut message = ZmqMessage::from(uid.clone());
+        message.push_back(Bytes::new());
+        message.push_back(Bytes::from_static(word));
+        Ok(self.socket.send(message).await?)
+    }
+
     /// The next message from the daemon, as it is.
     ///
     /// # Errors

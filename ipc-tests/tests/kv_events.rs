@@ -1,0 +1,124 @@
+//! The stream of cache changes.
+
+use bytes::Bytes;
+use ipc_tests::daemon::Daemon;
+use ipc_tests::pool::Pool;
+use ipc_tests::worker::{Model, prompt, store};
+use lmcache_client::Connection;
+use lmcache_proto::wire::{KvEventBatch, Operation, Request, Response};
+
+/// A stream by hand: one batch a credit.
+struct Stream {
+    client: Connection,
+    uid: Bytes,
+}
+
+impl Stream {
+    async fn open(daemon: &Daemon, instance: u64, model: &str, cursor: i64) -> Stream {
+        let mut client = daemon.connect().await;
+        let request =
+            Request::SubscribeKvEvents { instance_id: instance, model_name: model, cursor, max_events: 1024 };
+        let uid = client.send(&request).await.expect("subscribe");
+        Stream { client, uid }
+    }
+
+    /// The next batch, or `None` at the end of the stream.
+    async fn next(&mut self) -> Option<KvEventBatch> {
+        match self.client.wait(Operation::SubscribeKvEvents, &self.uid).await.expect("batch") {
+            Response::KvEvents(batch) => Some(batch),
+            Response::Nothing => None,
+            other => panic!("stream sent {other:?}"),
+        }
+    }
+
+    async fn control(&mut self, word: &'static [u8]) {
+        self.client.send_control(&self.uid, word).await.expect("control");
+    }
+}
+
+#[tokio::test]
+async fn stored_and_removed_chunks_are_reported_with_their_tokens() {
+    let daemon = Daemon::start(&[]).await;
+    let mut worker = daemon.connect().await;
+    let model = Model::small("m");
+    worker.call(&model.registration(7)).await.expect("register");
+    let pool = Pool::open(&daemon.pool_path());
+    let mut stream = Stream::open(&daemon, 7, "m", 0).await;
+    let first = stream.next().await.expect("status batch");
+    assert!(first.enabled && !first.lost && first.events.is_empty());
+    let tokens = prompt(1, 3);
+    store(&mut worker, &pool, &model, "a", &tokens, 7, 0).await;
+    stream.control(b"ack").await;
+    let batch = stream.next().await.expect("batch");
+    assert_eq!(batch.events.len(), 3);
+    for (chunk, event) in batch.events.iter().enumerate() {
+        assert_eq!(
+            (event.kind.as_str(), event.medium.as_str(), event.seq),
+            ("stored", "CPU", chunk as u64 + 1)
+        );
+        assert_eq!(event.token_ids, tokens[chunk * 256..(chunk + 1) * 256]);
+        let parent = chunk.checked_sub(1).map(|previous| &batch.events[previous].block_hashes[0]);
+        assert_eq!(event.parent_block_hash.as_ref(), parent);
+    }
+    worker.call(&Request::Clear { force: false }).await.expect("clear");
+    stream.control(b"ack").await;
+    let gone = stream.next().await.expect("batch");
+    assert_eq!(gone.events.iter().map(|e| e.kind.as_str()).collect::<Vec<_>>(), ["removed"]);
+    assert_eq!(gone.events[0].block_hashes.len(), 3);
+    // A late subscriber reads it all again; one of another model reads nothing but moves on.
+    let mut late = Stream::open(&daemon, 8, "m", 0).await;
+    assert_eq!(late.next().await.expect("replay").events.len(), 4);
+    let mut other = Stream::open(&daemon, 9, "other", 0).await;
+    let batch = other.next().await.expect("status");
+    assert!(batch.events.is_empty());
+    assert_eq!(batch.next_cursor, 4);
+}
+
+#[tokio::test]
+async fn no_batch_without_credit_and_none_after_cancel() {
+    let daemon = Daemon::start(&[]).await;
+    let mut worker = daemon.connect().await;
+    let model = Model::small("m");
+    worker.call(&model.registration(7)).await.expect("register");
+    let pool = Pool::open(&daemon.pool_path());
+    let mut stream = Stream::open(&daemon, 7, "m", 0).await;
+    stream.next().await.expect("status batch");
+    store(&mut worker, &pool, &model, "a", &prompt(1, 1), 7, 0).await;
+    // Without an ack nothing comes; the connection's next message is the answer to this.
+    let uid = stream.client.send(&Request::Noop).await.expect("send");
+    assert_eq!(stream.client.receive().await.expect("noop")[0], uid);
+    stream.control(b"cancel").await;
+    store(&mut worker, &pool, &model, "b", &prompt(2, 1), 7, 0).await;
+    let uid = stream.client.send(&Request::Noop).await.expect("send");
+    assert_eq!(stream.client.receive().await.expect("noop")[0], uid);
+}
+
+#[tokio::test]
+async fn a_new_subscription_of_a_worker_ends_the_old_one() {
+    let daemon = Daemon::start(&[]).await;
+    let mut old = Stream::open(&daemon, 7, "m", 0).await;
+    old.next().await.expect("status batch");
+    old.control(b"ack").await;
+    let mut new = Stream::open(&daemon, 7, "m", 0).await;
+    new.next().await.expect("status batch");
+    assert_eq!(old.next().await, None);
+}
+
+#[tokio::test]
+async fn a_lost_record_is_said_and_bad_values_end_the_stream() {
+    let daemon = Daemon::start(&["--kv-event-log-size=2"]).await;
+    let mut worker = daemon.connect().await;
+    let model = Model::small("m");
+    worker.call(&model.registration(7)).await.expect("register");
+    let pool = Pool::open(&daemon.pool_path());
+    store(&mut worker, &pool, &model, "a", &prompt(1, 4), 7, 0).await;
+    let batch = Stream::open(&daemon, 7, "m", 1).await.next().await.expect("batch");
+    assert!(batch.lost);
+    assert_eq!(batch.events.iter().map(|e| e.seq).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(Stream::open(&daemon, 7, "m", -1).await.next().await, None);
+    let off = Daemon::start(&["--kv-event-log-size=0"]).await;
+    let mut client = off.connect().await;
+    assert_eq!(client.call(&Request::GetExperimental).await.expect("names"), Response::Names(vec![]));
+    let batch = Stream::open(&off, 7, "m", 0).await.next().await.expect("status");
+    assert!(!batch.enabled);
+}
