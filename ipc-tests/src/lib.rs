@@ -3,6 +3,7 @@
 
 pub mod daemon;
 pub mod http;
+pub mod kv_cache;
 pub mod pool;
 pub mod worker;
 

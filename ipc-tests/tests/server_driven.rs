@@ -1,119 +1,19 @@
 //! Transfers that the daemon drives, for a worker whose KV cache is in CPU shared memory.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use ipc_tests::daemon::Daemon;
 use ipc_tests::http;
+use ipc_tests::kv_cache::{KvCache, Shape};
 use ipc_tests::worker::{Model, key, lookup, prompt};
 use lmcache_client::Connection;
-use lmcache_proto::wire::{
-    DeviceDescriptor, EngineGroupInfo, LayoutHints, RegisterKvCache, Request, Response, TensorMetadata,
-};
+use lmcache_proto::wire::{DeviceDescriptor, RegisterKvCache, Request, Response};
 
-const BLOCKS: u64 = 64;
-const BLOCK: u64 = 16;
-const HEADS: u64 = 2;
-const HEAD: u64 = 32;
-const LAYERS: usize = 2;
+const SHAPE: Shape = Shape { layers: 2, blocks: 64, block: 16, heads: 2, head: 32 };
 
-/// A worker's KV cache: one segment per layer, `[2, BLOCKS, BLOCK, HEADS, HEAD]` float16.
-struct Cache {
-    names: Vec<String>,
-    files: Vec<File>,
-}
-
-impl Cache {
-    fn bytes() -> u64 {
-        2 * BLOCKS * BLOCK * HEADS * HEAD * 2
-    }
-
-    fn new(tag: &str) -> Cache {
-        let names: Vec<String> = (0..LAYERS)
-            .map(|layer| format!("/lmcache_kv_test{}_{tag}_{layer}", std::process::id()))
-            .collect();
-        let files = names
-            .iter()
-            .map(|name| {
-                let mut options = OpenOptions::new();
-                options.read(true).write(true).create(true).truncate(true);
-                let file = options.open(format!("/dev/shm{name}")).expect("segment");
-                file.set_len(Cache::bytes()).expect("size");
-                file
-            })
-            .collect();
-        Cache { names, files }
-    }
-
-    fn descriptor(name: &str, nbytes: u64) -> DeviceDescriptor {
-        let shape = vec![2, BLOCKS, BLOCK, HEADS, HEAD];
-        let stride = vec![BLOCKS * BLOCK * HEADS * HEAD, BLOCK * HEADS * HEAD, HEADS * HEAD, HEAD, 1];
-        let metadata = TensorMetadata {
-            dtype: "float16".into(),
-            shape,
-            stride,
-            storage_offset: 0,
-            device_uuid: "cpu".into(),
-        };
-        DeviceDescriptor::CpuShm { shm_name: name.into(), nbytes, version: 1, metadata }
-    }
-
-    fn registration(&self, instance: u64, model: &str) -> RegisterKvCache {
-        RegisterKvCache {
-            instance_id: instance,
-            kv_cache: self.names.iter().map(|name| Cache::descriptor(name, Cache::bytes())).collect(),
-            model_name: model.into(),
-            world_size: 1,
-            engine_type: "vllm".into(),
-            layout_hints: LayoutHints { kv_layout: Some("NHD".into()), ..LayoutHints::default() },
-            engine_group_infos: vec![EngineGroupInfo {
-                engine_group_id: 0,
-                layer_indices: (0..LAYERS as u32).collect(),
-                tokens_per_block: BLOCK,
-                sw_size_tokens: -1,
-                extra_object_group_tag: 0,
-                recurrent_state: false,
-            }],
-        }
-    }
-
-    /// Writes every element as a function of its place.
-    fn fill(&self) {
-        for (layer, file) in self.files.iter().enumerate() {
-            let bytes: Vec<u8> =
-                (0..Cache::bytes()).map(|i| (i * 7 + (i >> 9) + layer as u64 * 13) as u8).collect();
-            file.write_all_at(&bytes, 0).expect("fill");
-        }
-    }
-
-    fn wipe(&self) {
-        for file in &self.files {
-            file.write_all_at(&vec![0; Cache::bytes() as usize], 0).expect("wipe");
-        }
-    }
-
-    /// Bytes of one block, both planes of all layers.
-    fn block(&self, block: u64) -> Vec<u8> {
-        let len = (BLOCK * HEADS * HEAD * 2) as usize;
-        let mut all = Vec::new();
-        for file in &self.files {
-            for plane in 0..2 {
-                let mut bytes = vec![0; len];
-                let at = (plane * BLOCKS + block) * len as u64;
-                file.read_exact_at(&mut bytes, at).expect("block");
-                all.extend(bytes);
-            }
-        }
-        all
-    }
-}
-
-impl Drop for Cache {
-    fn drop(&mut self) {
-        for name in &self.names {
-            let _ = std::fs::remove_file(format!("/dev/shm{name}"));
-        }
-    }
+fn cache(tag: &str) -> KvCache {
+    KvCache::new(tag, SHAPE)
 }
 
 async fn register(client: &mut Connection, payload: RegisterKvCache) {
@@ -122,7 +22,7 @@ async fn register(client: &mut Connection, payload: RegisterKvCache) {
 }
 
 fn model() -> Model {
-    Model { name: "m".into(), world_size: 1, layers: LAYERS as u64, width: HEADS * HEAD }
+    Model { name: "m".into(), world_size: 1, layers: SHAPE.layers as u64, width: SHAPE.heads * SHAPE.head }
 }
 
 fn ids(from: u64, count: u64) -> Vec<Vec<u64>> {
@@ -161,27 +61,27 @@ async fn retrieve(
 async fn blocks_come_back_where_they_are_asked_for() {
     let daemon = Daemon::start(&[]).await;
     let mut client = daemon.connect().await;
-    let cache = Cache::new("roundtrip");
-    cache.fill();
-    register(&mut client, cache.registration(7, "m")).await;
+    let kv = cache("roundtrip");
+    kv.fill();
+    register(&mut client, kv.registration(7, "m")).await;
     let tokens = prompt(1, 2);
     let frame = model().key("a", &tokens).frame(Some(0), 0, 512);
-    let originals: Vec<Vec<u8>> = (1..33).map(|block| cache.block(block)).collect();
+    let originals: Vec<Vec<u8>> = (1..33).map(|block| kv.block(block)).collect();
     assert!(store(&mut client, &frame, 7, ids(1, 32)).await);
     assert_eq!(lookup(&mut client, &model(), "b", &tokens, 1).await, 2);
-    cache.wipe();
+    kv.wipe();
     // Into other blocks, and without the first 40 tokens: 2 whole blocks of 16 are left alone.
     let frame = model().key("b", &tokens).frame(Some(0), 0, 512);
     assert!(retrieve(&mut client, &frame, 7, ids(30, 32), 40).await);
     for (position, original) in originals.iter().enumerate() {
-        let now = cache.block(30 + position as u64);
+        let now = kv.block(30 + position as u64);
         if position < 2 {
             assert!(now.iter().all(|byte| *byte == 0), "block {position} was to be skipped");
         } else {
             assert_eq!(&now, original, "block {position}");
         }
     }
-    assert!(cache.block(29).iter().all(|byte| *byte == 0) && cache.block(62).iter().all(|byte| *byte == 0));
+    assert!(kv.block(29).iter().all(|byte| *byte == 0) && kv.block(62).iter().all(|byte| *byte == 0));
     assert_eq!(daemon.metric("lmcached_l1_leases", &[]).await, 0.0);
     assert_eq!(daemon.metric("lmcached_l1_pins", &[]).await, 0.0);
 }
@@ -190,9 +90,9 @@ async fn blocks_come_back_where_they_are_asked_for() {
 async fn one_mode_serves_what_the_other_stored() {
     let daemon = Daemon::start(&[]).await;
     let mut client = daemon.connect().await;
-    let cache = Cache::new("cross");
-    cache.fill();
-    register(&mut client, cache.registration(7, "m")).await;
+    let kv = cache("cross");
+    kv.fill();
+    register(&mut client, kv.registration(7, "m")).await;
     // The same model's objects as an engine-driven worker sees them.
     client.call(&model().registration(8)).await.expect("register");
     let tokens = prompt(2, 1);
@@ -202,12 +102,12 @@ async fn one_mode_serves_what_the_other_stored() {
         ipc_tests::worker::prepare_retrieve(&mut client, &frame, 8).await.expect("served to the other mode");
     // [planes, layers, slots, width]: slot 0 of plane 1, layer 1 is the first token of block 1 there.
     let pool = File::open(daemon.pool_path()).expect("pool");
-    let width = (HEADS * HEAD * 2) as usize;
+    let width = (SHAPE.heads * SHAPE.head * 2) as usize;
     let mut from_pool = vec![0; width];
-    pool.read_exact_at(&mut from_pool, slots[0].offset + ((LAYERS as u64 + 1) * 256) * width as u64)
+    pool.read_exact_at(&mut from_pool, slots[0].offset + ((SHAPE.layers as u64 + 1) * 256) * width as u64)
         .expect("read");
-    let block = cache.block(1);
-    let block_bytes = block.len() / (2 * LAYERS);
+    let block = kv.block(1);
+    let block_bytes = block.len() / (2 * SHAPE.layers);
     assert_eq!(from_pool, block[3 * block_bytes..3 * block_bytes + width]);
 }
 
@@ -215,9 +115,9 @@ async fn one_mode_serves_what_the_other_stored() {
 async fn null_blocks_are_not_stored() {
     let daemon = Daemon::start(&[]).await;
     let mut client = daemon.connect().await;
-    let cache = Cache::new("null");
-    cache.fill();
-    register(&mut client, cache.registration(7, "m")).await;
+    let kv = cache("null");
+    kv.fill();
+    register(&mut client, kv.registration(7, "m")).await;
     let tokens = prompt(3, 2);
     let frame = model().key("a", &tokens).frame(Some(0), 0, 512);
     let blocks = vec![[vec![5; 16], vec![0; 16]].concat()];
@@ -229,9 +129,9 @@ async fn null_blocks_are_not_stored() {
 async fn bad_transfers_are_refused_and_change_nothing() {
     let daemon = Daemon::start(&[]).await;
     let mut client = daemon.connect().await;
-    let cache = Cache::new("bad");
-    cache.fill();
-    register(&mut client, cache.registration(7, "m")).await;
+    let kv = cache("bad");
+    kv.fill();
+    register(&mut client, kv.registration(7, "m")).await;
     let tokens = prompt(4, 2);
     let frame = model().key("a", &tokens).frame(Some(0), 0, 512);
     assert!(!store(&mut client, &frame, 404, ids(1, 32)).await, "unknown worker");
@@ -257,17 +157,17 @@ async fn a_worker_cannot_name_others_memory() {
         "",
         "relative",
     ] {
-        let cache = Cache::new("foreign");
-        let mut payload = cache.registration(9, "m");
-        payload.kv_cache[0] = Cache::descriptor(name, Cache::bytes());
+        let kv = cache("foreign");
+        let mut payload = kv.registration(9, "m");
+        payload.kv_cache[0] = kv.descriptor(name, SHAPE.layer_bytes());
         register(&mut client, payload).await;
     }
     // A segment smaller than announced, and shapes that overflow.
-    let cache = Cache::new("small");
-    let mut payload = cache.registration(9, "m");
-    payload.kv_cache[0] = Cache::descriptor(&cache.names[0], 1 << 40);
+    let kv = cache("small");
+    let mut payload = kv.registration(9, "m");
+    payload.kv_cache[0] = kv.descriptor(kv.name(0), 1 << 40);
     register(&mut client, payload).await;
-    let mut payload = cache.registration(9, "m");
+    let mut payload = kv.registration(9, "m");
     if let DeviceDescriptor::CpuShm { metadata, .. } = &mut payload.kv_cache[0] {
         metadata.shape = vec![2, u64::MAX, u64::MAX, 2, 2];
         metadata.stride = vec![u64::MAX, 1, 1, 1, 1];
@@ -282,12 +182,12 @@ async fn a_worker_cannot_name_others_memory() {
 async fn a_worker_that_shrinks_its_memory_harms_only_itself() {
     let mut daemon = Daemon::start(&[]).await;
     let mut client = daemon.connect().await;
-    let (good, bad) = (Cache::new("good"), Cache::new("shrunk"));
+    let (good, bad) = (cache("good"), cache("shrunk"));
     good.fill();
     bad.fill();
     register(&mut client, good.registration(7, "m")).await;
     register(&mut client, bad.registration(8, "other")).await;
-    bad.files[1].set_len(4096).expect("shrink");
+    bad.file(1).set_len(4096).expect("shrink");
     let tokens = prompt(6, 2);
     let frame = Model { name: "other".into(), ..model() }.key("a", &tokens).frame(Some(0), 0, 512);
     assert!(!store(&mut client, &frame, 8, ids(1, 32)).await, "half of it is gone");
@@ -302,9 +202,9 @@ async fn a_worker_that_shrinks_its_memory_harms_only_itself() {
 async fn checksums_are_answered_in_the_peers_shape() {
     let daemon = Daemon::start(&[]).await;
     let mut client = daemon.connect().await;
-    let cache = Cache::new("sums");
-    cache.fill();
-    register(&mut client, cache.registration(7, "m")).await;
+    let kv = cache("sums");
+    kv.fill();
+    register(&mut client, kv.registration(7, "m")).await;
     let body = r#"{"block_ids": [1, 2, 3], "chunk_size": 2, "instance_id": 7}"#;
     let (status, text) = http::post(daemon.http_port(), "/cache/checksums", body).await.expect("answer");
     assert_eq!(status, 200, "{text}");

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use ipc_tests::kv_cache::{KvCache, Shape};
 use ipc_tests::worker::{CHUNK, Model, key};
 use lmcache_client::Connection;
 use lmcache_proto::wire::{Operation, Request, Response};
@@ -113,6 +114,84 @@ async fn timed(
         return None;
     }
     Some(Response::decode(operation, frames.get(2).map(|frame| &frame[..])).expect("answer of the protocol"))
+}
+
+/// Shape of the server-driven worker: a chunk has 4 MiB in blocks of 32 KiB.
+const SHAPE: Shape = Shape { layers: 4, blocks: 256, block: 16, heads: 8, head: 128 };
+
+/// Server-driven stores and retrieves of one chunk each, over the wire, `count` times.
+pub(crate) async fn server_driven(target: &Target, count: usize, round: usize) -> Vec<Sample> {
+    let cache = KvCache::new(&format!("compare{round}"), SHAPE);
+    cache.fill();
+    let mut connection =
+        Connection::connect(&target.endpoint, Duration::from_secs(60)).await.expect("connect");
+    let model = Model { name: "driven".into(), world_size: 1, layers: 4, width: 1024 };
+    let instance = 5000 + round as u64;
+    let registration = Box::new(cache.registration(instance, &model.name));
+    connection.call(&Request::RegisterKvCache(registration)).await.expect("register");
+    let mut samples = Vec::new();
+    for i in 0..count {
+        let mut tokens: Vec<u32> = (0..CHUNK as u32).collect();
+        (tokens[0], tokens[1]) = (i as u32, 1000 + round as u32);
+        let id = format!("d{round}x{i}");
+        let frame = model.key(&id, &tokens).frame(Some(0), 0, CHUNK as u64);
+        let all = model.key(&id, &tokens).frame(None, 0, CHUNK as u64);
+        // Scattered over the cache, in an order of its own each time.
+        let blocks: Vec<u64> = (0..16).map(|b| (b * 37 + i as u64 * 16) % SHAPE.blocks).collect();
+        let block_ids = vec![blocks];
+        let mut unmeasured = Vec::new();
+        let request = Request::Store {
+            key: key(&frame),
+            instance_id: instance,
+            block_ids: block_ids.clone(),
+            event: b"e",
+        };
+        let stored = timed(&mut connection, target.kind, &request, &mut samples).await;
+        assert!(matches!(stored, Some(Response::Transfer(_, true))), "{}: {stored:?}", target.kind.name());
+        let lookup = Request::Lookup { key: key(&all), tp_size: 1 };
+        timed(&mut connection, target.kind, &lookup, &mut unmeasured).await;
+        let status = Request::QueryPrefetchStatus { request_id: &id };
+        timed(&mut connection, target.kind, &status, &mut unmeasured).await;
+        let request = Request::Retrieve {
+            key: key(&frame),
+            instance_id: instance,
+            block_ids,
+            event: b"e",
+            skip_first_n_tokens: 0,
+        };
+        let retrieved = timed(&mut connection, target.kind, &request, &mut samples).await;
+        assert!(
+            matches!(retrieved, Some(Response::Transfer(_, true))),
+            "{}: {retrieved:?}",
+            target.kind.name()
+        );
+        let end = Request::EndSession { request_id: &id };
+        timed(&mut connection, target.kind, &end, &mut unmeasured).await;
+    }
+    connection.call(&Request::UnregisterKvCache { instance_id: instance }).await.expect("unregister");
+    samples
+}
+
+/// The floor of [`server_driven`]: a plain copy of the same bytes in the same blocks, `count` times into fresh places.
+pub(crate) fn plain_copies(count: usize) -> Vec<Duration> {
+    let block = SHAPE.block_bytes() as usize;
+    let source = vec![1u8; SHAPE.layers * SHAPE.layer_bytes() as usize];
+    // Larger than any cache, and touched before: as the pool is.
+    let mut places = vec![2u8; 256 << 20];
+    let chunk = 16 * 2 * SHAPE.layers * block;
+    (0..count)
+        .map(|i| {
+            let to = &mut places[(i * chunk) % (256 << 20)..][..chunk];
+            let started = Instant::now();
+            for (position, piece) in to.chunks_exact_mut(block).enumerate() {
+                let from = (position * 37 + i * 16) % (source.len() / block) * block;
+                piece.copy_from_slice(&source[from..from + block]);
+            }
+            let time = started.elapsed();
+            std::hint::black_box(&to);
+            time
+        })
+        .collect()
 }
 
 /// Pipelined pings per second of one client.

@@ -84,6 +84,13 @@ async fn compare(run: &Run) {
                 result.add(clients, &samples, spent, clients * cycles);
             }
             result.pings.push(load::pings(target, Duration::from_millis(700)).await);
+            if target.kind == target::Kind::Echo {
+                result.add_copies(&load::plain_copies(60));
+            } else {
+                // A store of the peer takes most of a second.
+                let count = if target.kind == target::Kind::Peer { 6 } else { 60 };
+                result.add(1, &load::server_driven(target, count, round).await, Duration::ZERO, 0);
+            }
         }
     }
     let text = report::tables(&results, run.rounds, run.cycles);

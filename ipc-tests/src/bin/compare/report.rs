@@ -41,6 +41,13 @@ impl Results {
         entry.1 += cycles;
     }
 
+    /// The floor of server-driven transfers: a plain copy, in the columns of both.
+    pub(crate) fn add_copies(&mut self, times: &[Duration]) {
+        for operation in [Operation::Store, Operation::Retrieve] {
+            self.times.entry((1, operation.index())).or_default().extend_from_slice(times);
+        }
+    }
+
     /// Microseconds at quantile `q` of an operation.
     fn quantile(&self, clients: usize, operation: Operation, q: f64) -> f64 {
         let mut times = self.times.get(&(clients, operation.index())).cloned().unwrap_or_default();
