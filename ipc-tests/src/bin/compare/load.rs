@@ -148,10 +148,17 @@ pub(crate) async fn server_driven(target: &Target, count: usize, round: usize) -
         };
         let stored = timed(&mut connection, target.kind, &request, &mut samples).await;
         assert!(matches!(stored, Some(Response::Transfer(_, true))), "{}: {stored:?}", target.kind.name());
-        let lookup = Request::Lookup { key: key(&all), tp_size: 1 };
-        timed(&mut connection, target.kind, &lookup, &mut unmeasured).await;
-        let status = Request::QueryPrefetchStatus { request_id: &id };
-        timed(&mut connection, target.kind, &status, &mut unmeasured).await;
+        // The peer answers a store before it has committed it: ask until the chunk is there.
+        loop {
+            let lookup = Request::Lookup { key: key(&all), tp_size: 1 };
+            timed(&mut connection, target.kind, &lookup, &mut unmeasured).await;
+            let status = Request::QueryPrefetchStatus { request_id: &id };
+            if timed(&mut connection, target.kind, &status, &mut unmeasured).await == Some(Response::Count(1))
+            {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         let request = Request::Retrieve {
             key: key(&frame),
             instance_id: instance,

@@ -99,6 +99,17 @@ pub(crate) fn tables(results: &[Results], rounds: usize, cycles: usize) -> Strin
         }
         let _ = writeln!(out);
     }
+    let _ =
+        writeln!(out, "### Server-driven transfer of one chunk of 4 MiB in blocks of 32 KiB, median µs\n");
+    let _ =
+        writeln!(out, "| operation | plain copy | lmcached | lmcache 0.5.6 | ours ÷ copy | peer ÷ ours |");
+    let _ = writeln!(out, "|---|---|---|---|---|---|");
+    for operation in [Operation::Store, Operation::Retrieve] {
+        let value = |r: Option<&Results>| r.map_or(f64::NAN, |r| r.quantile(1, operation, 0.5));
+        let (e, o, p) = (value(echo), value(ours), value(peer));
+        let _ = writeln!(out, "| {operation} | {e:.0} | {o:.0} | {p:.0} | {:.2} | {:.1} |", o / e, p / o);
+    }
+    let _ = writeln!(out);
     let _ = writeln!(
         out,
         "### The process\n\n| | bare echo | lmcached | lmcache 0.5.6 | peer ÷ ours |\n|---|---|---|---|---|"
