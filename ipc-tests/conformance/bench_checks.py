@@ -4,9 +4,8 @@ import dataclasses
 import os
 import pathlib
 import re
-import subprocess
 
-from processes import Failure, Process, remove_worker_segments
+from processes import Conversation, Failure, remove_worker_segments
 from report import Report
 from server import Server
 
@@ -88,32 +87,38 @@ def judge(run: Run, output: str, status: int) -> list[str]:
     return problems
 
 
-def command(run: Run, server: Server, python: pathlib.Path) -> list[str]:
-    arguments = [
-        str(python), "-B", str(HERE / "bench_driver.py"), "--mode", "cpu", "--transfer-mode", run.mode,
-        "--rpc-url", f"tcp://127.0.0.1:{server.port}", "--url", server.url, "--kvcache-shape-spec", run.shape,
-        "--tp-size", str(run.tp), "--start", str(run.start), "--end", str(run.start + REQUESTS), "--interval", "0",
+def arguments(run: Run, server: Server) -> list[str]:
+    tool = [
+        "--mode", "cpu", "--transfer-mode", run.mode, "--rpc-url", f"tcp://127.0.0.1:{server.port}",
+        "--url", server.url, "--kvcache-shape-spec", run.shape, "--tp-size", str(run.tp), "--start", str(run.start),
+        "--end", str(run.start + REQUESTS), "--interval", "0",
     ]  # fmt: skip
-    return arguments + (["--use-mla"] if run.mla else []) + (["--settle"] if server.peer else [])
+    return tool + (["--use-mla"] if run.mla else [])
 
 
 def run_all(server: Server, report: Report, python: pathlib.Path, logs: pathlib.Path) -> None:
     env = os.environ | {"LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1", "DO_NOT_TRACK": "1"}
+    driver = None
     for run in plan():
+        if driver is None:
+            driver = Conversation([str(python), "-B", str(HERE / "bench_driver.py")], logs / "bench.driver.log", env)
         log = logs / f"{run.check}.log"
-        process = Process(command(run, server, python), log, env, pipes=True)
+        log.touch()
         try:
-            output = process.popen.communicate(timeout=DEADLINE)[0].decode(errors="replace")
-            log.write_text(log.read_text(errors="replace") + output)
-            problems = judge(run, output, process.popen.returncode)
-        except subprocess.TimeoutExpired:
-            problems = [f"no end after {DEADLINE:g} s"]
-        finally:
-            process.end()
-            remove_worker_segments(log)
+            request = {"arguments": arguments(run, server), "output": str(log), "settle": server.peer}
+            status = driver.ask(request, "bench", DEADLINE)
+            problems = judge(run, log.read_text(errors="replace"), status)
+        except Failure as failure:
+            problems = [str(failure)]
+            # It may still be busy with this run: the next one gets a new driver.
+            driver.end()
+            driver = None
+        remove_worker_segments(log)
         try:
             server.require_not_crashed()
         except Failure as failure:
             report.check(run.check, problems + [str(failure)])
-            return
+            break
         report.check(run.check, problems)
+    if driver:
+        driver.end()

@@ -3,10 +3,9 @@
 import json
 import os
 import pathlib
-import selectors
 import typing
 
-from processes import Failure, Process, remove_worker_segments, until
+from processes import Conversation, Failure, remove_worker_segments, until
 from prompts import Prompt
 from server import Server
 
@@ -25,15 +24,12 @@ def threads() -> str:
 
 
 def environment() -> dict[str, str]:
-    # Scheduler and worker in one process: they remain two clients of the server and say the same on the wire, and an
-    # engine starts in half the time. Set it to 1 for the processes of a deployment.
-    in_process = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    return in_process | os.environ | {
+    return os.environ | {
         "VLLM_CPU_OMP_THREADS_BIND": threads(),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_NO_USAGE_STATS": "1",
-        # With several processes, lets the worker run the function that counts unanswered stores.
+        # Lets the worker process run the function that counts unanswered stores.
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -65,10 +61,9 @@ class Engine:
         self.log = logs / f"engine.{name}.log"
         arguments = json.dumps({"model": str(model), "connector": settings})
         command = [str(python), "-B", str(HERE / "engine_worker.py"), arguments]
-        self._process = Process(command, self.log, environment(), pipes=True)
-        self._buffer = b""
+        self._process = Conversation(command, self.log, environment())
         try:
-            self._answer("start", START_DEADLINE)
+            self._process.hear("engine start", START_DEADLINE)
         except Failure:
             # No `with` block has been entered yet that would end it, and the next engine wants the cores.
             self.end()
@@ -80,30 +75,12 @@ class Engine:
     def __exit__(self, *_) -> None:
         self.end()
 
-    def _answer(self, what: str, seconds: float) -> dict:
-        with selectors.DefaultSelector() as ready:
-            ready.register(self._process.popen.stdout, selectors.EVENT_READ)
-            # One wait for the whole line: it is written at once, when all of it is known.
-            while b"\n" not in self._buffer:
-                if not ready.select(seconds):
-                    raise Failure(f"{what}: no answer from the engine after {seconds:g} s (log: {self.log.name})")
-                part = os.read(self._process.popen.stdout.fileno(), 1 << 20)
-                if not part:
-                    raise Failure(f"{what}: the engine ended (log: {self.log.name})")
-                self._buffer += part
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        answer = json.loads(line)
+    def _ask(self, command: dict) -> dict:
+        what = f"engine {command['do']}"
+        answer = self._process.ask(command, what, ANSWER_DEADLINE)
         if "error" in answer:
             raise Failure(f"{what}: {answer['error']} (log: {self.log.name})")
         return answer
-
-    def _ask(self, command: dict) -> dict:
-        try:
-            self._process.popen.stdin.write(json.dumps(command).encode() + b"\n")
-            self._process.popen.stdin.flush()
-        except BrokenPipeError:
-            raise Failure(f"{command['do']}: the engine is gone (log: {self.log.name})") from None
-        return self._answer(command["do"], ANSWER_DEADLINE)
 
     def generate(self, batches: list[list[Prompt]], server: Server | None = None) -> list[dict]:
         """One result per prompt; after each batch, waits until everything it stored is there."""
@@ -137,9 +114,8 @@ class Engine:
     def end(self) -> None:
         if self._process.running:
             try:
-                self._process.popen.stdin.write(b'{"do": "exit"}\n')
-                self._process.popen.stdin.flush()
-            except BrokenPipeError:
+                self._process.tell({"do": "exit"}, "engine exit")
+            except Failure:
                 pass
             # Left to itself it unregisters from the server; that belongs to what is tested.
             self._process.wait(END_DEADLINE)

@@ -1,9 +1,11 @@
 """Child processes that cannot outlive the run, and waits that cannot last for ever."""
 
 import ctypes
+import json
 import os
 import pathlib
 import re
+import selectors
 import signal
 import socket
 import subprocess
@@ -113,3 +115,36 @@ class Process:
     def end_all(cls) -> None:
         for process in list(cls._alive):
             process.end(grace=2.0)
+
+
+class Conversation(Process):
+    """A child that answers each JSON line on its stdin with one on its stdout."""
+
+    def __init__(self, command: list[str], log: pathlib.Path, env: dict[str, str]):
+        super().__init__(command, log, env, pipes=True)
+        self._buffer = b""
+
+    def tell(self, message: typing.Any, what: str) -> None:
+        try:
+            self.popen.stdin.write(json.dumps(message).encode() + b"\n")
+            self.popen.stdin.flush()
+        except BrokenPipeError:
+            raise Failure(f"{what}: the process is gone (log: {self.log.name})") from None
+
+    def hear(self, what: str, seconds: float) -> typing.Any:
+        deadline = time.monotonic() + seconds
+        with selectors.DefaultSelector() as ready:
+            ready.register(self.popen.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if not ready.select(max(0.0, deadline - time.monotonic())):
+                    raise Failure(f"{what}: no answer after {seconds:g} s (log: {self.log.name})")
+                part = os.read(self.popen.stdout.fileno(), 1 << 20)
+                if not part:
+                    raise Failure(f"{what}: the process ended (log: {self.log.name})")
+                self._buffer += part
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return json.loads(line)
+
+    def ask(self, message: typing.Any, what: str, seconds: float) -> typing.Any:
+        self.tell(message, what)
+        return self.hear(what, seconds)

@@ -33,7 +33,8 @@ def scenario(seed: int) -> list[list[Prompt]]:
     extends = Prompt("extends-a-stored-one", exact.tokens + tokens(300), 2 * CHUNK, 3 * CHUNK)
     half = Prompt("shares-half", exact.tokens[:CHUNK] + tokens(CHUNK + 40), CHUNK, 2 * CHUNK)
     short = fresh("shorter-than-a-chunk", 100)
-    several = [fresh("one-of-several-a", 2 * CHUNK + 10), fresh("one-of-several-b", CHUNK), fresh("one-of-several-c", 700)]
+    lengths = {"a": 2 * CHUNK + 10, "b": CHUNK, "c": 700}
+    several = [fresh(f"one-of-several-{name}", count) for name, count in lengths.items()]
     return [[exact], [extends], [half], [short], several]
 
 
