@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{self, Config, Listen, Notice};
 use crate::engine::{Engine, EngineConfig};
 use crate::http::{self, Admin};
-use crate::l1::{L1, L1Config, OpenError, PolicyKind, pool};
+use crate::l1::{L1, L1Config, OpenError, PolicyKind, Recovered, pool};
 use crate::server::{BindError, Listener, Server, ServerConfig};
 
 /// Time for a ZMTP greeting.
@@ -176,7 +176,7 @@ fn hash_algorithm(config: &Config) -> HashAlgorithm {
 fn open_engine(config: &Config) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
     let chunk_size = config.server.chunk_size.get();
     let algorithm = hash_algorithm(config);
-    let (l1, adopted) = L1::open(&L1Config {
+    let (l1, recovered) = L1::open(&L1Config {
         pool_name: config.l1.pool_name.clone(),
         pool_bytes: config.l1.size_bytes.map_or_else(pool::default_pool_bytes, Into::into),
         chunk_size,
@@ -191,10 +191,19 @@ fn open_engine(config: &Config) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
         hugepages: config.l1.use_hugepages,
         fresh: config.l1.fresh,
     })?;
-    if !adopted.is_empty() {
+    if recovered.objects > 0 || recovered.dropped > 0 {
+        let Recovered { objects, bytes, dropped, .. } = recovered;
+        tracing::info!(
+            objects,
+            bytes,
+            dropped,
+            "took over what the earlier daemon left; dropped is what was unfinished or damaged"
+        );
+    }
+    if !recovered.pins.is_empty() {
         tracing::warn!(
-            slots = adopted.len(),
-            "workers of an earlier daemon may still touch slots; they are in quarantine until those workers are gone"
+            slots = recovered.pins.len(),
+            "workers of the earlier daemon may still touch slots; those are nobody else's until the workers are gone"
         );
     }
     let l1 = Arc::new(l1);
@@ -215,7 +224,7 @@ fn open_engine(config: &Config) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
         pool_name: config.l1.pool_name.clone(),
     };
     let hasher = TokenHasher::new(algorithm, chunk_size as usize, config.server.hash_seed.as_deref());
-    let engine = Engine::new(engine_config, hasher, l1.clone(), adopted);
+    let engine = Engine::new(engine_config, hasher, l1.clone(), recovered.pins);
     Ok((l1, engine))
 }
 

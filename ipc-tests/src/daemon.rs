@@ -95,6 +95,12 @@ impl Daemon {
         self.ready().await;
     }
 
+    /// Kills the daemon and starts it with other flags besides.
+    pub async fn restart_with(&mut self, extra: &[&str]) {
+        self.args.extend(extra.iter().map(|arg| (*arg).to_owned()));
+        self.crash_and_restart().await;
+    }
+
     /// Asks the daemon to stop and waits for its exit code.
     ///
     /// # Panics

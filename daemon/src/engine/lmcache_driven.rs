@@ -184,7 +184,7 @@ impl Engine {
                 .map(|(chunk, _)| worker.plan(group, block_ids, *chunk as u64, 0).map_err(bad_blocks))
                 .collect::<Result<Vec<_>, _>>()?;
             for (plan, (_, object)) in plans.iter().zip(&reserved[first..]) {
-                let slot = self.l1.slot_mut(object).ok_or_else(not_real)?;
+                let slot = self.l1.slot_mut(object).ok_or_else(gone)?;
                 worker.store(plan, &mut slot.into()).map_err(copy_failed)?;
             }
         }
@@ -269,7 +269,7 @@ impl Engine {
         }
         // Everything is there and every block exists: only now is the worker's memory touched.
         for (object, plan) in &plans {
-            let slot = self.l1.slot_ref(&pinned[*object]).ok_or_else(not_real)?;
+            let slot = self.l1.slot_ref(&pinned[*object]).ok_or_else(gone)?;
             worker.retrieve(plan, slot.into()).map_err(copy_failed)?;
         }
         Ok(())
@@ -289,6 +289,6 @@ fn copy_failed(error: impl std::fmt::Display) -> Failure {
     (Refusal::CopyFailed, error.to_string())
 }
 
-fn not_real() -> Failure {
-    (Refusal::CopyFailed, "that part of the pool is still being reserved".to_owned())
+fn gone() -> Failure {
+    (Refusal::Internal, "a held object is gone".to_owned())
 }

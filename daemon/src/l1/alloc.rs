@@ -101,8 +101,12 @@ impl Allocator {
     /// Adds `[start, end)` of the pool, newly reserved, around the adopted ranges.
     pub fn extend(&mut self, start: u64, end: u64) {
         let (mut from, end) = (start / self.unit, end / self.unit);
-        let held: Vec<(u64, u64)> = self.adopted.range(..end).map(|(s, e)| (*s, *e)).collect();
-        for (held_start, held_end) in held {
+        // Frontiers come in order, so what lies below `end` is dealt with for good; a range across it counts again.
+        let beyond = self.adopted.split_off(&end);
+        for (held_start, held_end) in std::mem::replace(&mut self.adopted, beyond) {
+            if held_end > end {
+                self.adopted.insert(held_start, held_end);
+            }
             if held_end > from {
                 if held_start > from {
                     self.insert_free(from, held_start - from);

@@ -60,6 +60,21 @@ pub(super) struct Entry {
     pub(super) detached: bool,
 }
 
+impl Entry {
+    pub(super) const FREE: Entry = Entry {
+        key: Key { hash: [0; 32], model: NameId::EMPTY, salt: NameId::EMPTY, rank: 0, group: 0 },
+        state: ObjectState::Free,
+        generation: 1,
+        offset: 0,
+        length: 0,
+        layout: 0,
+        leases: 0,
+        pins: 0,
+        reused: false,
+        detached: false,
+    };
+}
+
 /// Why nothing could be reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReserveError {
@@ -364,49 +379,40 @@ impl Index {
         self.totals.quarantined += 1;
     }
 
-    /// Bytes that a process of an earlier daemon may still touch: kept out of circulation until its pin ends.
-    pub(super) fn adopt_pin(&mut self, record: u32, fields: &PinFields, table: &Table) -> Option<Pin> {
-        self.next_pin = self.next_pin.max(record + 1);
-        // Several workers may have been reading one object: the first pin took the bytes, the others join it.
-        let same = |e: &Entry| {
-            e.state == ObjectState::Quarantined && (e.offset, e.length) == (fields.offset, fields.length)
-        };
-        if let Some(index) = self.entries.iter().position(same) {
-            self.entries[index].pins += 1;
-            self.pins_now += 1;
-            let generation = self.entries[index].generation;
-            return Some(Pin { object: ObjectId { index: index as u32, generation }, record: Some(record) });
-        }
-        if !self.allocator.adopt(fields.offset, fields.length) {
-            return None;
-        }
-        let index = self.new_record(table)?;
-        let generation = self.entries[index as usize].generation;
-        let key = Key { hash: [0; 32], model: NameId::EMPTY, salt: NameId::EMPTY, rank: 0, group: 0 };
-        self.entries[index as usize] = Entry {
-            key,
-            state: ObjectState::Quarantined,
-            generation,
-            offset: fields.offset,
-            length: fields.length,
-            layout: 0,
-            leases: 0,
-            pins: 1,
-            reused: false,
-            detached: true,
-        };
-        self.quarantined_now += 1;
-        self.pins_now += 1;
-        Some(Pin { object: ObjectId { index, generation }, record: Some(record) })
+    pub(super) fn contains(&self, key: &Key) -> bool {
+        self.map.contains_key(key)
     }
 
-    /// Frees pin records below the highest adopted one that nobody holds.
-    pub(super) fn finish_adoption(&mut self, adopted: &[u32]) {
-        for record in 0..self.next_pin {
-            if !adopted.contains(&record) {
-                self.unused_pins.push(record);
+    /// Appends an unused record, while the table is being read.
+    pub(super) fn push_free(&mut self, generation: u32) {
+        self.unused.push(self.entries.len() as u32);
+        self.entries.push(Entry { generation, ..Entry::FREE });
+    }
+
+    /// Appends an object of the table; its range has been adopted.
+    pub(super) fn push_recovered(&mut self, entry: Entry) {
+        let index = self.entries.len() as u32;
+        self.entries.push(entry);
+        self.pins_now += u64::from(entry.pins);
+        if entry.state == ObjectState::Committed {
+            self.names.hold(entry.key.model);
+            self.names.hold(entry.key.salt);
+            self.map.insert(entry.key, index);
+            self.committed += 1;
+            if entry.pins == 0 {
+                let subject = self.subject(index);
+                self.policy.insert(&subject);
             }
+        } else {
+            self.quarantined_now += 1;
         }
+    }
+
+    /// Takes over the pin records below `used`: those in `held` are in use, the others free.
+    pub(super) fn restore_pins(&mut self, used: u32, held: impl Iterator<Item = u32>) {
+        let held: rustc_hash::FxHashSet<u32> = held.collect();
+        self.next_pin = used;
+        self.unused_pins = (0..used).filter(|record| !held.contains(record)).collect();
     }
 
     /// Marks an object as used now.
@@ -483,19 +489,7 @@ impl Index {
         if self.entries.len() as u64 >= table.layout().objects {
             return None;
         }
-        let key = Key { hash: [0; 32], model: NameId::EMPTY, salt: NameId::EMPTY, rank: 0, group: 0 };
-        self.entries.push(Entry {
-            key,
-            state: ObjectState::Free,
-            generation: 1,
-            offset: 0,
-            length: 0,
-            layout: 0,
-            leases: 0,
-            pins: 0,
-            reused: false,
-            detached: false,
-        });
+        self.entries.push(Entry::FREE);
         Some((self.entries.len() - 1) as u32)
     }
 

@@ -4,7 +4,8 @@
 //! * `alloc`: which pages are free;
 //! * `names`: interned model names and salts;
 //! * `policy`: who goes first;
-//! * `index`: states, leases and pins.
+//! * `index`: states, leases and pins;
+//! * `recover`: what an earlier daemon left.
 //!
 //! There is one lock, around the index; it is held for map operations only, never across a copy or a system call, and
 //! no other lock is taken under it. A hit takes the lock, touches two list links and leaves.
@@ -15,6 +16,7 @@ mod index;
 mod names;
 mod policy;
 pub mod pool;
+mod recover;
 
 use std::sync::Arc;
 
@@ -31,6 +33,7 @@ use policy::Policy;
 pub use policy::PolicyKind;
 use pool::{CapacityError, Pool, Segment, SegmentError, Table, TableIdentity, check_capacity};
 pub use pool::{SlotMut, SlotRef};
+pub use recover::Recovered;
 
 /// Chunks looked up per hold of the lock.
 const LOOKUP_SLICE: usize = 64;
@@ -173,14 +176,12 @@ pub struct L1 {
 }
 
 impl L1 {
-    /// Opens the pool and its table, and returns the pins that processes of an earlier daemon may still hold.
-    ///
-    /// Until recovery exists, objects of an earlier daemon are not served; what they occupied is free, but for the
-    /// pinned ranges.
+    /// Opens the pool and its table, and takes over what an earlier daemon left there, if it was made for the same
+    /// chunks and the same pool.
     ///
     /// # Errors
     /// Not enough memory, or a living daemon owns the segments.
-    pub fn open(config: &L1Config) -> Result<(L1, Vec<(Owner, Pin)>), OpenError> {
+    pub fn open(config: &L1Config) -> Result<(L1, Recovered), OpenError> {
         let bytes = config.pool_bytes;
         let existing = std::fs::metadata(format!("{}/{}", pool::SHM_DIR, config.pool_name));
         // A pool that is taken over has its memory already (blocks, not length: it may be sparse).
@@ -214,8 +215,17 @@ impl L1 {
             config.align.max(lmcache_proto::shm::PAGE),
         );
         // Before the allocator gets any memory: what is pinned must never be in it.
-        let adopted = if matches { adopt_pins(&mut index, &table, bytes) } else { Vec::new() };
-        Ok((L1 { pool: Pool::new(segment), table, index: Mutex::new(index) }, adopted))
+        let (recovered, frontier) = if matches {
+            // What was real memory still is; without it, stores would evict what has just been taken over while the
+            // background reservation walks over pages that are there.
+            let frontier = table.frontier().min(bytes);
+            let recovered = index.recover(&table, bytes);
+            index.allocator.extend(0, frontier);
+            (recovered, frontier)
+        } else {
+            (Recovered::default(), 0)
+        };
+        Ok((L1 { pool: Pool::new(segment, frontier), table, index: Mutex::new(index) }, recovered))
     }
 
     /// The pool.
@@ -228,7 +238,10 @@ impl L1 {
     /// # Errors
     /// No memory left.
     pub fn reserve_memory(&self) -> std::io::Result<()> {
-        self.pool.reserve(|old, new| self.index.lock().allocator.extend(old, new))
+        self.pool.reserve(|old, new| {
+            self.index.lock().allocator.extend(old, new);
+            self.table.set_frontier(new);
+        })
     }
 
     /// Leases the longest prefix of `hashes` that every row can serve (with its window rule), and nothing else.
@@ -469,8 +482,7 @@ impl L1 {
         self.index.lock().take_removed()
     }
 
-    /// The bytes of an object that the daemon itself has reserved, to fill them. `None` while that part of the pool is
-    /// not real memory yet (after a restart over a pinned range).
+    /// The bytes of an object that the daemon itself has reserved, to fill them. `None` if it is gone.
     pub fn slot_mut(&self, reserved: &Reserved) -> Option<SlotMut<'_>> {
         let length = self.index.lock().entry(reserved.pin.object)?.length;
         self.pool.slot_mut(reserved.offset, length)
@@ -512,25 +524,4 @@ impl L1 {
 /// First chunk that a row with `window` must have for a hit of `length`.
 pub fn first_needed(window: Option<u64>, length: u64) -> u64 {
     window.map_or(0, |window| length.saturating_sub(window))
-}
-
-fn adopt_pins(index: &mut Index, table: &Table, pool_bytes: u64) -> Vec<(Owner, Pin)> {
-    let mut adopted = Vec::new();
-    let mut records = Vec::new();
-    for record in 0..table.pins_used() as u32 {
-        let Some(fields) = table.read_pin(record) else { continue };
-        if fields.offset.checked_add(fields.length).is_none_or(|end| end > pool_bytes) {
-            table.clear_pin(record);
-            continue;
-        }
-        match index.adopt_pin(record, &fields, table) {
-            Some(pin) => {
-                adopted.push((fields.owner, pin));
-                records.push(record);
-            }
-            None => table.clear_pin(record),
-        }
-    }
-    index.finish_adoption(&records);
-    adopted
 }

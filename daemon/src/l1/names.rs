@@ -67,6 +67,32 @@ impl Names {
         Some(NameId(index))
     }
 
+    /// Puts a name of an earlier daemon back under its id, used by nobody yet.
+    pub(super) fn restore(&mut self, id: NameId, name: &str) {
+        while self.entries.len() <= id.0 as usize {
+            self.entries.push((Arc::from(""), 0));
+        }
+        self.entries[id.0 as usize].0 = name.into();
+        self.by_name.insert(name.into(), id);
+    }
+
+    /// Whether `id` stands for a name.
+    pub(super) fn exists(&self, id: NameId) -> bool {
+        id == NameId::EMPTY || self.entries.get(id.0 as usize).is_some_and(|entry| !entry.0.is_empty())
+    }
+
+    /// Frees restored names that nobody uses.
+    pub(super) fn sweep(&mut self, table: &Table) {
+        for index in 1..self.entries.len() {
+            if self.entries[index].1 == 0 {
+                let name = std::mem::replace(&mut self.entries[index].0, Arc::from(""));
+                self.by_name.remove(&*name);
+                table.clear_name(index as u32);
+                self.unused.push(index as u32);
+            }
+        }
+    }
+
     /// One more user of `id`.
     pub fn hold(&mut self, id: NameId) {
         self.entries[id.0 as usize].1 += 1;

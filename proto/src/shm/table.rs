@@ -43,6 +43,8 @@ pub struct TableHeader {
     pub pins_used: AtomicU64,
     /// The same for names.
     pub names_used: AtomicU64,
+    /// Bytes of the pool that are real memory, from its start. Grows only, after the memory is there.
+    pub frontier: AtomicU64,
 }
 
 /// State of an object record.
@@ -219,7 +221,7 @@ fn round_up(bytes: u64) -> u64 {
 }
 
 // The layouts are a format: a change here is a new TABLE_VERSION.
-const _: () = assert!(size_of::<TableHeader>() == 88);
+const _: () = assert!(size_of::<TableHeader>() == 96);
 const _: () = assert!(size_of::<ObjectRecord>() == 128);
 const _: () = assert!(size_of::<PinRecord>() == 56);
 const _: () = assert!(size_of::<NameRecord>() == 1040);

@@ -38,12 +38,12 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Wraps the pool segment; nothing is reserved yet.
-    pub fn new(segment: Segment) -> Pool {
+    /// Wraps the pool segment, of which the first `frontier` bytes are real memory already (a pool that is taken over).
+    pub fn new(segment: Segment, frontier: u64) -> Pool {
         let steps = segment.bytes().div_ceil(STEP) as usize;
         Pool {
             segment,
-            frontier: AtomicU64::new(0),
+            frontier: AtomicU64::new(frontier),
             next_step: AtomicU64::new(0),
             done: Mutex::new(vec![false; steps]),
             active: AtomicUsize::new(0),
@@ -108,15 +108,18 @@ impl Pool {
         }
     }
 
-    /// The bytes of an object that the caller has reserved and not committed; `None` above the frontier.
+    /// The bytes of an object that the caller has reserved and not committed; `None` outside the pool.
+    ///
+    /// All of it is real memory: the allocator is only given what is, and what an earlier daemon's objects occupy was
+    /// real when they were written.
     pub(super) fn slot_mut(&self, offset: u64, len: u64) -> Option<SlotMut<'_>> {
         let start = self.address(offset, len)?;
-        // SAFETY: in the mapping and below the frontier (`address`); reserved by the caller's contract, which the index
+        // SAFETY: in the mapping (`address`); reserved by the caller's contract, which the index
         // enforces: nobody else is given a reserved object's range.
         Some(unsafe { SlotMut::new(start.as_ptr(), len as usize) })
     }
 
-    /// The bytes of an object that the caller has pinned; `None` above the frontier.
+    /// The bytes of an object that the caller has pinned; `None` outside the pool.
     pub(super) fn slot_ref(&self, offset: u64, len: u64) -> Option<SlotRef<'_>> {
         let start = self.address(offset, len)?;
         // SAFETY: as above; pinned and committed by the caller's contract.
@@ -124,7 +127,7 @@ impl Pool {
     }
 
     fn address(&self, offset: u64, len: u64) -> Option<NonNull<u8>> {
-        if offset.checked_add(len)? > self.frontier() {
+        if offset.checked_add(len)? > self.segment.bytes() {
             return None;
         }
         // SAFETY: inside the mapping, checked above.

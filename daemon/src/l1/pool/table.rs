@@ -90,6 +90,7 @@ impl Table {
             objects_used: AtomicU64::new(0),
             pins_used: AtomicU64::new(0),
             names_used: AtomicU64::new(0),
+            frontier: AtomicU64::new(0),
         };
         // SAFETY: the mapping is page aligned and larger than the header; any bit pattern is a valid header; we are the
         // only process that writes it (flock).
@@ -121,6 +122,16 @@ impl Table {
         // SAFETY: the mapping is page aligned, larger than the header and lives as long as `self`; after `open` only the
         // atomic fields are written.
         unsafe { &*self.segment.base().as_ptr().cast::<TableHeader>() }
+    }
+
+    /// Bytes of the pool that are known to be real memory.
+    pub fn frontier(&self) -> u64 {
+        self.header().frontier.load(Ordering::Acquire)
+    }
+
+    /// Notes that the pool is real memory up to `frontier`.
+    pub fn set_frontier(&self, frontier: u64) {
+        self.header().frontier.fetch_max(frontier, Ordering::Release);
     }
 
     /// Pins that may be in use: those below this number.
@@ -179,6 +190,9 @@ impl Table {
 
     /// Describes an object; the record must be free.
     pub fn write_object(&self, index: u32, generation: u32, fields: &ObjectFields, state: ObjectState) {
+        // Free before it counts as used: a table that was discarded still has its old records, and one of those must not
+        // come back between the two lines.
+        self.set_object_state(index, ObjectState::Free);
         self.header().objects_used.fetch_max(u64::from(index) + 1, Ordering::Release);
         let record = self.object(index);
         let mut value = ObjectRecord {
@@ -232,6 +246,18 @@ impl Table {
         Some((state, record.generation, fields))
     }
 
+    /// Whether a record says anything at all, intact or not.
+    pub fn is_used(&self, index: u32) -> bool {
+        // SAFETY: in the mapping; only accessed as an atomic.
+        unsafe { (*self.object(index)).state.load(Ordering::Acquire) != ObjectState::Free as u32 }
+    }
+
+    /// Generation of a record, free or not.
+    pub fn read_generation(&self, index: u32) -> u32 {
+        // SAFETY: in the mapping; any bit pattern is a valid number.
+        unsafe { (*self.object(index)).generation }
+    }
+
     /// Writes a pin; the record must be free.
     pub fn write_pin(&self, index: u32, fields: &PinFields) {
         let value = PinRecord {
@@ -246,6 +272,7 @@ impl Table {
             offset: fields.offset,
             length: fields.length,
         };
+        self.clear_pin(index);
         self.header().pins_used.fetch_max(u64::from(index) + 1, Ordering::Release);
         let record = self.pin(index);
         // SAFETY: in the mapping and ours alone while free (caller's lock).
@@ -287,11 +314,11 @@ impl Table {
     /// Stores a name (at most [`NAME_BYTES`]).
     pub fn write_name(&self, id: u32, name: &str) {
         assert!(name.len() <= NAME_BYTES, "names are bounded where they are decoded");
+        self.clear_name(id);
         self.header().names_used.fetch_max(u64::from(id) + 1, Ordering::Release);
         let record = self.name(id);
         // SAFETY: in the mapping; the bytes are ours alone while the length is 0 (caller's lock).
         unsafe {
-            (*record).length.store(0, Ordering::Relaxed);
             ptr::copy_nonoverlapping(name.as_ptr(), (&raw mut (*record).bytes).cast(), name.len());
             // Release: bytes before length; partner `read_name`.
             (*record).length.store(name.len() as u32, Ordering::Release);

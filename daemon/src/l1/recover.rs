@@ -1,0 +1,143 @@
+//! Takes over what an earlier daemon left in the pool: the table says what is where, and who may still touch it.
+//!
+//! A record is believed only if it is intact (its seal), lies on pages inside the pool, overlaps no other, and its names
+//! are there. What was being written when the daemon died is not complete and is dropped; if a worker may still be
+//! writing it, its bytes are kept from everybody until that worker is gone.
+#![forbid(unsafe_code)]
+
+use lmcache_proto::shm::{ObjectState, PAGE, PinKind};
+use rustc_hash::FxHashMap;
+
+use super::index::{Entry, Index, Key};
+use super::names::NameId;
+use super::pool::{ObjectFields, PinFields, Table};
+use super::{ObjectId, Owner, Pin};
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Readable objects taken over.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Records that were dropped: unfinished, or not what they should be.
+    pub dropped: u64,
+    /// Pins that processes of the earlier daemon's time may still use.
+    pub pins: Vec<(Owner, Pin)>,
+}
+
+impl Index {
+    /// Rebuilds the index from the table. Must run before the allocator is given any memory.
+    pub(super) fn recover(&mut self, table: &Table, pool_bytes: u64) -> Recovered {
+        let mut recovered = Recovered::default();
+        for id in 1..table.names_used() as u32 {
+            if let Some(name) = table.read_name(id) {
+                self.names.restore(NameId(id), &name);
+            }
+        }
+        let pins = read_pins(table, pool_bytes);
+        let mut pinned: FxHashMap<(u32, u32), Vec<(u32, PinFields)>> = FxHashMap::default();
+        for (record, fields) in pins {
+            pinned.entry((fields.object, fields.generation)).or_default().push((record, fields));
+        }
+        let mut held = Vec::new();
+        for index in 0..table.objects_used() as u32 {
+            let generation = table.read_generation(index);
+            let pins = pinned.remove(&(index, generation)).unwrap_or_default();
+            let entry = match table.read_object(index) {
+                Some((state, _, fields)) => self.judge(state, &fields, !pins.is_empty(), pool_bytes),
+                None => None,
+            };
+            let Some((key, state, fields)) = entry else {
+                if table.is_used(index) {
+                    recovered.dropped += 1;
+                    table.set_object_state(index, ObjectState::Free);
+                }
+                self.push_free(generation.wrapping_add(1).max(1));
+                // Pins of a record that is gone say nothing any more: no bytes are theirs.
+                pins.iter().for_each(|(record, _)| table.clear_pin(*record));
+                continue;
+            };
+            if state == ObjectState::Committed {
+                recovered.objects += 1;
+                recovered.bytes += fields.length;
+            } else {
+                table.set_object_state(index, ObjectState::Quarantined);
+            }
+            self.push_recovered(Entry {
+                key,
+                state,
+                generation,
+                offset: fields.offset,
+                length: fields.length,
+                layout: fields.layout,
+                leases: 0,
+                pins: pins.len() as u32,
+                reused: false,
+                detached: state != ObjectState::Committed,
+            });
+            let object = ObjectId { index, generation };
+            held.extend(pins.into_iter().map(|(record, fields)| (record, fields.owner, object)));
+        }
+        // Pins of records beyond the used ones cannot be: the mark is written first.
+        pinned.into_values().flatten().for_each(|(record, _)| table.clear_pin(record));
+        self.restore_pins(table.pins_used() as u32, held.iter().map(|(record, ..)| *record));
+        recovered.pins = held
+            .into_iter()
+            .map(|(record, owner, object)| (owner, Pin { object, record: Some(record) }))
+            .collect();
+        self.names.sweep(table);
+        recovered
+    }
+
+    /// What becomes of a record: a readable object, a range in quarantine, or nothing.
+    fn judge(
+        &mut self,
+        state: ObjectState,
+        fields: &ObjectFields,
+        pinned: bool,
+        pool_bytes: u64,
+    ) -> Option<(Key, ObjectState, ObjectFields)> {
+        let inside = fields.offset.checked_add(fields.length).is_some_and(|end| end <= pool_bytes);
+        if !inside || fields.length == 0 || !fields.offset.is_multiple_of(PAGE) {
+            return None;
+        }
+        let key = Key {
+            hash: fields.chunk_hash,
+            model: NameId(fields.model),
+            salt: NameId(fields.salt),
+            rank: fields.kv_rank,
+            group: fields.group,
+        };
+        let whole = state == ObjectState::Committed
+            && self.names.exists(key.model)
+            && self.names.exists(key.salt)
+            && !self.contains(&key);
+        if !whole && !pinned {
+            return None;
+        }
+        if !self.allocator.adopt(fields.offset, fields.length) {
+            return None;
+        }
+        if whole {
+            return Some((key, ObjectState::Committed, *fields));
+        }
+        // Nobody's any more, but somebody may be writing there.
+        let nobody = Key { hash: [0; 32], model: NameId::EMPTY, salt: NameId::EMPTY, rank: 0, group: 0 };
+        Some((nobody, ObjectState::Quarantined, *fields))
+    }
+}
+
+fn read_pins(table: &Table, pool_bytes: u64) -> Vec<(u32, PinFields)> {
+    let mut pins = Vec::new();
+    for record in 0..table.pins_used() as u32 {
+        let Some(fields) = table.read_pin(record) else { continue };
+        let inside = fields.offset.checked_add(fields.length).is_some_and(|end| end <= pool_bytes);
+        if inside && matches!(fields.kind, PinKind::Read | PinKind::Write) {
+            pins.push((record, fields));
+        } else {
+            table.clear_pin(record);
+        }
+    }
+    pins
+}

@@ -1,0 +1,89 @@
+//! What is there after the daemon was killed.
+
+use ipc_tests::daemon::Daemon;
+use ipc_tests::pool::Pool;
+use ipc_tests::worker::{
+    Model, commit_retrieve, key, lookup, prepare_retrieve, prepare_store, prompt, store,
+};
+use lmcache_proto::wire::{Request, Response};
+
+#[tokio::test]
+async fn committed_objects_are_hits_again_and_unfinished_ones_are_not() {
+    let mut daemon = Daemon::start(&[]).await;
+    let model = Model::small("m");
+    let pool = Pool::open(&daemon.pool_path());
+    {
+        let mut client = daemon.connect().await;
+        client.call(&model.registration(7)).await.expect("register");
+        for seed in 0..10 {
+            store(&mut client, &pool, &model, &format!("r{seed}"), &prompt(seed, 4), 7, u64::from(seed) << 8)
+                .await;
+        }
+        let unfinished = model.key("half", &prompt(50, 2)).frame(Some(0), 0, 512);
+        assert_eq!(prepare_store(&mut client, &unfinished, 7).await.map(|c| c.slots.len()), Some(2));
+    }
+    daemon.crash_and_restart().await;
+    assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 40.0);
+    assert_eq!(
+        daemon.metric("lmcached_l1_quarantined_objects", &[]).await,
+        2.0,
+        "its writer may still write"
+    );
+    let mut client = daemon.connect().await;
+    assert_eq!(
+        client.call(&Request::Ping { instance_id: Some(7) }).await.expect("ping"),
+        Response::Flag(false)
+    );
+    client.call(&model.registration(7)).await.expect("register");
+    for seed in 0..10 {
+        let (tokens, request) = (prompt(seed, 4), format!("again{seed}"));
+        assert_eq!(lookup(&mut client, &model, &request, &tokens, 1).await, 4);
+        let frame = model.key(&request, &tokens).frame(Some(0), 0, 1024);
+        let slots = prepare_retrieve(&mut client, &frame, 7).await.expect("slots");
+        for (chunk, slot) in slots.iter().enumerate() {
+            assert!(pool.holds(slot, (u64::from(seed) << 8) + chunk as u64), "prompt {seed}, chunk {chunk}");
+        }
+        assert!(commit_retrieve(&mut client, &frame, 7).await);
+    }
+    assert_eq!(lookup(&mut client, &model, "half again", &prompt(50, 2), 1).await, 0);
+    // The pool still takes new objects, evicts old ones, and restarts again.
+    for seed in 100..180 {
+        store(&mut client, &pool, &model, &format!("r{seed}"), &prompt(seed, 4), 7, 0).await;
+    }
+    assert!(daemon.metric("lmcache_mp_l1_evicted_keys_total", &[]).await > 0.0);
+    daemon.crash_and_restart().await;
+    assert!(daemon.metric("lmcached_l1_objects", &[]).await > 100.0);
+}
+
+#[tokio::test]
+async fn a_pool_made_for_other_chunks_is_not_believed() {
+    let mut daemon = Daemon::start(&[]).await;
+    let model = Model::small("m");
+    let pool = Pool::open(&daemon.pool_path());
+    let mut client = daemon.connect().await;
+    client.call(&model.registration(7)).await.expect("register");
+    store(&mut client, &pool, &model, "r", &prompt(1, 4), 7, 0).await;
+    daemon.restart_with(&["--chunk-size=128"]).await;
+    assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 0.0);
+    // Salts and models of before are gone with it, and nothing of the old table is found when the old size comes back.
+    daemon.restart_with(&["--chunk-size=256"]).await;
+    assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn fresh_means_fresh() {
+    let mut daemon = Daemon::start(&[]).await;
+    let model = Model::small("m");
+    let pool = Pool::open(&daemon.pool_path());
+    let mut client = daemon.connect().await;
+    client.call(&model.registration(7)).await.expect("register");
+    let salted = model.key("r", &prompt(1, 4)).salt("tenant").frame(Some(0), 0, 1024);
+    let context = prepare_store(&mut client, &salted, 7).await.expect("slots");
+    context.slots.iter().for_each(|slot| pool.fill(slot, 1));
+    let commit = Request::CommitStore { key: key(&salted), instance_id: 7, data: b"" };
+    assert_eq!(client.call(&commit).await.expect("commit"), Response::Flag(true));
+    daemon.crash_and_restart().await;
+    assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 4.0);
+    daemon.restart_with(&["--fresh"]).await;
+    assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 0.0);
+}
