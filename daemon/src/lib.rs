@@ -5,6 +5,7 @@ pub mod app;
 pub mod config;
 pub mod device;
 pub mod engine;
+pub mod events;
 pub mod http;
 pub mod l1;
 pub mod logging;

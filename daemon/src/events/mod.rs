@@ -1,0 +1,20 @@
+//! Events: what they are, how they travel, who is told.
+//!
+//! * `event`: the typed events;
+//! * `bus`: the bounded queue between publishers and the drain thread;
+//! * `subscriber`: what a consumer looks like.
+//!
+//! Publishers are request threads: publishing costs a push into a lock-free queue, and one branch when observability is
+//! off. Everything else happens on the drain thread.
+#![forbid(unsafe_code)]
+
+mod bus;
+mod event;
+mod subscriber;
+
+pub use bus::{Bus, BusStatus, Drain};
+pub use event::{
+    AdapterId, CbPhase, Cell, During, Event, EvictionCause, KeyBatch, Keys, LookupEnd, PrefetchFailure,
+    ReadFailure, SaltCounts, SessionId, Stamped, TraceCall, TransferEnd, TransferId, Worker,
+};
+pub use subscriber::Subscriber;
