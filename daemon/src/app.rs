@@ -14,6 +14,9 @@ use crate::config::{self, Config, Listen, Notice};
 use crate::engine::{Engine, EngineConfig};
 use crate::http::{self, Admin};
 use crate::l1::{L1, L1Config, OpenError, PolicyKind, Recovered, pool};
+use crate::liveness_watch::DeathWatch;
+use crate::process::ProcessId;
+use crate::ring::{RingConfig, RingError, RingHub, RingTimer};
 use crate::server::{BindError, Listener, Server, ServerConfig};
 
 /// Time for a ZMTP greeting.
@@ -25,6 +28,9 @@ pub enum AppError {
     /// Memory.
     #[error(transparent)]
     L1(#[from] OpenError),
+    /// The shared ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
     /// A client endpoint.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -94,7 +100,10 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
         None => None,
     };
 
-    let (l1, engine) = open_engine(config)?;
+    let (death_watch, deaths) = DeathWatch::new();
+    let (l1, engine) = open_engine(config, death_watch)?;
+    tokio::spawn(deaths.run(on_death(engine.clone())));
+    let ring_timer = RingTimer::start(engine.ring().clone());
     let server = Server::new(engine.clone(), server_config(config));
     let admin = Arc::new(Admin {
         engine: engine.clone(),
@@ -143,6 +152,8 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
         );
     }
     maintenance.abort();
+    drop(ring_timer);
+    engine.ring().unlink();
     let name = &config.l1.pool_name;
     if config.shutdown.discard_on_exit {
         l1.discard();
@@ -173,7 +184,15 @@ fn hash_algorithm(config: &Config) -> HashAlgorithm {
     }
 }
 
-fn open_engine(config: &Config) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
+/// What is done about a dead process; it takes locks and may free much, so not on an I/O thread.
+fn on_death(engine: Arc<Engine>) -> impl Fn(ProcessId) {
+    move |process| {
+        let engine = engine.clone();
+        tokio::task::spawn_blocking(move || engine.process_died(process));
+    }
+}
+
+fn open_engine(config: &Config, death_watch: Arc<DeathWatch>) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
     let chunk_size = config.server.chunk_size.get();
     let algorithm = hash_algorithm(config);
     let (l1, recovered) = L1::open(&L1Config {
@@ -224,7 +243,12 @@ fn open_engine(config: &Config) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
         pool_name: config.l1.pool_name.clone(),
     };
     let hasher = TokenHasher::new(algorithm, chunk_size as usize, config.server.hash_seed.as_deref());
-    let engine = Engine::new(engine_config, hasher, l1.clone(), recovered.pins);
+    let ring = RingHub::open(&RingConfig {
+        name: format!("lmcached_{}_ring", config.l1.pool_name),
+        layout: config.server.limits.ring,
+        max_bytes: l1.pool().segment().bytes(),
+    })?;
+    let engine = Engine::new(engine_config, hasher, l1.clone(), recovered.pins, ring, death_watch);
     Ok((l1, engine))
 }
 

@@ -186,6 +186,8 @@ impl Drop for Daemon {
             format!("/dev/shm/lmcache_l1_pool_{}", self.name),
             format!("/dev/shm/.lmcache_l1_pool_{}.keep", self.name),
             format!("/dev/shm/lmcached_lmcache_l1_pool_{}_table", self.name),
+            format!("/dev/shm/lmcached_lmcache_l1_pool_{}_ring", self.name),
+            format!("/dev/shm/.lmcached_lmcache_l1_pool_{}_ring.keep", self.name),
         ] {
             let _ = std::fs::remove_file(path);
         }

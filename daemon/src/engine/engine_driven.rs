@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use lmcache_proto::layout::{Dtype, ObjectLayout, Region};
 use lmcache_proto::object_key::kv_rank;
+use lmcache_proto::transfer_id::{TransferDirection, transfer_id};
 use lmcache_proto::wire::{
     CacheKey, PrepareRetrieveResponse, PrepareStoreResponse, RegisterEngineDrivenPayload,
     RegisterEngineDrivenResponse, Response, Slot, StoreContext,
@@ -13,6 +14,7 @@ use lmcache_proto::wire::{
 use super::instances::{GroupShape, Instance, Instances, Kind, Mode, Registered};
 use super::transfers::{Direction, Transfer, TransferKey};
 use super::{Client, Engine, Refusal};
+use crate::events::TransferId;
 use crate::l1::{Owner, ReserveError};
 
 impl Engine {
@@ -91,6 +93,7 @@ impl Engine {
             .remove(id, Mode::EngineDriven)
             .ok_or_else(|| (Refusal::UnknownInstance, format!("instance {id}")))?;
         self.forget_reservations(id);
+        self.worker_gone(id);
         tracing::info!(instance = id, "worker unregistered (engine-driven)");
         Ok(())
     }
@@ -158,7 +161,7 @@ impl Engine {
                 chunk_indices: chunk_indices.clone(),
                 started: Instant::now(),
                 client: client.id,
-                process: client.process,
+                process: client.process(),
                 quarantined: false,
             };
             self.transfers.lock().insert(transfer_key, transfer);
@@ -198,7 +201,7 @@ impl Engine {
             request = key.request_id,
             "Stored {} tokens in {:.3} seconds",
             committed as u64 * chunk,
-            pending.started.elapsed().as_secs_f64()
+            self.copy_time(key, id, Direction::Store, pending.started).as_secs_f64()
         );
         let range = self.chunk_range(key)?;
         let chain = self.chain(key, range.end)?;
@@ -246,7 +249,7 @@ impl Engine {
             chunk_indices: Vec::new(),
             started: Instant::now(),
             client: client.id,
-            process: client.process,
+            process: client.process(),
             quarantined: false,
         };
         self.transfers.lock().insert(transfer_key, transfer);
@@ -272,9 +275,26 @@ impl Engine {
         tracing::info!(
             request = key.request_id,
             "Retrieved {tokens} tokens in {:.3} seconds",
-            pending.started.elapsed().as_secs_f64()
+            self.copy_time(key, id, Direction::Retrieve, pending.started).as_secs_f64()
         );
         Ok(Response::Flag(true))
+    }
+
+    /// How long the worker copied: by its own clock if it has published that, else since our prepare.
+    fn copy_time(
+        &self,
+        key: &CacheKey<'_>,
+        id: u64,
+        direction: Direction,
+        prepared: Instant,
+    ) -> std::time::Duration {
+        let direction = match direction {
+            Direction::Store => TransferDirection::Store,
+            Direction::Retrieve => TransferDirection::Retrieve,
+        };
+        let transfer = TransferId(transfer_id(key.request_id, key.start, key.end, direction));
+        let timing = self.ring.take_timing(id, transfer);
+        timing.map_or_else(|| prepared.elapsed(), |timing| timing.duration())
     }
 
     /// Ends the lease that this reader had on each chunk.
@@ -300,7 +320,7 @@ pub(super) fn rank_of(key: &CacheKey<'_>) -> Result<u32, (Refusal, String)> {
 }
 
 fn owner(client: &Client, instance: u64) -> Owner {
-    let (pid, start_time) = client.process.map_or((0, 0), |process| (process.pid, process.start_time));
+    let (pid, start_time) = client.process().map_or((0, 0), |process| (process.pid, process.start_time));
     Owner { instance, pid, start_time }
 }
 

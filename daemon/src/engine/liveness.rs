@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
-use super::instances::Instances;
+use super::instances::{Instances, Mode};
 use super::{Client, Engine};
+use crate::process::ProcessId;
 
 /// Most unknown workers whose pings are remembered.
 const MAX_UNKNOWN: usize = 4096;
@@ -20,6 +21,8 @@ pub(super) struct Liveness {
     left: FxHashMap<u64, Instant>,
     /// Newest connection of each worker.
     heard_on: FxHashMap<u64, u64>,
+    /// Process of each connection, where it is known; kept as long as `connected` and `left` know the connection.
+    processes: FxHashMap<u64, ProcessId>,
     /// Answer to the next ping of a worker that is not registered.
     unknown: FxHashMap<u64, bool>,
 }
@@ -42,11 +45,20 @@ impl Engine {
     /// A client has connected.
     pub fn client_arrived(&self, client: &Client) {
         self.liveness.lock().connected.insert(client.id);
+        self.process_of(client);
         tracing::debug!(client = client.id, peer = %client.peer, "client connected");
     }
 
+    /// The process of a connection is known: from now on its death is noticed.
+    pub(super) fn process_of(&self, client: &Client) {
+        if let Some(process) = client.process() {
+            self.liveness.lock().processes.insert(client.id, process);
+            self.deaths.watch(process);
+        }
+    }
+
     /// A client's connection has ended. Its leases end after a grace period, in which it may finish its transfers
-    /// over another connection.
+    /// over another connection; at once if its process is dead.
     pub fn client_left(self: &Arc<Engine>, client: &Client) {
         {
             let mut live = self.liveness.lock();
@@ -54,10 +66,15 @@ impl Engine {
             live.left.insert(client.id, Instant::now());
         }
         tracing::debug!(client = client.id, peer = %client.peer, "client disconnected");
-        let (engine, id) = (self.clone(), client.id);
+        let (engine, id, process) = (self.clone(), client.id, client.process());
         tokio::spawn(async move {
+            // Its last requests may have been executed after its death was noticed.
+            if let Some(process) = process.filter(|process| !process.alive()) {
+                let work = tokio::task::spawn_blocking(move || engine.process_died(process));
+                return drop(work.await);
+            }
             tokio::time::sleep(engine.config.lease_grace).await;
-            engine.end_leases_of(id);
+            engine.end_leases_of(id, "connection gone beyond --lease-grace-seconds");
         });
     }
 
@@ -66,7 +83,53 @@ impl Engine {
         self.stats.peer_refused(client, why);
     }
 
-    fn end_leases_of(&self, client: u64) {
+    /// A process is dead: its workers, their lanes and pins, and the leases of its connections go at once.
+    ///
+    /// Nothing here can belong to somebody who lives: a connection has one process, and a process that has ended touches no
+    /// memory and sends no request.
+    pub fn process_died(&self, process: ProcessId) {
+        let (clients, workers) = {
+            let live = self.liveness.lock();
+            let clients: Vec<u64> =
+                live.processes.iter().filter(|(_, p)| **p == process).map(|(client, _)| *client).collect();
+            let theirs = |client: &u64| clients.contains(client);
+            let workers: Vec<u64> = live
+                .heard_on
+                .iter()
+                .filter(|(_, client)| theirs(client))
+                .map(|(worker, _)| *worker)
+                .collect();
+            (clients, workers)
+        };
+        for worker in workers {
+            let removed = [Mode::EngineDriven, Mode::LmcacheDriven]
+                .into_iter()
+                .filter_map(|mode| self.instances.remove(worker, mode))
+                .count();
+            self.worker_gone(worker);
+            if removed > 0 {
+                self.stats.reaped.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    instance = worker,
+                    pid = process.pid,
+                    "worker is dead; its slots, leases and lane are free again, and what it had not committed is dropped"
+                );
+            }
+        }
+        for client in clients {
+            self.end_leases_of(client, "its process is dead");
+        }
+        self.sweep();
+    }
+
+    /// A worker has unregistered, was reaped or is dead: its lane is free, unless it is registered in the other mode still.
+    pub(super) fn worker_gone(&self, instance: u64) {
+        if !self.instances.is_known(instance) {
+            self.ring.detach(instance);
+        }
+    }
+
+    fn end_leases_of(&self, client: u64, why: &str) {
         let mut expired = 0;
         for (id, session) in self.sessions.snapshot() {
             let mut ended = Vec::new();
@@ -78,11 +141,7 @@ impl Engine {
                 !theirs
             });
             if !ended.is_empty() {
-                tracing::warn!(
-                    request = &*id,
-                    leases = ended.len(),
-                    "connection gone beyond --lease-grace-seconds; its leases end"
-                );
+                tracing::warn!(request = &*id, leases = ended.len(), "the leases of a connection end: {why}");
                 expired += ended.len() as u64;
                 self.l1.end_leases(ended.into_iter());
             }
@@ -93,6 +152,7 @@ impl Engine {
     /// A request has named a worker.
     pub(super) fn heard(&self, client: &Client, instance: u64) {
         self.instances.touch(instance, Instances::now(self.started), false);
+        self.ring.drain_instance(instance);
         let mut live = self.liveness.lock();
         // Only registered workers and workers with pins matter; the map is swept with them.
         live.heard_on.insert(instance, client.id);
@@ -137,6 +197,7 @@ impl Engine {
                 "worker reaped: not heard for longer than --worker-reap-timeout-seconds; if it lives, its next ping makes it register again"
             );
             self.forget_reservations(instance.id);
+            self.worker_gone(instance.id);
         }
         self.sessions.expire(self.config.session_ttl);
         // Without reaping there is still a time after which a connection that is gone counts as dead.
@@ -170,8 +231,9 @@ impl Engine {
         }
         let mut live = self.liveness.lock();
         live.left.retain(|_, left| left.elapsed() < dead_after * 2);
-        let Liveness { connected, left, heard_on, .. } = &mut *live;
+        let Liveness { connected, left, heard_on, processes, .. } = &mut *live;
         heard_on.retain(|_, client| connected.contains(client) || left.contains_key(client));
+        processes.retain(|client, _| connected.contains(client) || left.contains_key(client));
         drop(live);
         self.after_change();
     }

@@ -103,10 +103,50 @@ impl Engine {
                 "next_seq": events.next_seq,
                 "subscribers": events.subscribers,
             },
+            "ring": self.ring_status(),
             "registered_gpu_ids": device_ids,
             "cache_context_meta": devices,
             "registered_non_cuda_instance_ids": engine_ids,
             "non_cuda_context_meta": engines,
+        })
+    }
+}
+
+impl Engine {
+    fn ring_status(&self) -> Value {
+        self.ring.drain_all();
+        let status = self.ring.status();
+        let counters = |c: &crate::ring::Counters| {
+            json!({
+                "records": c.records,
+                "matched": c.matched,
+                "unmatched": c.unmatched,
+                "lost": c.lost,
+                "rejected": {
+                    "corrupt": c.corrupt,
+                    "unknown_kind": c.unknown_kind,
+                    "bad_time": c.bad_time,
+                    "bad_range": c.bad_range,
+                },
+            })
+        };
+        let workers: Vec<Value> = status
+            .workers
+            .iter()
+            .map(|worker| {
+                let mut row = counters(&worker.counters);
+                row["instance"] = json!(worker.instance);
+                row["lane"] = json!(worker.lane);
+                row["epoch"] = json!(worker.epoch);
+                row["open_transfers"] = json!(worker.open);
+                row
+            })
+            .collect();
+        json!({
+            "lanes": status.lanes,
+            "broken": status.broken,
+            "workers": workers,
+            "total": counters(&status.total),
         })
     }
 }

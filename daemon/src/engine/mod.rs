@@ -13,13 +13,14 @@ mod lmcache_driven;
 mod lookup;
 mod management;
 mod refusal;
+mod ring;
 mod sessions;
 mod stats;
 mod transfers;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use lmcache_proto::hash::{Chain, TokenHasher};
@@ -31,7 +32,9 @@ pub use refusal::Refusal;
 pub use stats::{OpOutcome, Stats};
 
 use crate::l1::{L1, Owner};
+use crate::liveness_watch::DeathWatch;
 use crate::process::ProcessId;
+use crate::ring::RingHub;
 use instances::Instances;
 use liveness::Liveness;
 use sessions::Sessions;
@@ -44,15 +47,30 @@ pub struct Client {
     pub id: u64,
     /// For logs.
     pub peer: String,
-    /// The process at the other end, where the transport tells.
-    pub process: Option<ProcessId>,
+    /// The process at the other end, where the transport or the client tells.
+    process: OnceLock<ProcessId>,
     memo: Mutex<TokenMemo>,
 }
 
 impl Client {
     /// A client that has sent nothing yet.
     pub fn new(id: u64, peer: String, process: Option<ProcessId>) -> Client {
-        Client { id, peer, process, memo: Mutex::default() }
+        Client {
+            id,
+            peer,
+            process: process.map_or_else(OnceLock::new, OnceLock::from),
+            memo: Mutex::default(),
+        }
+    }
+
+    /// The process at the other end, if it is known.
+    pub fn process(&self) -> Option<ProcessId> {
+        self.process.get().copied()
+    }
+
+    /// Notes the process at the other end. Returns whether it was unknown before; it never changes.
+    fn set_process(&self, process: ProcessId) -> bool {
+        self.process.set(process).is_ok()
     }
 }
 
@@ -117,6 +135,8 @@ pub struct Engine {
     transfers: Mutex<Transfers>,
     liveness: Mutex<Liveness>,
     kv_events: Arc<KvEvents>,
+    ring: Arc<RingHub>,
+    deaths: Arc<DeathWatch>,
     stats: Stats,
     started: Instant,
     /// Wakes the evictor after a commit took the pool over its watermark.
@@ -130,6 +150,8 @@ impl Engine {
         hasher: TokenHasher,
         l1: Arc<L1>,
         adopted: Vec<(Owner, crate::l1::Pin)>,
+        ring: Arc<RingHub>,
+        deaths: Arc<DeathWatch>,
     ) -> Arc<Engine> {
         Arc::new(Engine {
             instances: Instances::default(),
@@ -137,6 +159,8 @@ impl Engine {
             transfers: Mutex::new(Transfers::new(adopted)),
             liveness: Mutex::new(Liveness::default()),
             kv_events: Arc::new(KvEvents::new(config.kv_event_log_size)),
+            ring,
+            deaths,
             stats: Stats::default(),
             started: Instant::now(),
             evict: tokio::sync::Notify::new(),
@@ -257,6 +281,9 @@ impl Engine {
                 let source = self.kv_events.subscribe(instance_id, model_name, cursor, max_events as usize);
                 Ok(Outcome::Stream(source))
             }
+            Request::AttachRing { instance_id, process } => {
+                self.attach_ring(client, instance_id, process.as_deref()).map(Outcome::Reply)
+            }
         }
     }
 
@@ -320,6 +347,7 @@ fn instance_of(request: &Request<'_>) -> Option<u64> {
         | Request::CommitStore { instance_id, .. }
         | Request::PrepareRetrieve { instance_id, .. }
         | Request::CommitRetrieve { instance_id, .. }
+        | Request::AttachRing { instance_id, .. }
         | Request::SubscribeKvEvents { instance_id, .. } => Some(*instance_id),
         Request::RegisterEngineDriven(payload) => Some(payload.instance_id),
         Request::RegisterKvCache(payload) => Some(payload.instance_id),

@@ -12,6 +12,7 @@ mod operation;
 mod reader;
 mod request;
 mod response;
+mod ring;
 mod structs;
 mod writer;
 
@@ -24,6 +25,7 @@ pub use response::{
     KvEventBatch, KvEventRecord, PrepareRetrieveResponse, PrepareStoreResponse, RegisterEngineDrivenResponse,
     Response, Slot, StoreContext,
 };
+pub use ring::{AttachRingResponse, ProcessIdentity};
 pub use structs::{
     BlockAllocationRecord, EngineGroupInfo, LayoutHints, RegisterEngineDrivenPayload, RegisterKvCache,
 };

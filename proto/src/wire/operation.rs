@@ -33,12 +33,13 @@ pub enum Operation {
     Noop,
     GetExperimental,
     SubscribeKvEvents,
+    AttachRing,
 }
 
 use Operation as O;
 
 /// `(operation, id, name)`; an id of 0 means "by name only".
-const TABLE: [(Operation, u32, &str); 22] = [
+const TABLE: [(Operation, u32, &str); 23] = [
     (O::RegisterKvCache, 1, "register_kv_cache"),
     (O::UnregisterKvCache, 2, "unregister_kv_cache"),
     (O::Store, 6, "store"),
@@ -61,6 +62,8 @@ const TABLE: [(Operation, u32, &str); 22] = [
     (O::Noop, 24, "noop"),
     (O::GetExperimental, 32, "get_experimental"),
     (O::SubscribeKvEvents, 0, "subscribe_kv_events"),
+    // Ours: no release of LMCache has it.
+    (O::AttachRing, 0, "lmcached_attach_ring"),
 ];
 
 /// Operations of 0.5.6 that belong to features this daemon does not have; named so that the log can say so.

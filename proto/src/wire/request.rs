@@ -3,6 +3,7 @@
 use super::key::{CacheKey, TokenMemo};
 use super::operation::Operation;
 use super::reader::{DecodeError, Reader};
+use super::ring::ProcessIdentity;
 use super::structs::{
     BlockAllocationRecord, RegisterEngineDrivenPayload, RegisterKvCache, from_frame, scalar_u64, to_frame,
 };
@@ -90,6 +91,10 @@ pub enum Request<'a> {
         model_name: &'a str,
         cursor: i64,
         max_events: i64,
+    },
+    AttachRing {
+        instance_id: u64,
+        process: Option<Box<ProcessIdentity>>,
     },
 }
 
@@ -287,6 +292,10 @@ impl<'a> Request<'a> {
                     max_events: i64_frame(max_events)?,
                 }
             }
+            Operation::AttachRing => {
+                let [instance, process] = exactly(payload)?;
+                Request::AttachRing { instance_id: scalar_u64(instance)?, process: from_frame(process)? }
+            }
         })
     }
 
@@ -315,6 +324,7 @@ impl<'a> Request<'a> {
             Request::Noop => Operation::Noop,
             Request::GetExperimental => Operation::GetExperimental,
             Request::SubscribeKvEvents { .. } => Operation::SubscribeKvEvents,
+            Request::AttachRing { .. } => Operation::AttachRing,
         }
     }
 }
@@ -405,5 +415,6 @@ pub fn encode_request(request: &Request<'_>) -> Vec<Vec<u8>> {
                 w.int(*max_events);
             }),
         ],
+        Request::AttachRing { instance_id, process } => vec![uint(*instance_id), to_frame(process)],
     }
 }

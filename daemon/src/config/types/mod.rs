@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use lmcache_proto::shm::ring::RingLayout;
 
 use super::endpoint::Endpoint;
 
@@ -75,6 +76,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// Remembered request sessions. Default: 100000.
     pub max_sessions: usize,
+    /// Lanes and slots of the shared ring. Default: 256 lanes of 1024 slots; `None` (no lanes) offers no ring.
+    pub ring: Option<RingLayout>,
 }
 
 /// How token chunks are hashed.
