@@ -5,6 +5,7 @@
 //! * [`object_key`]: how a chunk hash becomes the name of a stored object, in L1 and in each L2.
 //! * [`layout`]: what the bytes of a stored object mean (planes, layers, slots, width, element type).
 //! * [`shm`]: `#[repr(C)]` layouts of the segments that processes share.
+//! * [`zmtp`]: framing of ZeroMQ's TCP and Unix transports.
 //! * [`transfer_id`]: the number that names one transfer.
 #![deny(unsafe_code)]
 
@@ -14,3 +15,4 @@ pub mod object_key;
 pub mod shm;
 pub mod transfer_id;
 pub mod wire;
+pub mod zmtp;

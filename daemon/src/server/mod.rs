@@ -1,6 +1,5 @@
-//! The listening side: ZMTP connections in, requests to the engine, replies out.
+//! The listening side: ZMTP connections in (`lmcache_proto::zmtp`), requests to the engine, replies out.
 //!
-//! * `zmtp`: greeting, commands and frames of ZMTP 3.0/3.1 with the NULL mechanism;
 //! * `endpoint`: `tcp://` and `ipc://` listeners;
 //! * `connection`: one task per peer, which is the ROUTER: order, parking, streams, budgets;
 //! * `budget`: bytes that peers may make the daemon hold.
@@ -13,17 +12,16 @@
 mod budget;
 mod connection;
 mod endpoint;
-mod zmtp;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use lmcache_proto::zmtp;
 use tokio::sync::{Notify, watch};
 
 pub use budget::Budget;
 pub use endpoint::{BindError, Listener};
-pub use zmtp::{FrameError, HandshakeError};
 
 use crate::engine::Engine;
 
