@@ -153,6 +153,11 @@ impl Daemon {
         format!("/dev/shm/lmcache_l1_pool_{}", self.name).into()
     }
 
+    /// Ring segment in the file system.
+    pub fn ring_path(&self) -> PathBuf {
+        format!("/dev/shm/lmcached_lmcache_l1_pool_{}_ring", self.name).into()
+    }
+
     /// A new client.
     pub async fn connect(&self) -> Connection {
         Connection::connect(&self.endpoint(), Duration::from_secs(30))
