@@ -1,6 +1,8 @@
 //! The lane's algorithm under every interleaving and every reordering that the memory model allows (loom).
 //!
-//! The code under test is the code that ships; only the cells are the checker's.
+//! The code under test is the code that ships; only the cells are the checker's. One thing it cannot show: loom runs no load
+//! that sees a later store, so the pair around `tail` (the reader has read before the writer writes again) is argued where it
+//! stands, not found here. Weakening any other pair makes the first test fail.
 
 use std::sync::atomic::Ordering;
 
