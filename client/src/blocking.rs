@@ -197,6 +197,12 @@ impl Deref for Retrieve {
     }
 }
 
+impl DerefMut for Retrieve {
+    fn deref_mut(&mut self) -> &mut crate::Retrieve {
+        &mut self.retrieve
+    }
+}
+
 impl Retrieve {
     /// See [`crate::Retrieve::commit`].
     ///

@@ -26,6 +26,8 @@ struct Transfer {
     transfer: u64,
     request: u64,
     direction: TransferDirection,
+    /// When the worker says it copied.
+    copied: Option<(u64, u64)>,
 }
 
 impl Transfer {
@@ -56,11 +58,18 @@ impl Transfer {
 
     /// The worker has copied. Before the commit is sent: the daemon looks for this record when the commit comes.
     async fn commit(&self, operation: Operation) -> Result<(), ClientError> {
-        let end = match self.direction {
-            TransferDirection::Store => Kind::MpStoreEnd,
-            TransferDirection::Retrieve => Kind::MpRetrieveEnd,
+        let (start, end) = match self.direction {
+            TransferDirection::Store => (Kind::MpStoreStart, Kind::MpStoreEnd),
+            TransferDirection::Retrieve => (Kind::MpRetrieveStart, Kind::MpRetrieveEnd),
         };
-        self.publish(end, monotonic_nanos(), true);
+        match self.copied {
+            // The start that stands is the last one said before the end.
+            Some((began, ended)) => {
+                self.publish(start, began, true);
+                self.publish(end, ended, true);
+            }
+            None => self.publish(end, monotonic_nanos(), true),
+        }
         let mut frames = vec![self.key.clone(), uint(self.worker.registration.instance_id)];
         if operation == Operation::CommitStore {
             // Inline data: none, it is in the pool.
@@ -148,6 +157,7 @@ impl Store {
                 transfer: transfer_id(prompt.request_id, range.start, range.end, direction),
                 request: request_hash(prompt.request_id),
                 direction,
+                copied: None,
             },
             chunks: context.chunk_indices,
         };
@@ -181,6 +191,12 @@ impl Store {
     pub fn slots_mut(&mut self) -> impl Iterator<Item = (u64, &mut [u8])> {
         let slots = self.transfer.slots.iter_mut();
         self.chunks.iter().copied().zip(slots).filter_map(|(chunk, slot)| Some((chunk, slot.bytes_mut()?)))
+    }
+
+    /// Says when the worker copied, in [`monotonic_nanos`]: for workers whose copy does not take the time between prepare and
+    /// commit, such as those that queue it on a device. Without it, prepare and commit stand for start and end.
+    pub fn copied(&mut self, start: u64, end: u64) {
+        self.transfer.copied = Some((start, end));
     }
 
     /// Makes the chunks readable for everybody. All slots must have been filled.
@@ -228,6 +244,7 @@ impl Retrieve {
                 transfer: transfer_id(prompt.request_id, range.start, range.end, direction),
                 request: request_hash(prompt.request_id),
                 direction,
+                copied: None,
             },
             committed: false,
         };
@@ -258,6 +275,12 @@ impl Retrieve {
     /// All chunks of the range, in order.
     pub fn slots(&self) -> impl Iterator<Item = &[u8]> {
         self.transfer.slots.iter().map(Slot::bytes)
+    }
+
+    /// Says when the worker copied, in [`monotonic_nanos`]: for workers whose copy does not take the time between prepare and
+    /// commit, such as those that queue it on a device. Without it, prepare and commit stand for start and end.
+    pub fn copied(&mut self, start: u64, end: u64) {
+        self.transfer.copied = Some((start, end));
     }
 
     /// Gives the slots back; the worker has its copy.

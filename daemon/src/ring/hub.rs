@@ -312,10 +312,10 @@ impl RingHub {
         let (Some(memory), Some(attached)) = (&self.memory, self.of(instance)) else { return None };
         let mut attached = attached.lock();
         self.drain(memory, &mut attached);
-        let (timing, unmatched) = attached.timings.take(transfer.0);
-        attached.counters.unmatched += unmatched;
-        if let Some(timing) = &timing {
-            attached.counters.matched += 2 + u64::from(timing.submitted.is_some());
+        let (timing, records) = attached.timings.take(transfer.0);
+        match timing {
+            Some(_) => attached.counters.matched += records,
+            None => attached.counters.unmatched += records,
         }
         timing
     }

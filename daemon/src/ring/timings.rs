@@ -91,7 +91,7 @@ impl Timings {
         forgotten
     }
 
-    /// What was said about a transfer, and the number of records that were no use. It is forgotten here in any case.
+    /// What was said about a transfer, and in how many records. It is forgotten here in any case.
     pub(super) fn take(&mut self, transfer: u64) -> (Option<Timing>, u64) {
         let Some(open) = self.remove(transfer) else { return (None, 0) };
         match (open.start, open.end) {
@@ -105,7 +105,7 @@ impl Timings {
                     count: record.count,
                     success: record.success,
                 };
-                (Some(timing), 0)
+                (Some(timing), open.records)
             }
             // Half a story, or an end before its start.
             _ => (None, open.records),
@@ -181,12 +181,12 @@ mod tests {
         for (kind, ms) in [(Kind::MpStoreSubmitted, 30), (Kind::MpStoreStart, 20), (Kind::MpStoreEnd, 10)] {
             assert_eq!(timings.note(&record(kind, 1), at(ms), now), 0);
         }
-        let (timing, unmatched) = timings.take(1);
+        let (timing, records) = timings.take(1);
         let timing = timing.expect("a pair");
         assert_eq!((timing.submitted, timing.start, timing.end), (Some(at(30)), at(20), at(10)));
         assert_eq!((timing.bytes, timing.tokens, timing.count, timing.success), (7, 8, 9, true));
         assert_eq!(timing.duration(), Duration::from_millis(10));
-        assert_eq!(unmatched, 0);
+        assert_eq!(records, 3);
         assert_eq!(timings.take(1), (None, 0), "once");
     }
 
