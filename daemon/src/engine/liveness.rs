@@ -21,6 +21,9 @@ pub(super) struct Liveness {
     left: FxHashMap<u64, Instant>,
     /// Newest connection of each worker.
     heard_on: FxHashMap<u64, u64>,
+    /// Connection on which each worker registered: its process is the worker's. Others may speak for a worker, a tool that
+    /// pings for one, say; their end is not its end.
+    registered_on: FxHashMap<u64, u64>,
     /// Process of each connection, where it is known; kept as long as `connected` and `left` know the connection.
     processes: FxHashMap<u64, ProcessId>,
     /// Answer to the next ping of a worker that is not registered.
@@ -94,7 +97,7 @@ impl Engine {
                 live.processes.iter().filter(|(_, p)| **p == process).map(|(client, _)| *client).collect();
             let theirs = |client: &u64| clients.contains(client);
             let workers: Vec<u64> = live
-                .heard_on
+                .registered_on
                 .iter()
                 .filter(|(_, client)| theirs(client))
                 .map(|(worker, _)| *worker)
@@ -156,6 +159,11 @@ impl Engine {
         let mut live = self.liveness.lock();
         // Only registered workers and workers with pins matter; the map is swept with them.
         live.heard_on.insert(instance, client.id);
+    }
+
+    /// A worker registers over this connection.
+    pub(super) fn speaks_for(&self, client: &Client, instance: u64) {
+        self.liveness.lock().registered_on.insert(instance, client.id);
     }
 
     /// A worker has registered: its pings are answered `true` from now on.
@@ -231,7 +239,8 @@ impl Engine {
         }
         let mut live = self.liveness.lock();
         live.left.retain(|_, left| left.elapsed() < dead_after * 2);
-        let Liveness { connected, left, heard_on, processes, .. } = &mut *live;
+        let Liveness { connected, left, heard_on, registered_on, processes, .. } = &mut *live;
+        registered_on.retain(|_, client| connected.contains(client) || left.contains_key(client));
         heard_on.retain(|_, client| connected.contains(client) || left.contains_key(client));
         processes.retain(|client, _| connected.contains(client) || left.contains_key(client));
         drop(live);
