@@ -98,7 +98,8 @@ async fn ranges_and_names_are_checked_before_they_are_sent() {
     let client = Client::connect(&daemon.endpoint(), Options::default()).await.expect("connect");
     client.register(registration(7)).await.expect("register");
     let tokens = prompt(1, 2);
-    for range in [0..0, 0..100, 1..257, 0..768, 512..256, 256..u64::MAX] {
+    for (start, end) in [(0, 0), (0, 100), (1, 257), (0, 768), (512, 256), (256, u64::MAX)] {
+        let range = start..end;
         let outcome = client.prepare_store(&Prompt::new("r", &tokens), range.clone()).await;
         assert!(matches!(outcome, Err(ClientError::Range { .. })), "{range:?}: {outcome:?}");
     }
@@ -373,7 +374,8 @@ async fn lies_about_slots_are_errors_and_nothing_is_touched() {
 
 #[tokio::test]
 async fn malformed_and_wrong_answers_are_errors() {
-    let lies: [(&str, fn() -> Lie); 8] = [
+    type Make = fn() -> Lie;
+    let lies: [(&str, Make); 8] = [
         ("not msgpack", || Lie::Bytes(&[0xc1])),
         ("empty", || Lie::Bytes(&[])),
         ("cut off", || Lie::Bytes(&[0x93, 1])),

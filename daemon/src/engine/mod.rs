@@ -217,6 +217,9 @@ impl Engine {
         let reply = |response| Ok(Outcome::Reply(response));
         if let Some(instance) = instance_of(&request) {
             self.heard(client, instance);
+            if matches!(request, Request::RegisterEngineDriven(_) | Request::RegisterKvCache(_)) {
+                self.speaks_for(client, instance);
+            }
         }
         match request {
             Request::Ping { instance_id } => reply(Response::Flag(self.ping(instance_id))),

@@ -213,7 +213,7 @@ mod tests {
                 bytes: 1 << 60,
                 tokens: 5,
                 count: u32::MAX,
-                success: kind as u8 % 2 == 0,
+                success: (kind as u8).is_multiple_of(2),
                 request: 7,
             };
             assert_eq!(Record::from_words(record.to_words()), Some(record));
