@@ -12,8 +12,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{self, Config, Listen, Notice};
 use crate::engine::{Engine, EngineConfig};
+use crate::events::Bus;
 use crate::http::{self, Admin};
 use crate::l1::{L1, L1Config, OpenError, PolicyKind, Recovered, pool};
+use crate::process;
 use crate::server::{BindError, Listener, Server, ServerConfig};
 
 /// Time for a ZMTP greeting.
@@ -73,6 +75,15 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
     for notice in notices {
         tracing::info!(flag = notice.flag, "{}", notice.line);
     }
+    match process::raise_descriptor_limit() {
+        // Every worker takes one, and its segments one each.
+        Ok(limit) if limit < config.server.limits.max_connections as u64 + 256 => tracing::warn!(
+            limit,
+            "the limit of open files is below --max-connections; raise LimitNOFILE= (systemd) or ulimit -n"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
     let mut term = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
     let mut int = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
 
@@ -94,7 +105,13 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
         None => None,
     };
 
-    let (l1, engine) = open_engine(config)?;
+    let (bus, _drain) = if config.observability.enabled {
+        let (bus, drain) = Bus::start(config.observability.event_bus_queue_size.get(), Vec::new());
+        (bus, Some(drain))
+    } else {
+        (Bus::disabled(), None)
+    };
+    let (l1, engine) = open_engine(config, bus)?;
     let server = Server::new(engine.clone(), server_config(config));
     let admin = Arc::new(Admin {
         engine: engine.clone(),
@@ -123,7 +140,13 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
     let signal = tokio::select! {
         signal = &mut stopped => signal,
         result = &mut reserved => {
-            result.map_err(AppError::Reserve)?;
+            if let Err(error) = result {
+                if !l1.pool().segment().reused() {
+                    // Half a pool is of no use to the next start, and its memory is what was short.
+                    l1.discard();
+                }
+                return Err(AppError::Reserve(error));
+            }
             tracing::info!(bytes = l1.stats().frontier, "pool reserved; ready");
             stopped.await
         }
@@ -173,12 +196,15 @@ fn hash_algorithm(config: &Config) -> HashAlgorithm {
     }
 }
 
-fn open_engine(config: &Config) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
+fn open_engine(config: &Config, bus: Arc<Bus>) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
     let chunk_size = config.server.chunk_size.get();
     let algorithm = hash_algorithm(config);
     let (l1, recovered) = L1::open(&L1Config {
         pool_name: config.l1.pool_name.clone(),
-        pool_bytes: config.l1.size_bytes.map_or_else(pool::default_pool_bytes, Into::into),
+        pool_bytes: config
+            .l1
+            .size_bytes
+            .map_or_else(|| pool::default_pool_bytes(&config.l1.pool_name), Into::into),
         chunk_size,
         algorithm,
         policy: match config.eviction.policy {
@@ -222,9 +248,10 @@ fn open_engine(config: &Config) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
         lmcache_driven: config.server.transfer_modes.lmcache_driven,
         engine_driven: config.server.transfer_modes.engine_driven,
         pool_name: config.l1.pool_name.clone(),
+        publish_lookups: config.observability.lookup_hash_log.is_some(),
     };
     let hasher = TokenHasher::new(algorithm, chunk_size as usize, config.server.hash_seed.as_deref());
-    let engine = Engine::new(engine_config, hasher, l1.clone(), recovered.pins);
+    let engine = Engine::new(engine_config, hasher, l1.clone(), recovered.pins, bus);
     Ok((l1, engine))
 }
 
@@ -273,16 +300,20 @@ fn announce(
     );
 }
 
-/// Makes the pool's memory real on all cores; resolves when it is done.
+/// Makes the pool's memory real on all cores; resolves when it is done. On threads of its own: it takes minutes for a large
+/// pool, and the runtime's are for requests.
 async fn reserve(l1: &Arc<L1>) -> io::Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(16);
-    let mut tasks = tokio::task::JoinSet::new();
+    let (done, mut results) = tokio::sync::mpsc::unbounded_channel();
     for _ in 0..threads {
-        let l1 = l1.clone();
-        tasks.spawn_blocking(move || l1.reserve_memory());
+        let (l1, done) = (l1.clone(), done.clone());
+        std::thread::Builder::new().name("lmcached-reserve".into()).spawn(move || {
+            let _ = done.send(l1.reserve_memory());
+        })?;
     }
-    while let Some(done) = tasks.join_next().await {
-        done.map_err(io::Error::other)??;
+    drop(done);
+    while let Some(result) = results.recv().await {
+        result?;
     }
     Ok(())
 }
@@ -291,7 +322,7 @@ async fn reserve(l1: &Arc<L1>) -> io::Result<()> {
 async fn maintain(engine: Arc<Engine>) {
     let config = engine.config();
     // A quarter of the shortest deadline, so that nothing is late by more than a quarter of its time.
-    let shortest = [config.reap_timeout, config.session_ttl, config.write_ttl]
+    let shortest = [config.reap_timeout, config.session_ttl, config.write_ttl, config.lease_grace]
         .into_iter()
         .filter(|timeout| !timeout.is_zero())
         .min()
@@ -299,17 +330,16 @@ async fn maintain(engine: Arc<Engine>) {
     let period = (shortest / 4).clamp(Duration::from_millis(250), Duration::from_secs(15));
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let sweep = tokio::select! {
-            _ = ticks.tick() => true,
-            () = engine.evict.notified() => false,
+        let work: fn(&Engine) = tokio::select! {
+            _ = ticks.tick() => Engine::sweep,
+            _ = seconds.tick() => Engine::eviction_tick,
+            () = engine.evict.notified() => Engine::evict_above_watermark,
         };
         let engine = engine.clone();
-        let work =
-            tokio::task::spawn_blocking(
-                move || if sweep { engine.sweep() } else { engine.evict_above_watermark() },
-            );
-        if let Err(error) = work.await {
+        if let Err(error) = tokio::task::spawn_blocking(move || work(&engine)).await {
             tracing::error!(%error, "maintenance panicked; this is a bug in lmcached, please report it");
         }
     }

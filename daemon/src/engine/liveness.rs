@@ -1,12 +1,12 @@
 //! Who is alive: connections, workers, processes; and what happens to what the dead have left.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::instances::Instances;
+use super::transfers::Preparer;
 use super::{Client, Engine};
 
 /// Most unknown workers whose pings are remembered.
@@ -15,7 +15,7 @@ const MAX_UNKNOWN: usize = 4096;
 /// Connections and the workers heard on them.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
-    connected: rustc_hash::FxHashSet<u64>,
+    connected: FxHashSet<u64>,
     /// When a connection ended; kept as long as something may be waiting for it.
     left: FxHashMap<u64, Instant>,
     /// Newest connection of each worker.
@@ -45,20 +45,15 @@ impl Engine {
         tracing::debug!(client = client.id, peer = %client.peer, "client connected");
     }
 
-    /// A client's connection has ended. Its leases end after a grace period, in which it may finish its transfers
-    /// over another connection.
-    pub fn client_left(self: &Arc<Engine>, client: &Client) {
+    /// A client's connection has ended. Its leases end after a grace period (the sweep sees to it), in which it may finish
+    /// its transfers over another connection.
+    pub fn client_left(&self, client: &Client) {
         {
             let mut live = self.liveness.lock();
             live.connected.remove(&client.id);
             live.left.insert(client.id, Instant::now());
         }
         tracing::debug!(client = client.id, peer = %client.peer, "client disconnected");
-        let (engine, id) = (self.clone(), client.id);
-        tokio::spawn(async move {
-            tokio::time::sleep(engine.config.lease_grace).await;
-            engine.end_leases_of(id);
-        });
     }
 
     /// The daemon has ended a peer's connection.
@@ -66,26 +61,34 @@ impl Engine {
         self.stats.peer_refused(client, why);
     }
 
-    fn end_leases_of(&self, client: u64) {
+    /// Ends the leases of connections that have been gone beyond the grace period.
+    fn end_orphaned_leases(&self) {
         let mut expired = 0;
-        for (id, session) in self.sessions.snapshot() {
+        for session in self.sessions.snapshot() {
             let mut ended = Vec::new();
-            session.lock().lookups.retain_mut(|lookup| {
-                let theirs = lookup.client == client;
-                if theirs {
-                    ended.append(&mut lookup.end_leases(0..u64::MAX));
+            {
+                // Sessions before liveness, as everywhere.
+                let mut session = session.lock();
+                let live = self.liveness.lock();
+                session.lookups.retain_mut(|lookup| {
+                    let gone = live.gone_for(lookup.client, self.config.lease_grace, self.started);
+                    if gone {
+                        ended.extend(lookup.end_leases(0..u64::MAX).iter().map(|cell| cell.object));
+                    }
+                    !gone
+                });
+                drop(live);
+                if !ended.is_empty() {
+                    self.sessions.charge(&mut session);
+                    tracing::warn!(
+                        request = &*session.id,
+                        leases = ended.len(),
+                        "connection gone beyond --lease-grace-seconds; its leases end"
+                    );
                 }
-                !theirs
-            });
-            if !ended.is_empty() {
-                tracing::warn!(
-                    request = &*id,
-                    leases = ended.len(),
-                    "connection gone beyond --lease-grace-seconds; its leases end"
-                );
-                expired += ended.len() as u64;
-                self.l1.end_leases(ended.into_iter());
             }
+            expired += ended.len() as u64;
+            self.l1.end_leases(ended.into_iter());
         }
         self.stats.leases_expired.fetch_add(expired, Ordering::Relaxed);
     }
@@ -93,9 +96,10 @@ impl Engine {
     /// A request has named a worker.
     pub(super) fn heard(&self, client: &Client, instance: u64) {
         self.instances.touch(instance, Instances::now(self.started), false);
-        let mut live = self.liveness.lock();
-        // Only registered workers and workers with pins matter; the map is swept with them.
-        live.heard_on.insert(instance, client.id);
+        // Only registered workers and those with slots matter: an id from the wire must not grow a map.
+        if self.instances.is_known(instance) || self.transfers.lock().has(instance) {
+            self.liveness.lock().heard_on.insert(instance, client.id);
+        }
     }
 
     /// A worker has registered: its pings are answered `true` from now on.
@@ -116,7 +120,9 @@ impl Engine {
         }
         let mut live = self.liveness.lock();
         if live.unknown.len() >= MAX_UNKNOWN && !live.unknown.contains_key(&id) {
-            live.unknown.clear();
+            // Any other: it starts over with `false`, which is what an unknown worker is told first anyway.
+            let other = live.unknown.keys().next().copied();
+            other.map(|other| live.unknown.remove(&other));
         }
         let next = live.unknown.entry(id).or_insert(false);
         let answer = *next;
@@ -132,26 +138,18 @@ impl Engine {
             self.stats.reaped.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(
                 instance = instance.id,
-                model = instance.model,
+                model = &*instance.model,
                 silent_s = silence.as_secs(),
                 "worker reaped: not heard for longer than --worker-reap-timeout-seconds; if it lives, its next ping makes it register again"
             );
             self.forget_reservations(instance.id);
         }
+        self.end_orphaned_leases();
         self.sessions.expire(self.config.session_ttl);
         // Without reaping there is still a time after which a connection that is gone counts as dead.
         let dead_after = if reap_timeout.is_zero() { Duration::from_secs(120) } else { reap_timeout };
-        let sweep = {
-            let live = self.liveness.lock();
-            self.transfers.lock().sweep(self.config.write_ttl, |instance, client, process| match process {
-                Some(process) => !process.alive(),
-                None => {
-                    let newest = live.heard_on.get(&instance).copied().unwrap_or(client);
-                    live.gone_for(client, dead_after, self.started)
-                        && live.gone_for(newest, dead_after, self.started)
-                }
-            })
-        };
+        let dead = self.dead_preparers(dead_after);
+        let sweep = self.transfers.lock().sweep(self.config.write_ttl, &dead);
         if !sweep.quarantine.is_empty() {
             tracing::warn!(
                 slots = sweep.quarantine.len(),
@@ -168,11 +166,32 @@ impl Engine {
             self.l1.abort(sweep.abort.iter());
             self.l1.unpin(sweep.unpin.iter());
         }
+        for (_, transfer) in &sweep.lost {
+            if let Some(told) = &transfer.told {
+                self.transfer_ended(told, 0, 0, 0);
+            }
+        }
         let mut live = self.liveness.lock();
-        live.left.retain(|_, left| left.elapsed() < dead_after * 2);
+        let remember = dead_after.max(self.config.lease_grace) * 2;
+        live.left.retain(|_, left| left.elapsed() < remember);
         let Liveness { connected, left, heard_on, .. } = &mut *live;
         heard_on.retain(|_, client| connected.contains(client) || left.contains_key(client));
         drop(live);
         self.after_change();
+    }
+
+    /// Those who prepared transfers and are certainly gone. Processes are asked for without any lock.
+    fn dead_preparers(&self, dead_after: Duration) -> FxHashSet<Preparer> {
+        let mut suspects = self.transfers.lock().preparers();
+        let is_gone = |live: &Liveness, suspect: &Preparer| {
+            let newest = live.heard_on.get(&suspect.instance).copied().unwrap_or(suspect.client);
+            live.gone_for(suspect.client, dead_after, self.started)
+                && live.gone_for(newest, dead_after, self.started)
+        };
+        suspects.retain(|suspect| match suspect.process {
+            Some(process) => !process.alive(),
+            None => is_gone(&self.liveness.lock(), suspect),
+        });
+        suspects
     }
 }

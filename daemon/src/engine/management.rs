@@ -14,10 +14,15 @@ impl Engine {
 
     /// Drops cached objects: all that nobody holds, or with `force` all. Returns how many.
     pub fn clear(&self, force: bool) -> u64 {
-        let dropped = self.l1.clear(force);
+        let dropped = self.l1.clear(force, || self.flush_removed());
         tracing::info!(dropped, force, "L1 cleared");
         self.after_change();
         dropped
+    }
+
+    /// Requests remembered, and the bytes that their prompts and leases take.
+    pub fn session_usage(&self) -> (usize, usize) {
+        (self.sessions.len(), self.sessions.bytes())
     }
 
     /// `/status`: the peer's keys, with this daemon's numbers.
@@ -52,7 +57,7 @@ impl Engine {
         let (mut device_ids, mut devices, mut engine_ids, mut engines) =
             (Vec::new(), serde_json::Map::new(), Vec::new(), serde_json::Map::new());
         for instance in self.instances.all() {
-            let mut meta = json!({"model_name": instance.model, "world_size": instance.world_size});
+            let mut meta = json!({"model_name": &*instance.model, "world_size": instance.world_size});
             match &instance.kind {
                 Kind::LmcacheDriven { registration, .. } => {
                     meta["kv_cache_layout"] = layout_status(registration);

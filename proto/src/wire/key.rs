@@ -181,6 +181,19 @@ impl<'a> CacheKey<'a> {
         Ok(key)
     }
 
+    /// The string that the request's configuration has under `name`; `None` if there is none.
+    pub fn request_config(&self, name: &str) -> Option<&'a str> {
+        let mut reader = Reader::new(self.request_configs);
+        for _ in 0..reader.map().ok()? {
+            let found = reader.str().ok()? == name;
+            if found {
+                return reader.str().ok();
+            }
+            reader.skip().ok()?;
+        }
+        None
+    }
+
     fn validate(&self) -> Result<(), DecodeError> {
         // kv_rank has 8 bits for each of its four numbers.
         if !(1..=255).contains(&self.world_size) {

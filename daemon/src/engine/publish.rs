@@ -1,0 +1,143 @@
+//! Events of requests and transfers. With observability off nothing of this is made.
+
+use std::sync::Arc;
+
+use lmcache_proto::hash::ChunkHash;
+use lmcache_proto::wire::CacheKey;
+
+use super::Engine;
+use super::instances::Instance;
+use super::transfers::Direction;
+use crate::events::{Cell, Event, EvictionCause, Keys, SessionId, TransferEnd, TransferId, Worker};
+use crate::l1::{RemovalCause, Removed};
+
+/// What the events of one transfer share.
+#[derive(Debug)]
+pub(super) struct Told {
+    session: SessionId,
+    transfer: TransferId,
+    worker: Worker,
+    direction: Direction,
+    /// The objects it moves.
+    pub(super) keys: Keys,
+}
+
+impl Told {
+    /// The request.
+    pub(super) fn session(&self) -> &SessionId {
+        &self.session
+    }
+}
+
+impl Engine {
+    /// The request's id as its events carry it.
+    pub(super) fn session_id(&self, request_id: &str) -> SessionId {
+        let session = self.sessions.get(request_id);
+        session.map_or_else(|| request_id.into(), |session| session.lock().id.clone())
+    }
+
+    pub(super) fn shared_salt(&self, salt: &str) -> Arc<str> {
+        if salt.is_empty() { self.empty.clone() } else { salt.into() }
+    }
+
+    /// What a transfer's events will say. `None` with observability off.
+    pub(super) fn told(
+        &self,
+        key: &CacheKey<'_>,
+        worker: &Instance,
+        direction: Direction,
+        cells: impl Iterator<Item = (ChunkHash, u32, u32)>,
+    ) -> Option<Arc<Told>> {
+        if !self.bus.enabled() {
+            return None;
+        }
+        let model =
+            if *worker.model == *key.model_name { worker.model.clone() } else { key.model_name.into() };
+        let cells = cells.map(|(hash, rank, group)| Cell { hash, rank, group }).collect();
+        Some(Arc::new(Told {
+            session: self.session_id(key.request_id),
+            transfer: transfer_id(key, worker.id, direction),
+            worker: worker.worker.clone(),
+            direction,
+            keys: Keys::new(model, self.shared_salt(key.cache_salt), cells),
+        }))
+    }
+
+    /// A transfer was asked for, and has started.
+    pub(super) fn transfer_submitted(&self, told: &Told) {
+        let (session, transfer, worker) = (told.session.clone(), told.transfer, told.worker.clone());
+        self.bus.publish(|| match told.direction {
+            Direction::Store => Event::MpStoreSubmitted { session, transfer, worker },
+            Direction::Retrieve => Event::MpRetrieveSubmitted { session, transfer, worker },
+        });
+    }
+
+    pub(super) fn transfer_started(&self, told: &Told) {
+        let (session, transfer, worker) = (told.session.clone(), told.transfer, told.worker.clone());
+        self.bus.publish(|| match told.direction {
+            Direction::Store => Event::MpStoreStart { session, transfer, worker },
+            Direction::Retrieve => Event::MpRetrieveStart { session, transfer, worker },
+        });
+    }
+
+    /// A transfer has ended: `count` objects and `total_bytes` moved, which are `num_tokens` of the prompt. Zeros if it
+    /// failed; the end is told all the same, so that nothing waits for it for ever.
+    pub(super) fn transfer_ended(&self, told: &Told, count: u64, total_bytes: u64, num_tokens: u64) {
+        let (session, transfer, worker) = (told.session.clone(), told.transfer, told.worker.clone());
+        let end = TransferEnd { count, total_bytes, num_tokens, salt: told.keys.salt().clone() };
+        self.bus.publish(|| match told.direction {
+            Direction::Store => Event::MpStoreEnd { session, transfer, worker, end },
+            Direction::Retrieve => Event::MpRetrieveEnd { session, transfer, worker, end },
+        });
+    }
+
+    /// Objects have become readable; `failed` others were lost on the way.
+    pub(super) fn write_finished(&self, succeeded: Keys, failed: u64) {
+        if !succeeded.is_empty() {
+            self.bus.publish(|| Event::L1WriteFinished { keys: succeeded.clone() });
+        }
+        self.bus.publish(|| Event::SmWriteFinished { succeeded, failed });
+    }
+
+    /// Objects have been read by one reader, or let go unread.
+    pub(super) fn read_finished(&self, keys: Keys) {
+        if !keys.is_empty() {
+            self.bus.publish(|| Event::L1ReadFinished { keys: keys.clone() });
+            self.bus.publish(|| Event::SmReadPrefetchedFinished { succeeded: keys, failed: 0 });
+        }
+    }
+
+    /// Objects have left L1: one event per model, salt and cause, in the order they went.
+    pub(super) fn tell_removed(&self, removed: &[Removed]) {
+        if !self.bus.enabled() {
+            return;
+        }
+        let alike = |a: &Removed, b: &Removed| (&a.model, &a.salt, a.cause) == (&b.model, &b.salt, b.cause);
+        for batch in removed.chunk_by(alike) {
+            let cells = batch.iter().map(|gone| Cell { hash: gone.hash, rank: gone.rank, group: gone.group });
+            let keys = Keys::new(batch[0].model.clone(), batch[0].salt.clone(), cells.collect());
+            let cause = match batch[0].cause {
+                RemovalCause::Policy => EvictionCause::Policy,
+                RemovalCause::Cleared => EvictionCause::Cleared,
+                RemovalCause::Replaced => EvictionCause::Replaced,
+            };
+            self.bus.publish(|| Event::L1KeysEvicted { keys, cause });
+        }
+    }
+}
+
+/// Tells the transfers of one worker apart, and those of several workers for one request.
+fn transfer_id(key: &CacheKey<'_>, instance: u64, direction: Direction) -> TransferId {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut mix = |bytes: &[u8]| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    mix(key.request_id.as_bytes());
+    mix(&key.start.to_le_bytes());
+    mix(&key.end.to_le_bytes());
+    mix(&[direction as u8]);
+    mix(&instance.to_le_bytes());
+    TransferId(hash)
+}
