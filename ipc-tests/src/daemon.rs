@@ -160,6 +160,21 @@ impl Daemon {
             .expect("the daemon accepts clients")
     }
 
+    /// Waits until [`Daemon::metric`] is `value`.
+    ///
+    /// # Panics
+    /// If that does not happen in time; see [`eventually`].
+    pub async fn metric_becomes(&self, name: &str, labels: &[&str], value: f64) {
+        let is = async || (self.metric(name, labels).await == value).then_some(());
+        eventually(&format!("{name} becomes {value}"), is).await;
+    }
+
+    /// `/status`.
+    pub async fn status(&self) -> serde_json::Value {
+        let (_, page) = http::get(self.http_port, "/status").await.expect("status");
+        serde_json::from_str(&page).expect("JSON")
+    }
+
     /// Log lines so far.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().clone()

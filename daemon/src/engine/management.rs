@@ -46,6 +46,7 @@ impl Engine {
             "capacity_bytes_by_backend": {"dram": l1.capacity},
             "memory_usage_ratio": ratio,
             "write_ttl_seconds": self.config.write_ttl.as_secs(),
+            // Reads have no deadline here; the time that a lease outlives its connection comes nearest.
             "read_ttl_seconds": self.config.lease_grace.as_secs(),
         });
         let eviction = json!({

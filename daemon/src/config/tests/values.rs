@@ -61,7 +61,6 @@ fn bad_values_are_turned_down_by_flag() {
         (&["--session-ttl-seconds", "0"], &["--session-ttl-seconds"]),
         (&["--session-ttl-seconds", "1e-12"], &["--session-ttl-seconds"]),
         (&["--l1-write-ttl-seconds", "0"], &["--l1-write-ttl-seconds"]),
-        (&["--l1-read-ttl-seconds", "-5"], &["--l1-read-ttl-seconds"]),
         (&["--lease-grace-seconds", "-1"], &["--lease-grace-seconds"]),
         (&["--drain-seconds", "1e10"], &["--drain-seconds"]),
         (&["--max-message-bytes", "0"], &["--max-message-bytes"]),

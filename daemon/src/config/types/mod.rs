@@ -149,9 +149,7 @@ pub struct LivenessConfig {
     pub session_ttl: Duration,
     /// Longest hold on a slot being written. Default: 600 s.
     pub write_ttl: Duration,
-    /// Longest hold on an object being read. Default: 300 s.
-    pub read_ttl: Duration,
-    /// Added to an expired hold while its worker lives. Default: 30 s.
+    /// How long leases outlive their connection. Default: 30 s.
     pub lease_grace: Duration,
 }
 
