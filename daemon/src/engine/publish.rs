@@ -120,6 +120,7 @@ impl Engine {
                 RemovalCause::Policy => EvictionCause::Policy,
                 RemovalCause::Cleared => EvictionCause::Cleared,
                 RemovalCause::Replaced => EvictionCause::Replaced,
+                RemovalCause::Temporary => EvictionCause::Temporary,
             };
             self.bus.publish(|| Event::L1KeysEvicted { keys, cause });
         }

@@ -4,10 +4,10 @@
 use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::shm::PinKind;
 
-use super::index::{Index, Key, ReserveError, Reserved};
+use super::index::{Index, Key, RemovalCause, ReserveError, Reserved};
 use super::names::NameId;
 use super::pool::{SlotMut, SlotRef};
-use super::{L1, Owner, Pin, Pinned, SLICE};
+use super::{L1, ObjectId, Owner, Pin, Pinned, SLICE};
 
 /// Objects of one model and salt that are to be reserved or pinned.
 pub trait Cells: Iterator<Item = (ChunkHash, u32, u32)> + Clone {}
@@ -83,6 +83,18 @@ impl L1 {
             *done = index.commit(pin, &self.table);
         }
         committed
+    }
+
+    /// Makes a loaded object readable with `leases` leases, for those who wait for it; see [`L1::reserve`] without owner. A
+    /// `temporary` object goes when the last lease or pin on it ends. `None` if the reservation was lost.
+    pub fn commit_leased(&self, pin: &Pin, leases: u32, temporary: bool) -> Option<ObjectId> {
+        self.index.lock().commit_leased(pin, leases, temporary, &self.table)
+    }
+
+    /// Drops objects that nobody holds: they live elsewhere from now on. Returns how many.
+    pub fn drop_unheld(&self, objects: impl Iterator<Item = ObjectId>) -> usize {
+        let mut index = self.index.lock();
+        objects.filter(|object| index.drop_object(*object, RemovalCause::Temporary, &self.table)).count()
     }
 
     /// Gives up reservations that nobody writes to any more.

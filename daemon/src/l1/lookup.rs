@@ -75,6 +75,32 @@ impl L1 {
         hit
     }
 
+    /// Leases every object of the rows that is there, holes or not, chunk-major: what a prefetch builds on. Cells that the
+    /// rows' windows can never need are not known here; whoever plans gives them back.
+    pub fn lease_present(
+        &self,
+        model: &str,
+        salt: &str,
+        hashes: &[ChunkHash],
+        rows: &[Row],
+    ) -> Vec<Option<ObjectId>> {
+        let mut found = Vec::with_capacity(hashes.len() * rows.len());
+        for slice in hashes.chunks(LOOKUP_SLICE) {
+            let index = &mut *self.index.lock();
+            let names = index.names.find(model).zip(index.names.find(salt));
+            for hash in slice {
+                found.extend(rows.iter().map(|row| {
+                    let (model, salt) = names?;
+                    let key = Key { hash: *hash, model, salt, rank: row.rank, group: row.group };
+                    let object = index.find(&key, &row.layouts)?;
+                    index.lease(object);
+                    Some(object)
+                }));
+            }
+        }
+        found
+    }
+
     /// Ends leases. Give them tail first: the head of a prompt is worth most and should be the most recently used.
     pub fn end_leases(&self, objects: impl Iterator<Item = ObjectId>) {
         let mut objects = objects.peekable();
@@ -144,7 +170,27 @@ impl<'r> Search<'r> {
     }
 }
 
+/// Longest hit, in chunks, when `present(chunk, row)` says what is there. The rule is that of [`L1::lookup`].
+pub fn longest_prefix(rows: &[Row], chunks: u64, present: impl Fn(u64, usize) -> bool) -> u64 {
+    let mut runs = vec![0u64; rows.len()];
+    let mut best = 0;
+    for chunk in 0..chunks {
+        let length = chunk + 1;
+        for (row, run) in runs.iter_mut().enumerate() {
+            *run = if present(chunk, row) { *run + 1 } else { 0 };
+        }
+        let valid = |(row, run): (&Row, &u64)| *run >= row.window.map_or(length, |window| window.min(length));
+        if rows.iter().zip(&runs).all(valid) {
+            best = length;
+        }
+        if rows.iter().zip(&runs).any(|(row, run)| row.window.is_none() && *run < length) {
+            break;
+        }
+    }
+    best
+}
+
 /// First chunk that a row with `window` must have for a hit of `length`.
-fn first_needed(window: Option<u64>, length: u64) -> u64 {
+pub fn first_needed(window: Option<u64>, length: u64) -> u64 {
     window.map_or(0, |window| length.saturating_sub(window))
 }

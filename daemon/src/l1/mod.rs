@@ -30,7 +30,7 @@ use parking_lot::Mutex;
 pub use hold::Cells;
 use index::Index;
 pub use index::{Key, RemovalCause, Removed, ReserveError, Reserved, Totals};
-pub use lookup::{Hit, LeasedCell, Row};
+pub use lookup::{Hit, LeasedCell, Row, first_needed, longest_prefix};
 pub use names::NameId;
 pub use open::{L1Config, OpenError};
 pub use policy::PolicyKind;

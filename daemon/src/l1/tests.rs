@@ -161,3 +161,42 @@ fn a_name_is_found_again_when_all_are_taken() {
     }
     assert!(l1.stats().totals.evicted >= 18);
 }
+
+#[test]
+fn what_was_loaded_for_a_request_goes_with_it() {
+    let config = config("temporary");
+    let _discard = Discard(config.clone());
+    let (l1, _) = open(&config);
+    put(&l1, "", 0..1).expect("room");
+    let rows = [row(None, 0)];
+    let held = l1.lease_present("m", "", &hashes(3), &rows);
+    assert_eq!(held.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, false]);
+    let reserved = l1.reserve("m", "", cells(1..3), 7, OBJECT, None).expect("room");
+    // The second chunk is wanted by two requests, the third by one and for good.
+    let second = l1.commit_leased(&reserved[0].pin, 2, true).expect("reserved");
+    let third = l1.commit_leased(&reserved[1].pin, 1, false).expect("reserved");
+    assert_eq!(l1.lookup("m", "", &hashes(3), &rows).chunks, 3);
+    l1.end_leases([second, third, second, second].into_iter());
+    assert_eq!(l1.stats().objects, 2, "the last lease took the temporary one away");
+    assert_eq!(l1.take_removed().last().map(|gone| gone.cause), Some(RemovalCause::Temporary));
+    // A worker that stores it makes it stay.
+    let reserved = l1.reserve("m", "", cells(1..2), 7, OBJECT, None).expect("room");
+    let again = l1.commit_leased(&reserved[0].pin, 1, true).expect("reserved");
+    assert_eq!(put(&l1, "", 1..2), Ok(0), "it is there");
+    l1.end_leases([again].into_iter());
+    assert_eq!(l1.stats().objects, 3);
+    assert_eq!(l1.drop_unheld([again].into_iter()), 1);
+    assert_eq!(l1.drop_unheld([again].into_iter()), 0);
+}
+
+#[test]
+fn the_prefix_rule_agrees_with_the_lookup() {
+    let rows = [row(None, 0), row(Some(2), 1)];
+    let present = |holes: &'static [(u64, usize)]| move |chunk, row| !holes.contains(&(chunk, row));
+    assert_eq!(longest_prefix(&rows, 5, present(&[])), 5);
+    assert_eq!(longest_prefix(&rows, 5, present(&[(3, 0)])), 3);
+    // A hole in the windowed row only matters while the window reaches it.
+    assert_eq!(longest_prefix(&rows, 5, present(&[(1, 1)])), 5);
+    assert_eq!(longest_prefix(&rows, 5, present(&[(3, 1)])), 3);
+    assert_eq!(longest_prefix(&rows, 0, present(&[])), 0);
+}

@@ -49,6 +49,8 @@ pub(in crate::l1) struct Entry {
     /// Transfers that touch its bytes.
     pub(in crate::l1) pins: u32,
     pub(in crate::l1) reused: bool,
+    /// Loaded for the requests that hold it: goes with the last of them.
+    pub(in crate::l1) temporary: bool,
     /// Replaced or cleared while held: no longer found under its key, freed by the last holder.
     pub(in crate::l1) detached: bool,
 }
@@ -64,6 +66,7 @@ impl Entry {
         leases: 0,
         pins: 0,
         reused: false,
+        temporary: false,
         detached: false,
     };
 }
@@ -97,6 +100,8 @@ pub enum RemovalCause {
     Cleared,
     /// An object of another shape took its key.
     Replaced,
+    /// It was there for some requests only, and they are over; or it lives in L2 alone from now on.
+    Temporary,
 }
 
 /// An object that has left the cache. With names, not their ids: an id may be another name's by the time somebody asks.

@@ -140,6 +140,8 @@ impl Index {
         }
         if entry.detached || entry.state == ObjectState::Quarantined {
             self.free(index, table);
+        } else if entry.state == ObjectState::Committed && entry.temporary {
+            self.detach(index, Some(RemovalCause::Temporary), table);
         } else if entry.state == ObjectState::Committed {
             let subject = self.subject(index);
             self.policy.insert(&subject);

@@ -3,6 +3,7 @@
 
 use lmcache_proto::shm::ObjectState;
 
+use super::super::ObjectId;
 use super::super::pool::Table;
 use super::{Index, Key, RemovalCause, Removed};
 
@@ -34,6 +35,17 @@ impl Index {
             }
         }
         dropped
+    }
+
+    /// Drops an object that nobody holds. `false` if it is held or not there.
+    pub(in crate::l1) fn drop_object(&mut self, id: ObjectId, cause: RemovalCause, table: &Table) -> bool {
+        let free = self.entry(id).is_some_and(|entry| {
+            entry.state == ObjectState::Committed && !entry.detached && entry.leases == 0 && entry.pins == 0
+        });
+        if free {
+            self.detach(id.index, Some(cause), table);
+        }
+        free
     }
 
     /// Records there are, free ones included.

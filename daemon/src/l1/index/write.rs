@@ -21,8 +21,10 @@ impl Index {
         table: &Table,
     ) -> Result<Option<(Pin, u64)>, ReserveError> {
         if let Some(&index) = self.map.get(&key) {
-            let entry = &self.entries[index as usize];
+            let entry = &mut self.entries[index as usize];
             if entry.layout == layout && entry.length == length {
+                // Stored by a worker: it stays.
+                entry.temporary = false;
                 if entry.state == ObjectState::Committed && entry.leases == 0 && entry.pins == 0 {
                     // Wanted again: it must not be the next victim of this same request.
                     let subject = self.subject(index);
@@ -56,6 +58,7 @@ impl Index {
             leases: 0,
             pins: 0,
             reused: false,
+            temporary: false,
             detached: false,
         };
         let fields = ObjectFields {
@@ -100,6 +103,28 @@ impl Index {
         }
         self.unpin(pin, table);
         writing
+    }
+
+    /// Makes a loaded object readable with `leases` leases on it, and ends the loader's pin. A `temporary` one goes with the
+    /// last of them. `None` if the reservation was lost meanwhile.
+    pub(in crate::l1) fn commit_leased(
+        &mut self,
+        pin: &Pin,
+        leases: u32,
+        temporary: bool,
+        table: &Table,
+    ) -> Option<ObjectId> {
+        let writing = self
+            .entry(pin.object)
+            .is_some_and(|entry| entry.state == ObjectState::Writing && !entry.detached);
+        if writing {
+            // Before the pin ends: it must not go in between.
+            let entry = &mut self.entries[pin.object.index as usize];
+            entry.temporary = temporary;
+            entry.leases += leases;
+            self.leased_now += u64::from(leases);
+        }
+        self.commit(pin, table).then_some(pin.object)
     }
 
     /// Gives up a reservation whose owner is certain not to write any more.
