@@ -7,6 +7,7 @@
 //! * [`shm`]: `#[repr(C)]` layouts of the segments that outlive the daemon.
 #![deny(unsafe_code)]
 
+mod fnv;
 pub mod hash;
 pub mod layout;
 pub mod object_key;

@@ -2,6 +2,11 @@
 
 use thiserror::Error;
 
+use super::limits::NAME_MAX_BYTES;
+
+/// A nil value.
+pub(super) const NIL: u8 = 0xc0;
+
 /// Why a frame could not be decoded. The text ends in a log line next to the peer's address.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DecodeError {
@@ -100,7 +105,7 @@ impl<'a> Reader<'a> {
 
     /// Reads nil if it is next.
     pub fn nil(&mut self) -> bool {
-        if self.buf.first() == Some(&0xc0) {
+        if self.buf.first() == Some(&NIL) {
             self.buf = &self.buf[1..];
             true
         } else {
@@ -173,6 +178,12 @@ impl<'a> Reader<'a> {
             _ => return Err(DecodeError::Type { expected: "a string", marker }),
         };
         std::str::from_utf8(self.take(len)?).map_err(|_| DecodeError::Invalid("string is not UTF-8"))
+    }
+
+    /// A string of at most [`NAME_MAX_BYTES`] bytes; `what` names it in the error.
+    pub fn name(&mut self, what: &'static str) -> Result<&'a str, DecodeError> {
+        let name = self.str()?;
+        if name.len() > NAME_MAX_BYTES { Err(DecodeError::Range { what }) } else { Ok(name) }
     }
 
     /// Binary data, borrowed from the frame.
