@@ -20,6 +20,8 @@ use crate::server::{BindError, Listener, Server, ServerConfig};
 
 /// Time for a ZMTP greeting.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for one whole message: the largest comes at 1 MiB/s.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why the daemon could not start or go on. Each is one line, and exit code 1.
 #[derive(Debug, Error)]
@@ -264,6 +266,7 @@ fn server_config(config: &Config) -> ServerConfig {
         max_total_bytes: bytes(limits.max_total_bytes),
         max_connections: limits.max_connections,
         handshake_timeout: HANDSHAKE_TIMEOUT,
+        message_timeout: MESSAGE_TIMEOUT,
     }
 }
 

@@ -20,8 +20,33 @@ pub(super) struct Liveness {
     left: FxHashMap<u64, Instant>,
     /// Newest connection of each worker.
     heard_on: FxHashMap<u64, u64>,
-    /// Answer to the next ping of a worker that is not registered.
-    unknown: FxHashMap<u64, bool>,
+    /// Pings of workers that are not registered.
+    unknown: UnknownPings,
+}
+
+/// Workers that ping and are not registered; the one not heard for longest goes when there are too many.
+#[derive(Debug, Default)]
+struct UnknownPings {
+    /// The answer to the next ping, and the number of the last one.
+    workers: FxHashMap<u64, (bool, u64)>,
+    pings: u64,
+}
+
+impl UnknownPings {
+    /// `false`, `true`, `false` … for each worker.
+    fn answer(&mut self, id: u64) -> bool {
+        if self.workers.len() >= MAX_UNKNOWN && !self.workers.contains_key(&id) {
+            // A walk over 4096 entries, microseconds, and only while somebody floods.
+            let oldest = self.workers.iter().min_by_key(|(_, (_, ping))| *ping).map(|(id, _)| *id);
+            oldest.map(|id| self.workers.remove(&id));
+        }
+        self.pings += 1;
+        let (next, ping) = self.workers.entry(id).or_insert((false, 0));
+        *ping = self.pings;
+        let answer = *next;
+        *next = !answer;
+        answer
+    }
 }
 
 impl Liveness {
@@ -54,11 +79,6 @@ impl Engine {
             live.left.insert(client.id, Instant::now());
         }
         tracing::debug!(client = client.id, peer = %client.peer, "client disconnected");
-    }
-
-    /// The daemon has ended a peer's connection.
-    pub fn refuse_peer(&self, client: &Client, why: impl std::fmt::Display) {
-        self.stats.peer_refused(client, why);
     }
 
     /// Ends the leases of connections that have been gone beyond the grace period.
@@ -104,7 +124,7 @@ impl Engine {
 
     /// A worker has registered: its pings are answered `true` from now on.
     pub(super) fn registered(&self, instance: u64) {
-        self.liveness.lock().unknown.remove(&instance);
+        self.liveness.lock().unknown.workers.remove(&instance);
     }
 
     /// The answer to a ping.
@@ -118,16 +138,7 @@ impl Engine {
             self.instances.touch(id, Instances::now(self.started), true);
             return true;
         }
-        let mut live = self.liveness.lock();
-        if live.unknown.len() >= MAX_UNKNOWN && !live.unknown.contains_key(&id) {
-            // Any other: it starts over with `false`, which is what an unknown worker is told first anyway.
-            let other = live.unknown.keys().next().copied();
-            other.map(|other| live.unknown.remove(&other));
-        }
-        let next = live.unknown.entry(id).or_insert(false);
-        let answer = *next;
-        *next = !answer;
-        answer
+        self.liveness.lock().unknown.answer(id)
     }
 
     /// Reaps silent workers, quarantines overdue reservations, frees what the dead have left, forgets idle sessions.
@@ -193,5 +204,26 @@ impl Engine {
             None => is_gone(&self.liveness.lock(), suspect),
         });
         suspects
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_unknown_workers_does_not_reset_those_still_pinging() {
+        let mut pings = UnknownPings::default();
+        assert!(!pings.answer(0));
+        for id in 1..2 * MAX_UNKNOWN as u64 {
+            assert!(!pings.answer(id), "first ping of {id}");
+            if id % 1000 == 0 {
+                // Worker 0 pings on, and sees its edge each time.
+                assert!(pings.answer(0));
+                assert!(!pings.answer(0));
+            }
+        }
+        assert_eq!(pings.workers.len(), MAX_UNKNOWN);
+        assert!(!pings.answer(1), "forgotten as the oldest");
     }
 }

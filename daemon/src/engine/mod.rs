@@ -72,6 +72,24 @@ impl Client {
     pub fn new(id: u64, peer: String, process: Option<ProcessId>) -> Client {
         Client { id, peer, process, memo: Mutex::default(), prompt: Mutex::default() }
     }
+
+    /// Runs `work` as if a key of the client were being decoded all the while.
+    #[cfg(test)]
+    pub(crate) fn while_decoding<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _decoding = self.memo.lock();
+        work()
+    }
+
+    /// Forgets the client's last key and prompt unless `keep` says so of the bytes they take. Does nothing while they are
+    /// in use.
+    pub(crate) fn remember_if(&self, keep: impl FnOnce(usize) -> bool) {
+        if let (Some(mut memo), Some(mut prompt)) = (self.memo.try_lock(), self.prompt.try_lock())
+            && !keep(memo.bytes() + prompt.bytes())
+        {
+            *memo = TokenMemo::default();
+            prompt.forget();
+        }
+    }
 }
 
 /// What comes of a request.
@@ -197,8 +215,13 @@ impl Engine {
 
     /// Decodes and executes a request.
     pub fn handle<T: AsRef<[u8]>>(&self, client: &Client, operation: Operation, payload: &[T]) -> Outcome {
-        // Held while the request borrows from its frames only, not from the memo; a client's requests do not overlap.
-        let decoded = Request::decode_with(operation, payload, &mut client.memo.lock());
+        // Requests with a key are ordered, so nobody waits for the memo. The others run beside them and do not take it: a
+        // ping must not wait until a long key is decoded.
+        let decoded = if operation.has_key() {
+            Request::decode_with(operation, payload, &mut client.memo.lock())
+        } else {
+            Request::decode(operation, payload)
+        };
         let request = match decoded {
             Ok(request) => request,
             Err(error) => {

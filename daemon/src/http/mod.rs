@@ -4,13 +4,13 @@
 mod routes;
 
 use std::io;
-use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::net::TcpListener;
 
 use crate::engine::Engine;
+use crate::net;
 use crate::server::Server;
 
 /// What the routes look at.
@@ -43,9 +43,7 @@ impl Admin {
 /// # Errors
 /// The bind call's.
 pub async fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
-    let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
-    let address = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
-    TcpListener::bind(address.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?).await
+    net::listen(host, port).await
 }
 
 /// Serves the whole admin API.

@@ -6,6 +6,8 @@
 use bytes::{Buf, Bytes, BytesMut};
 use thiserror::Error;
 
+use super::budget::FRAME_OVERHEAD;
+
 /// Bytes of a greeting.
 pub(super) const GREETING_LEN: usize = 64;
 /// Most frames of one message: the largest request has 9.
@@ -119,7 +121,7 @@ pub(super) fn check_ready(body: &[u8]) -> Result<(), HandshakeError> {
     match socket_type {
         Some(b"DEALER" | b"ROUTER") => Ok(()),
         Some(other) => {
-            Err(HandshakeError::SocketType(String::from_utf8_lossy(&other[..other.len().min(16)]).into()))
+            Err(HandshakeError::SocketType(other[..other.len().min(16)].escape_ascii().to_string()))
         }
         None => Err(HandshakeError::Ready),
     }
@@ -139,17 +141,23 @@ pub(super) enum Item {
 pub(super) struct Decoder {
     frames: Vec<Bytes>,
     frame_bytes: usize,
+    last_bytes: usize,
     limit: usize,
 }
 
 impl Decoder {
     pub(super) fn new(limit: usize) -> Decoder {
-        Decoder { frames: Vec::new(), frame_bytes: 0, limit }
+        Decoder { frames: Vec::new(), frame_bytes: 0, last_bytes: 0, limit }
     }
 
-    /// Bytes of the message that has begun.
+    /// Bytes of the message that has begun, and what its frames cost.
     pub(super) fn pending(&self) -> usize {
-        self.frame_bytes
+        self.frame_bytes + self.frames.len() * FRAME_OVERHEAD
+    }
+
+    /// Bytes that the last item had on the wire.
+    pub(super) fn last_bytes(&self) -> usize {
+        self.last_bytes
     }
 
     /// The next item, or `None` until more bytes have come.
@@ -181,6 +189,7 @@ impl Decoder {
             buf.advance(head);
             let body = buf.split_to(len).freeze();
             if flags & COMMAND != 0 {
+                self.last_bytes = head + len;
                 return Ok(Some(Item::Command(body)));
             }
             if self.frames.len() == MAX_FRAMES {
@@ -190,7 +199,7 @@ impl Decoder {
             self.frame_bytes += len + head;
             self.frames.push(body);
             if flags & MORE == 0 {
-                self.frame_bytes = 0;
+                self.last_bytes = std::mem::take(&mut self.frame_bytes);
                 return Ok(Some(Item::Message(std::mem::take(&mut self.frames))));
             }
         }

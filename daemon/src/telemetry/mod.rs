@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use prometheus::{Encoder, GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
 
 use crate::engine::{Engine, OpOutcome};
-use crate::server::Server;
+use crate::server::{BadMessage, Server};
 
 /// The Prometheus text page.
 ///
@@ -42,6 +42,14 @@ pub fn exposition(engine: &Engine, server: &Server) -> Result<String, prometheus
 
     let stats = engine.stats();
     let l1 = engine.l1().stats();
+    let bad_messages = |reasons: &[BadMessage]| {
+        server
+            .stats()
+            .bad_messages()
+            .filter(|(reason, _)| reasons.contains(reason))
+            .map(|(_, count)| count)
+            .sum()
+    };
     for (name, help, value) in [
         (
             "lmcache_mp_lookup_requested_tokens_total",
@@ -83,17 +91,22 @@ pub fn exposition(engine: &Engine, server: &Server) -> Result<String, prometheus
         (
             "lmcached_malformed_messages_total",
             "Messages that are no LMCache request.",
-            stats.malformed.load(Ordering::Relaxed),
+            bad_messages(&[
+                BadMessage::TooShort,
+                BadMessage::OverlongId,
+                BadMessage::Operation,
+                BadMessage::Control,
+            ]),
         ),
         (
             "lmcached_unknown_operations_total",
             "Requests of operations that are not served.",
-            stats.unknown.load(Ordering::Relaxed),
+            bad_messages(&[BadMessage::Unserved, BadMessage::Unknown]),
         ),
         (
             "lmcached_peers_refused_total",
             "Connections refused or ended by the daemon.",
-            stats.peers_refused.load(Ordering::Relaxed),
+            server.stats().ended().map(|(_, count)| count).sum(),
         ),
         (
             "lmcached_workers_reaped_total",

@@ -119,6 +119,21 @@ impl Operation {
         matches!(self, O::Ping | O::Noop | O::GetChunkSize | O::GetExperimental)
     }
 
+    /// Whether the first payload frame is a cache key.
+    pub fn has_key(self) -> bool {
+        matches!(
+            self,
+            O::Store
+                | O::Retrieve
+                | O::Lookup
+                | O::FreeLookupLocks
+                | O::PrepareStore
+                | O::CommitStore
+                | O::PrepareRetrieve
+                | O::CommitRetrieve
+        )
+    }
+
     /// Whether the daemon itself moves payload bytes, or maps memory, to execute the operation.
     pub fn is_copy(self) -> bool {
         matches!(self, O::Store | O::Retrieve | O::RegisterKvCache | O::UnregisterKvCache | O::Clear)
@@ -233,6 +248,12 @@ mod tests {
         for row in TABLE.iter().filter(|row| row.1 != 0) {
             assert_eq!(ids.get(row.2), Some(&row.1), "{}", row.2);
         }
+    }
+
+    #[test]
+    fn what_overtakes_has_no_key() {
+        // The remembered key of a client belongs to its ordered requests.
+        assert!(Operation::all().all(|operation| !(operation.is_unordered() && operation.has_key())));
     }
 
     #[test]
