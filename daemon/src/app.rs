@@ -3,7 +3,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
@@ -115,12 +114,12 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
     };
     let (l1, engine) = open_engine(config, bus)?;
     let server = Server::new(engine.clone(), server_config(config));
-    let admin = Arc::new(Admin {
-        engine: engine.clone(),
-        server: server.clone(),
-        hash_algorithm: hash_algorithm(config).name(),
-        draining: AtomicBool::new(false),
-    });
+    let admin = Arc::new(Admin::new(
+        engine.clone(),
+        server.clone(),
+        hash_algorithm(config).name(),
+        config.eviction.policy.name(),
+    ));
     announce(config, &l1, &listeners, &admin_listener, metrics_listener.as_ref());
     for listener in listeners {
         tokio::spawn(server.clone().accept(listener));
@@ -158,7 +157,7 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
         drain_s = config.shutdown.drain.as_secs_f64(),
         "stopping: no new connections, finishing what is in flight"
     );
-    admin.draining.store(true, Ordering::Relaxed);
+    admin.drain();
     l1.pool().stop_reserving();
     let left = server.drain(config.shutdown.drain).await;
     if left > 0 {

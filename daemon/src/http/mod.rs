@@ -1,7 +1,12 @@
 //! The admin API and `/metrics`.
 #![forbid(unsafe_code)]
 
+mod answer;
+mod body;
+mod cache;
 mod routes;
+mod serve;
+mod status;
 
 use std::io;
 use std::sync::Arc;
@@ -22,11 +27,31 @@ pub struct Admin {
     pub server: Arc<Server>,
     /// `/status` says it.
     pub hash_algorithm: &'static str,
+    /// `/status` says it.
+    pub eviction_policy: &'static str,
     /// Set while the daemon drains.
-    pub draining: AtomicBool,
+    draining: AtomicBool,
+    /// Held by the one request that may be working.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Admin {
+    /// The admin API of a daemon.
+    pub fn new(
+        engine: Arc<Engine>,
+        server: Arc<Server>,
+        hash_algorithm: &'static str,
+        eviction_policy: &'static str,
+    ) -> Admin {
+        let (draining, turn) = (AtomicBool::new(false), tokio::sync::Mutex::new(()));
+        Admin { engine, server, hash_algorithm, eviction_policy, draining, turn }
+    }
+
+    /// The daemon drains from now on: it is no longer ready.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
     /// Why the daemon should get no traffic now; `None` when it should.
     pub fn not_ready(&self) -> Option<String> {
         if self.draining.load(Ordering::Relaxed) {
@@ -48,10 +73,10 @@ pub async fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
 
 /// Serves the whole admin API.
 pub async fn serve_admin(listener: TcpListener, admin: Arc<Admin>) {
-    warp::serve(routes::admin(admin)).incoming(listener).run().await;
+    serve::serve(listener, routes::admin(admin)).await;
 }
 
 /// Serves `/metrics` alone.
 pub async fn serve_metrics(listener: TcpListener, admin: Arc<Admin>) {
-    warp::serve(routes::metrics(admin)).incoming(listener).run().await;
+    serve::serve(listener, routes::metrics(admin)).await;
 }

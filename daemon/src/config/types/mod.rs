@@ -138,6 +138,18 @@ pub enum EvictionPolicy {
     Noop,
 }
 
+impl EvictionPolicy {
+    /// The peer's name, as `/status` says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            EvictionPolicy::Lru => "LRU",
+            EvictionPolicy::Arc => "ARC",
+            EvictionPolicy::IsolatedLru => "IsolatedLRU",
+            EvictionPolicy::Noop => "noop",
+        }
+    }
+}
+
 /// How long silence is tolerated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LivenessConfig {
