@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::budget::{PARKED_OVERHEAD, PEER_FLOOR, READ_BYTES, Share};
+use super::budget::{FRAME_OVERHEAD, PARKED_OVERHEAD, PEER_FLOOR, READ_BYTES, Share};
 use super::endpoint::Stream;
 use super::execute::{Event, Subscription};
 use super::handshake::{self, Stranger};
@@ -145,7 +145,8 @@ impl Connection<'_> {
                 begun = Some(Instant::now());
             }
             self.flush_now(writer);
-            self.hold(inbuf.len() + decoder.pending());
+            let unread = inbuf.len() + decoder.pending() + decoder.pending_frames() * FRAME_OVERHEAD;
+            self.hold(unread);
             if turn == 0 {
                 tokio::task::yield_now().await;
                 continue;
@@ -158,7 +159,7 @@ impl Connection<'_> {
             let starved = (!full && room == 0) || self.is_held_back();
             // Not reading, we would not see that the peer has gone; its half message would keep others waiting till its
             // deadline.
-            let hogging = starved && inbuf.len() + decoder.pending() >= PEER_FLOOR;
+            let hogging = starved && unread >= PEER_FLOOR;
             self.note_pause(full, starved);
             tokio::select! {
                 read = reader.read(&mut inbuf, room), if room > 0 || hogging => match read {

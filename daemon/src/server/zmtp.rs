@@ -6,8 +6,6 @@
 use bytes::{Buf, Bytes, BytesMut};
 use thiserror::Error;
 
-use super::budget::FRAME_OVERHEAD;
-
 /// Bytes of a greeting.
 pub(super) const GREETING_LEN: usize = 64;
 /// Most frames of one message: the largest request has 9.
@@ -150,9 +148,14 @@ impl Decoder {
         Decoder { frames: Vec::new(), frame_bytes: 0, last_bytes: 0, limit }
     }
 
-    /// Bytes of the message that has begun, and what its frames cost.
+    /// Bytes of the message that has begun.
     pub(super) fn pending(&self) -> usize {
-        self.frame_bytes + self.frames.len() * FRAME_OVERHEAD
+        self.frame_bytes
+    }
+
+    /// Frames of the message that has begun.
+    pub(super) fn pending_frames(&self) -> usize {
+        self.frames.len()
     }
 
     /// Bytes that the last item had on the wire.
