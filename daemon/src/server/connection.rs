@@ -24,6 +24,8 @@ use crate::engine::Client;
 const MAX_UID: usize = 64;
 /// Messages handled before the thread is given to others. A read buffer may hold thousands of tiny ones.
 const TURN: usize = 128;
+/// What a peer must take of its answers within the message timeout, if more waits for it.
+const MIN_TAKEN: usize = 64 << 10;
 
 pub(super) struct Connection<'s> {
     pub(super) server: &'s Arc<Server>,
@@ -39,6 +41,8 @@ pub(super) struct Connection<'s> {
     pub(super) parked: JoinSet<()>,
     pub(super) streams: HashMap<Bytes, Subscription>,
     pub(super) next_stream: u64,
+    /// Since when replies wait for the peer, and how many bytes of them it has taken since.
+    unsent: Option<(Instant, usize)>,
     /// The peer takes no more replies.
     pub(super) deaf: bool,
     paused: Option<Paused>,
@@ -70,6 +74,7 @@ pub(super) async fn run(server: &Arc<Server>, id: u64, stream: Stream) {
     }
     let client = Arc::new(client);
     server.engine.client_arrived(&client);
+    let arrived = Arrived { server, client: &client };
     let (events, mut inbox) = mpsc::unbounded_channel();
     let mut connection = Connection {
         server,
@@ -83,6 +88,7 @@ pub(super) async fn run(server: &Arc<Server>, id: u64, stream: Stream) {
         parked: JoinSet::new(),
         streams: HashMap::new(),
         next_stream: 0,
+        unsent: None,
         deaf: false,
         paused: None,
     };
@@ -93,7 +99,20 @@ pub(super) async fn run(server: &Arc<Server>, id: u64, stream: Stream) {
     drop((reader, writer));
     connection.settle(&mut inbox).await;
     drop(connection);
-    server.engine.client_left(&client);
+    drop(arrived);
+}
+
+/// A client that the engine counts as connected, until this goes: also when the connection's task panics, or the client's
+/// leases would never end.
+struct Arrived<'s> {
+    server: &'s Arc<Server>,
+    client: &'s Client,
+}
+
+impl Drop for Arrived<'_> {
+    fn drop(&mut self) {
+        self.server.engine.client_left(self.client);
+    }
 }
 
 impl Connection<'_> {
@@ -109,12 +128,15 @@ impl Connection<'_> {
         // When the first byte of the message that has begun was here.
         let mut begun: Option<Instant> = None;
         let budget = self.server.budget.clone();
+        let timeout = self.server.config.message_timeout;
         loop {
             // Before anything looks at the budget: it is woken by what is freed from here on.
             let freed = Share::freed(&budget);
             let mut turn = TURN;
             self.advance(&mut turn);
-            while turn > 0 && !self.is_full() {
+            // What has not been taken out of the buffer when the daemon stops is for the next one.
+            let stopping = self.server.is_draining();
+            while turn > 0 && !stopping && !self.is_full() {
                 match decoder.next(&mut inbuf) {
                     Ok(Some(item)) => {
                         turn -= 1;
@@ -136,7 +158,7 @@ impl Connection<'_> {
                     Err(error) => return Some((Ended::Frame, error.to_string())),
                 }
             }
-            let full = self.is_full();
+            let full = stopping || self.is_full();
             // The clock runs while the peer is read, and while it waits for other peers' bytes to go: somebody holds those,
             // and somebody must give up. It does not run while the peer's own requests keep us from reading.
             if full || turn == 0 || (decoder.pending() == 0 && inbuf.is_empty()) {
@@ -160,7 +182,8 @@ impl Connection<'_> {
             // Not reading, we would not see that the peer has gone; its half message would keep others waiting till its
             // deadline.
             let hogging = starved && unread >= PEER_FLOOR;
-            self.note_pause(full, starved);
+            self.note_pause(full && !stopping, starved);
+            let deadline = [begun, self.unsent.map(|(since, _)| since)].into_iter().flatten().min();
             tokio::select! {
                 read = reader.read(&mut inbuf, room), if room > 0 || hogging => match read {
                     // Every whole message that came before it is out of the buffer: only then is there a read.
@@ -171,13 +194,10 @@ impl Connection<'_> {
                 // An error shows again at the next write.
                 _ = writer.writable(), if !self.out.is_empty() => {}
                 () = freed, if starved => {}
-                () = tokio::time::sleep_until(begun.unwrap_or_else(Instant::now) + self.server.config.message_timeout), if begun.is_some() => {
-                    let detail = format!(
-                        "a message was not whole {:.0} s after its first byte; {} bytes of it had come",
-                        self.server.config.message_timeout.as_secs_f64(),
-                        inbuf.len() + decoder.pending(),
-                    );
-                    return Some((Ended::Slow, detail));
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now) + timeout), if deadline.is_some() => {
+                    if let Some(ended) = self.late(begun, unread) {
+                        return Some(ended);
+                    }
                 }
             }
         }
@@ -242,6 +262,31 @@ impl Connection<'_> {
         self.share.set(unread + waiting + parked);
     }
 
+    /// What a peer is ended for whose time is over; `begun` is when its unfinished message did.
+    fn late(&mut self, begun: Option<Instant>, unread: usize) -> Option<(Ended, String)> {
+        let timeout = self.server.config.message_timeout;
+        let over = |since: Instant| since.elapsed() >= timeout;
+        let seconds = timeout.as_secs_f64();
+        if begun.is_some_and(over) {
+            let detail = format!(
+                "a message was not whole {seconds:.0} s after its first byte; {unread} bytes of it had come"
+            );
+            return Some((Ended::Slow, detail));
+        }
+        if let Some((since, taken)) = self.unsent
+            && over(since)
+        {
+            if taken < MIN_TAKEN {
+                let left = self.out.len();
+                let detail =
+                    format!("it took {taken} bytes of its answers in {seconds:.0} s; {left} bytes are left");
+                return Some((Ended::NotTaken, detail));
+            }
+            self.unsent = Some((Instant::now(), 0));
+        }
+        None
+    }
+
     fn note_pause(&mut self, full: bool, starved: bool) {
         let now = if full { Some(Paused::Peer) } else { starved.then_some(Paused::Total) };
         if now != self.paused {
@@ -253,12 +298,17 @@ impl Connection<'_> {
     }
 
     fn flush_now(&mut self, writer: &Writer) {
+        let before = self.out.len();
         // A peer that takes no more replies may have sent more before it went; that is read to its end.
         if writer.flush_now(&mut self.out).is_err() {
             self.go_deaf();
         }
         if self.out.is_empty() {
             self.unflushed.clear();
+            self.unsent = None;
+        } else {
+            let (since, taken) = self.unsent.unwrap_or_else(|| (Instant::now(), 0));
+            self.unsent = Some((since, taken + before - self.out.len()));
         }
     }
 

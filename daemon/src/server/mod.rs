@@ -55,8 +55,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Time for greeting and READY.
     pub handshake_timeout: Duration,
-    /// Time for one message, from its first byte to its last. A peer that sends a byte now and then would hold its memory
-    /// for ever.
+    /// Time for one message, from its first byte to its last, and for a peer to take some of the answers that wait for
+    /// it. A peer that sends or takes a byte now and then would hold its memory for ever.
     pub message_timeout: Duration,
 }
 
@@ -124,11 +124,9 @@ impl Server {
             self.stats.not_admitted(self.config.max_connections);
             return;
         }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        tokio::spawn(async move {
-            connection::run(&self, id, stream).await;
-            self.connections.fetch_sub(1, Ordering::Relaxed);
-        });
+        let place = Place(self);
+        let id = place.0.next_id.fetch_add(1, Ordering::Relaxed);
+        tokio::spawn(async move { connection::run(&place.0, id, stream).await });
     }
 
     /// What was no request, and why connections were ended.
@@ -146,7 +144,11 @@ impl Server {
         self.budget.used()
     }
 
-    /// Stops accepting and waits until no request is executing, at most `limit`. Returns how many still were.
+    fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Stops accepting and reading, and waits until no request is executing, at most `limit`. Returns how many still were.
     pub async fn drain(&self, limit: Duration) -> usize {
         self.draining.send_replace(true);
         let all_idle = async {
@@ -165,6 +167,15 @@ impl Server {
     fn begin(self: &Arc<Server>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::SeqCst);
         InFlight(self.clone())
+    }
+}
+
+/// One of `--max-connections`; given back however the connection's task ends.
+struct Place(Arc<Server>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -68,12 +68,14 @@ pub enum Ended {
     Oversized,
     /// A message that was not whole in time.
     Slow,
+    /// Answers that were not taken in time.
+    NotTaken,
 }
 
 impl Ended {
     /// Every reason, in counter order.
-    pub const ALL: [Ended; 5] =
-        [Ended::TooMany, Ended::Handshake, Ended::Frame, Ended::Oversized, Ended::Slow];
+    pub const ALL: [Ended; 6] =
+        [Ended::TooMany, Ended::Handshake, Ended::Frame, Ended::Oversized, Ended::Slow, Ended::NotTaken];
 
     /// The label.
     pub fn name(self) -> &'static str {
@@ -83,6 +85,7 @@ impl Ended {
             Ended::Frame => "bad_frame",
             Ended::Oversized => "oversized_message",
             Ended::Slow => "slow_message",
+            Ended::NotTaken => "answers_not_taken",
         }
     }
 }

@@ -93,7 +93,10 @@ struct Peer(TcpStream);
 
 impl Peer {
     async fn connect(running: &Running) -> Peer {
-        let mut stream = TcpStream::connect(("127.0.0.1", running.port)).await.expect("connect");
+        Peer::greet(TcpStream::connect(("127.0.0.1", running.port)).await.expect("connect")).await
+    }
+
+    async fn greet(mut stream: TcpStream) -> Peer {
         stream.write_all(&zmtp::greeting()).await.expect("greeting");
         stream.write_all(&zmtp::ready()).await.expect("ready");
         let mut hello = vec![0; zmtp::GREETING_LEN + zmtp::ready().len()];
@@ -183,6 +186,22 @@ async fn a_message_that_trickles_is_ended_at_its_deadline() {
     // A peer that is merely quiet between messages is nobody's harm.
     good.noop().await;
     assert_eq!(done(&running, Operation::EndSession), 0);
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_no_answers_is_ended() {
+    let running = start(|config| config.message_timeout = Duration::from_millis(300)).await;
+    let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+    // Small, so that its kernel does not take them for it.
+    socket.set_recv_buffer_size(4096).expect("buffer size");
+    let address = ([127, 0, 0, 1], running.port).into();
+    let mut deaf = Peer::greet(socket.connect(address).await.expect("connect")).await;
+    let requests = request(1, Operation::GetExperimental, &[]).repeat(10_000);
+    let sending = async { while deaf.0.write_all(&requests).await.is_ok() {} };
+    tokio::time::timeout(HANG, sending).await.expect("the daemon hangs up");
+    until("it is counted", || count(running.server.stats().ended(), Ended::NotTaken) == 1).await;
+    until("everything is given back", || running.server.queued_bytes() == 0).await;
+    Peer::connect(&running).await.noop().await;
 }
 
 #[tokio::test]

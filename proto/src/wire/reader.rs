@@ -262,9 +262,10 @@ impl<'a> Reader<'a> {
                     self.take(1 + (1usize << (marker - 0xd4)))?;
                 }
                 0xdc => pending += self.be(2)?,
-                0xdd => pending += self.be(4)?,
                 0xde => pending += 2 * self.be(2)?,
-                0xdf => pending += 2 * self.be(4)?,
+                // Enough of these in a frame of many GiB would not fit; what is announced beyond that is not there anyway.
+                0xdd => pending = pending.saturating_add(self.be(4)?),
+                0xdf => pending = pending.saturating_add(2 * self.be(4)?),
             }
         }
         Ok(&start[..start.len() - self.buf.len()])
