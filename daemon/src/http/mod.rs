@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 
 use crate::engine::Engine;
 use crate::server::Server;
+use crate::telemetry::Telemetry;
 
 /// What the routes look at.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Admin {
     pub engine: Arc<Engine>,
     /// The listening side.
     pub server: Arc<Server>,
+    /// Makes `/metrics`.
+    pub telemetry: Arc<Telemetry>,
     /// `/status` says it.
     pub hash_algorithm: &'static str,
     /// Set while the daemon drains.
