@@ -47,6 +47,8 @@ pub(super) fn finish(
     stop.send_replace(true);
     let runtime = collector.runtime().clone();
     // On a thread that is no runtime's: waiting is allowed there only.
-    let waiting = std::thread::spawn(move || runtime.block_on(tokio::time::timeout(limit, task)));
+    let waiting = std::thread::spawn(move || {
+        let _ = runtime.block_on(async { tokio::time::timeout(limit, task).await });
+    });
     let _ = waiting.join();
 }

@@ -159,3 +159,113 @@ fn debug(event: &Event) {
 fn keys_line(what: &str, keys: usize) {
     tracing::debug!(target: "lmcached::events", "{what}: keys={keys}");
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use parking_lot::Mutex;
+    use tracing_subscriber::fmt::MakeWriter;
+
+    use super::*;
+    use crate::events::Keys;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MakeWriter<'_> for Buffer {
+        type Writer = Buffer;
+
+        fn make_writer(&self) -> Buffer {
+            self.clone()
+        }
+    }
+
+    fn events() -> Vec<(f64, Event)> {
+        let session: SessionId = "r".into();
+        let worker = Worker { engine_id: 7, device: "cpu".into(), model: "m".into() };
+        let end = TransferEnd { count: 2, total_bytes: 64, num_tokens: 512, salt: "".into() };
+        let failed = TransferEnd { num_tokens: 0, ..end.clone() };
+        let keys = Keys::new("m".into(), "".into(), Box::default());
+        let (first, second) = (TransferId(1), TransferId(2));
+        let w = || worker.clone();
+        let s = || session.clone();
+        vec![
+            (0.0, Event::MpStoreStart { session: s(), transfer: first, worker: w() }),
+            (1.5, Event::MpStoreEnd { session: s(), transfer: first, worker: w(), end: end.clone() }),
+            (2.0, Event::MpRetrieveStart { session: s(), transfer: second, worker: w() }),
+            (2.25, Event::MpRetrieveEnd { session: s(), transfer: second, worker: w(), end }),
+            (3.0, Event::MpStoreStart { session: s(), transfer: first, worker: w() }),
+            (4.0, Event::MpStoreEnd { session: s(), transfer: first, worker: w(), end: failed }),
+            (5.0, Event::SmReadPrefetched { succeeded: keys, failed: 3 }),
+            (6.0, Event::L1EvictionLoopTick { usage: 0.91, watermark: 0.8, triggered: true }),
+            (7.0, Event::L1EvictionLoopTick { usage: 0.1, watermark: 0.8, triggered: false }),
+        ]
+    }
+
+    fn run(level: Level, mut subscriber: impl Subscriber) -> Vec<String> {
+        let buffer = Buffer::default();
+        let lines = tracing_subscriber::fmt()
+            .with_writer(buffer.clone())
+            .with_max_level(level)
+            .with_ansi(false)
+            .without_time()
+            .with_target(false)
+            .finish();
+        let start = Instant::now();
+        tracing::subscriber::with_default(lines, || {
+            for (seconds, event) in events() {
+                subscriber.on_event(&Stamped { at: start + Duration::from_secs_f64(seconds), event });
+            }
+        });
+        let text = String::from_utf8(buffer.0.lock().clone()).unwrap();
+        text.lines().map(|line| line.trim_start().to_owned()).collect()
+    }
+
+    #[test]
+    fn the_documented_lines_come_at_their_levels() {
+        let info = run(Level::INFO, Lines::default());
+        assert_eq!(
+            info,
+            [
+                "INFO Stored 512 tokens in 1.500 seconds session=r engine_id=7",
+                "INFO Retrieved 512 tokens in 0.250 seconds session=r engine_id=7",
+                "INFO Prefetch request completed (L1+L2): 0/3 prefix hits model=\"m\"",
+                "INFO L1 memory usage 0.91 above watermark 0.80; triggering eviction.",
+            ]
+        );
+        let debug = run(Level::DEBUG, Lines::default());
+        for line in [
+            "DEBUG MP store start: session=r device=cpu",
+            "DEBUG MP retrieve end: session=r device=cpu retrieved_count=2 total_bytes=64",
+        ] {
+            assert!(debug.iter().any(|found| found == line), "{line} in {debug:?}");
+        }
+        assert!(run(Level::WARN, Lines::default()).is_empty());
+    }
+
+    #[test]
+    fn statistics_come_at_their_interval_and_name_the_device() {
+        let lines = run(Level::INFO, super::super::statistics::Statistics::new(Duration::from_secs(6)));
+        assert_eq!(
+            lines,
+            [
+                "INFO L0<->L1 stats [cpu] last 6.0s: store ops=2 tokens=512 bytes=128 0.00 GB/s; retrieve ops=1 tokens=512 bytes=64 0.00 GB/s",
+                "INFO L1 memory usage: 91.0%",
+            ]
+        );
+    }
+}
