@@ -16,6 +16,7 @@ use crate::http::{self, Admin};
 use crate::l1::{L1, L1Config, OpenError, PolicyKind, Recovered, pool};
 use crate::process;
 use crate::server::{BindError, Listener, Server, ServerConfig};
+use crate::telemetry::{self, CollectorError, DaemonGauges, Outlet};
 
 /// Time for a ZMTP greeting.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +46,9 @@ pub enum AppError {
         /// Why.
         source: io::Error,
     },
+    /// The OTLP collector.
+    #[error(transparent)]
+    Collector(#[from] CollectorError),
     /// The runtime or signals.
     #[error("cannot start: {0}")]
     Runtime(io::Error),
@@ -59,20 +63,20 @@ pub enum AppError {
 ///
 /// # Errors
 /// See [`AppError`].
-pub fn run(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
+pub fn run(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(), AppError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().thread_name("lmcached-io");
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     builder.worker_threads(cores.clamp(2, 8));
     builder.max_blocking_threads(config.server.compute_threads.map_or(cores.max(4), usize::from));
     let runtime = builder.build().map_err(AppError::Runtime)?;
-    let result = runtime.block_on(serve(config, notices));
+    let result = runtime.block_on(serve(config, notices, outlet));
     // Copies that are still running belong to peers that get no answer any more; the process ends with them.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
+async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(), AppError> {
     for notice in notices {
         tracing::info!(flag = notice.flag, "{}", notice.line);
     }
@@ -106,17 +110,20 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
         None => None,
     };
 
-    let (bus, _drain) = if config.observability.enabled {
-        let (bus, drain) = Bus::start(config.observability.event_bus_queue_size.get(), Vec::new());
+    let telemetry::Started { telemetry, subscribers } = telemetry::start(&config.observability, outlet)?;
+    let (bus, events) = if config.observability.enabled {
+        let (bus, drain) = Bus::start(config.observability.event_bus_queue_size.get(), subscribers);
         (bus, Some(drain))
     } else {
         (Bus::disabled(), None)
     };
-    let (l1, engine) = open_engine(config, bus)?;
+    let (l1, engine) = open_engine(config, bus.clone())?;
     let server = Server::new(engine.clone(), server_config(config));
+    telemetry.attach(bus, Arc::new(DaemonGauges { engine: engine.clone(), server: server.clone() }));
     let admin = Arc::new(Admin::new(
         engine.clone(),
         server.clone(),
+        telemetry.clone(),
         hash_algorithm(config).name(),
         config.eviction.policy.name(),
     ));
@@ -167,6 +174,14 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
         );
     }
     maintenance.abort();
+    // Delivers what is queued, then sends the last numbers; both have limits.
+    let last = tokio::task::spawn_blocking(move || {
+        drop(events);
+        telemetry.shutdown();
+    });
+    if let Err(error) = last.await {
+        tracing::error!(%error, "the last events were lost to a panic; this is a bug in lmcached, please report it");
+    }
     let name = &config.l1.pool_name;
     if config.shutdown.discard_on_exit {
         l1.discard();

@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use crate::engine::Engine;
 use crate::net;
 use crate::server::Server;
+use crate::telemetry::Telemetry;
 
 /// What the routes look at.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Admin {
     pub engine: Arc<Engine>,
     /// The listening side.
     pub server: Arc<Server>,
+    /// Makes `/metrics`.
+    pub telemetry: Arc<Telemetry>,
     /// `/status` says it.
     pub hash_algorithm: &'static str,
     /// `/status` says it.
@@ -40,11 +43,12 @@ impl Admin {
     pub fn new(
         engine: Arc<Engine>,
         server: Arc<Server>,
+        telemetry: Arc<Telemetry>,
         hash_algorithm: &'static str,
         eviction_policy: &'static str,
     ) -> Admin {
         let (draining, turn) = (AtomicBool::new(false), tokio::sync::Mutex::new(()));
-        Admin { engine, server, hash_algorithm, eviction_policy, draining, turn }
+        Admin { engine, server, telemetry, hash_algorithm, eviction_policy, draining, turn }
     }
 
     /// The daemon drains from now on: it is no longer ready.

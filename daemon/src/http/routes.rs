@@ -55,9 +55,11 @@ pub(super) fn admin(admin: Arc<Admin>) -> impl Filter<Extract = (impl Reply,), E
 
 /// `/metrics` alone.
 pub(super) fn metrics(admin: Arc<Admin>) -> impl Filter<Extract = (Answer,), Error = Rejection> + Clone {
-    warp::path!("metrics").and(warp::get()).and(with(&admin)).map(|admin: Arc<Admin>| {
-        match telemetry::exposition(&admin.engine, &admin.server) {
-            Ok(page) => answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page),
+    warp::path!("metrics").and(warp::get()).and(with(&admin)).then(|admin: Arc<Admin>| async move {
+        // Not on an I/O thread: it waits for the bus, and may have many lines to write.
+        let scrape = tokio::task::spawn_blocking(move || admin.telemetry.scrape());
+        match scrape.await {
+            Ok(page) => answer(StatusCode::OK, telemetry::CONTENT_TYPE, page),
             Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
         }
     })

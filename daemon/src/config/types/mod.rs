@@ -12,7 +12,9 @@ use clap::ValueEnum;
 use super::endpoint::Endpoint;
 
 pub use l2::{L2Adapter, L2Config, L2PrefetchPolicy, L2StorePolicy};
-pub use observability::{LogLevel, LookupHashLogConfig, ObservabilityConfig, TraceConfig, TraceLevel};
+pub use observability::{
+    LogFormat, LogLevel, LookupHashLogConfig, MetricsCompat, ObservabilityConfig, TraceConfig, TraceLevel,
+};
 
 /// Everything the daemon was told, checked.
 #[derive(Debug, Clone, PartialEq)]
