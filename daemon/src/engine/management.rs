@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::Engine;
 use super::instances::Kind;
+use super::kv_events::KvEventStatus;
 use crate::device::Registration;
 
 impl Engine {
@@ -23,6 +24,16 @@ impl Engine {
     /// Requests remembered, and the bytes that their prompts and leases take.
     pub fn session_usage(&self) -> (usize, usize) {
         (self.sessions.len(), self.sessions.bytes())
+    }
+
+    /// Registered workers.
+    pub fn workers(&self) -> usize {
+        self.instances.len()
+    }
+
+    /// Numbers of the KV event log.
+    pub fn kv_event_status(&self) -> KvEventStatus {
+        self.kv_events.status()
     }
 
     /// `/status`: the peer's keys, with this daemon's numbers.

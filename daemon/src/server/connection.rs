@@ -347,7 +347,8 @@ impl Connection<'_> {
             Ok(OpCode::Unknown(name)) => return stats.bad_message(&self.client, BadMessage::Unknown, name),
             Err(error) => return stats.bad_message(&self.client, BadMessage::Operation, error),
         };
-        let message = Message { uid, op_frame, operation, payload, bytes };
+        let message =
+            Message { uid, op_frame, operation, payload, bytes, arrived: Instant::now().into_std() };
         let first = self.queue.is_empty() && self.may_start();
         if operation.is_unordered() || (first && !message.is_heavy()) {
             self.execute_here(message);

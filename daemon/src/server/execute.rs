@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use super::InFlight;
 use super::connection::Connection;
 use super::queue::Message;
+use super::stats::ServerStats;
 use super::zmtp;
 use crate::engine::{Client, Engine, Outcome, Refusal};
 
@@ -87,8 +88,9 @@ impl Connection<'_> {
         self.executing = Some(message.cost());
         let guard = self.server.begin();
         let (engine, client, events) = (self.server.engine.clone(), self.client.clone(), self.events.clone());
+        let stats = self.server.stats.clone();
         tokio::task::spawn_blocking(move || {
-            let outcome = guarded(&engine, &client, &message);
+            let outcome = guarded(&engine, &client, &message, &stats);
             // Fails when the connection has gone: then nobody waits for the answer.
             let _ = events.send(Event::Done { uid: message.uid, op_frame: message.op_frame, outcome, guard });
         });
@@ -96,7 +98,7 @@ impl Connection<'_> {
 
     pub(super) fn execute_here(&mut self, message: Message) {
         let guard = self.server.begin();
-        let outcome = guarded(&self.server.engine, &self.client, &message);
+        let outcome = guarded(&self.server.engine, &self.client, &message, &self.server.stats);
         self.finish(message.uid, message.op_frame, outcome);
         self.unflushed.push(guard);
     }
@@ -188,14 +190,20 @@ fn own(uid: &Bytes, op_frame: &Bytes) -> (Bytes, Bytes) {
 }
 
 /// Runs a request; a panic in it is a failed request, not a dead daemon and not a client that waits for ever.
-fn guarded(engine: &Engine, client: &Client, message: &Message) -> Outcome {
-    catch_unwind(AssertUnwindSafe(|| engine.handle(client, message.operation, &message.payload)))
-        .unwrap_or_else(|_| {
-            tracing::error!(
-                operation = message.operation.name(),
-                peer = client.peer,
-                "request handler panicked; this is a bug in lmcached, please report it with the lines above"
-            );
-            engine.refuse(message.operation, Refusal::Internal)
-        })
+fn guarded(engine: &Engine, client: &Client, message: &Message, stats: &ServerStats) -> Outcome {
+    let timing = stats.timing(message.operation);
+    timing.queued.record(message.arrived.elapsed());
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        engine.handle(client, message.operation, &message.payload)
+    }))
+    .unwrap_or_else(|_| {
+        tracing::error!(
+            operation = message.operation.name(),
+            peer = client.peer,
+            "request handler panicked; this is a bug in lmcached, please report it with the lines above"
+        );
+        engine.refuse(message.operation, Refusal::Internal)
+    });
+    timing.total.record(message.arrived.elapsed());
+    outcome
 }

@@ -1,6 +1,7 @@
 //! Requests of one client that wait for their turn.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use lmcache_proto::wire::Operation;
@@ -20,6 +21,8 @@ pub(super) struct Message {
     pub(super) payload: Vec<Bytes>,
     /// Bytes of all its frames.
     pub(super) bytes: usize,
+    /// When its last byte was there.
+    pub(super) arrived: Instant,
 }
 
 impl Message {
@@ -92,6 +95,7 @@ mod tests {
     fn message(block: &Bytes, at: usize, len: usize) -> Message {
         let slice = |from: usize, len: usize| block.slice(at + from..at + from + len);
         Message {
+            arrived: Instant::now(),
             uid: slice(0, 1),
             op_frame: slice(1, 1),
             operation: Operation::EndSession,

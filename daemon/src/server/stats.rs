@@ -5,9 +5,10 @@ use std::array::from_fn;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use lmcache_proto::wire::ForeignRelease;
+use lmcache_proto::wire::{ForeignRelease, Operation};
 
 use crate::engine::Client;
+use crate::events::Timing;
 use crate::log_limit::LogLimit;
 
 /// Why a message was not taken for a request of 0.5.6.
@@ -137,11 +138,31 @@ pub struct ServerStats {
     messages: Counters<{ BadMessage::ALL.len() }>,
     ended: Counters<{ Ended::ALL.len() }>,
     paused: Counters<{ Paused::ALL.len() }>,
+    timings: [OperationTimes; Operation::COUNT],
+}
+
+/// How long one operation's requests took.
+#[derive(Debug, Default)]
+pub struct OperationTimes {
+    /// From its last byte until it began.
+    pub queued: Timing,
+    /// From its last byte until its answer was made. A parked request's is made when it parks.
+    pub total: Timing,
 }
 
 impl ServerStats {
     pub(super) fn new() -> ServerStats {
-        ServerStats { messages: Counters::new(), ended: Counters::new(), paused: Counters::new() }
+        ServerStats {
+            messages: Counters::new(),
+            ended: Counters::new(),
+            paused: Counters::new(),
+            timings: from_fn(|_| OperationTimes::default()),
+        }
+    }
+
+    /// How long an operation's requests took.
+    pub fn timing(&self, operation: Operation) -> &OperationTimes {
+        &self.timings[operation.index()]
     }
 
     /// Messages that were no requests, by reason.
