@@ -3,6 +3,8 @@
 //! Ring records carry numbers only, so a worker cannot send a request's id; both sides hash it. The same number stands in
 //! the daemon's own events, which is how a worker's timings and the daemon's events of one transfer find each other.
 
+use crate::fnv::Fnv;
+
 /// Store or retrieve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -13,23 +15,21 @@ pub enum TransferDirection {
     Retrieve = 2,
 }
 
-const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-const PRIME: u64 = 0x0100_0000_01b3;
-
-fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(PRIME))
-}
-
 /// FNV-1a 64 over the request id, `start` and `end` (tokens, little-endian), and the direction's byte.
 pub fn transfer_id(request_id: &str, start: u64, end: u64, direction: TransferDirection) -> u64 {
-    let hash = fnv1a(OFFSET, request_id.as_bytes());
-    let hash = fnv1a(fnv1a(hash, &start.to_le_bytes()), &end.to_le_bytes());
-    fnv1a(hash, &[direction as u8])
+    let mut hash = Fnv::new();
+    hash.bytes(request_id.as_bytes());
+    hash.bytes(&start.to_le_bytes());
+    hash.bytes(&end.to_le_bytes());
+    hash.bytes(&[direction as u8]);
+    hash.finish()
 }
 
 /// FNV-1a 64 over the request id alone.
 pub fn request_hash(request_id: &str) -> u64 {
-    fnv1a(OFFSET, request_id.as_bytes())
+    let mut hash = Fnv::new();
+    hash.bytes(request_id.as_bytes());
+    hash.finish()
 }
 
 #[cfg(test)]

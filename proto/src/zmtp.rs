@@ -134,7 +134,7 @@ pub fn check_ready(body: &[u8]) -> Result<(), HandshakeError> {
     match socket_type {
         Some(b"DEALER" | b"ROUTER") => Ok(()),
         Some(other) => {
-            Err(HandshakeError::SocketType(String::from_utf8_lossy(&other[..other.len().min(16)]).into()))
+            Err(HandshakeError::SocketType(other[..other.len().min(16)].escape_ascii().to_string()))
         }
         None => Err(HandshakeError::Ready),
     }
@@ -154,18 +154,29 @@ pub enum Item {
 pub struct Decoder {
     frames: Vec<Bytes>,
     frame_bytes: usize,
+    last_bytes: usize,
     limit: usize,
 }
 
 impl Decoder {
     /// A decoder for messages of at most `limit` bytes.
     pub fn new(limit: usize) -> Decoder {
-        Decoder { frames: Vec::new(), frame_bytes: 0, limit }
+        Decoder { frames: Vec::new(), frame_bytes: 0, last_bytes: 0, limit }
     }
 
     /// Bytes of the message that has begun.
     pub fn pending(&self) -> usize {
         self.frame_bytes
+    }
+
+    /// Frames of the message that has begun.
+    pub fn pending_frames(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Bytes that the last item had on the wire.
+    pub fn last_bytes(&self) -> usize {
+        self.last_bytes
     }
 
     /// The next item, or `None` until more bytes have come.
@@ -203,6 +214,7 @@ impl Decoder {
             buf.advance(head);
             let body = buf.split_to(len).freeze();
             if flags & COMMAND != 0 {
+                self.last_bytes = head + len;
                 return Ok(Some(Item::Command(body)));
             }
             if self.frames.len() == MAX_FRAMES {
@@ -212,7 +224,7 @@ impl Decoder {
             self.frame_bytes += len + head;
             self.frames.push(body);
             if flags & MORE == 0 {
-                self.frame_bytes = 0;
+                self.last_bytes = std::mem::take(&mut self.frame_bytes);
                 return Ok(Some(Item::Message(std::mem::take(&mut self.frames))));
             }
         }

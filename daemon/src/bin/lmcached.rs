@@ -17,8 +17,19 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    lmcached::logging::start(parsed.config.observability.log_level);
-    match lmcached::app::run(&parsed.config, &parsed.notices) {
+    let observability = &parsed.config.observability;
+    let started = lmcached::telemetry::Outlet::new(observability).and_then(|outlet| {
+        let guard = lmcached::logging::start(observability, &outlet)?;
+        Ok((outlet, guard))
+    });
+    let (outlet, _writes_what_is_left_at_the_end) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            eprintln!("lmcached: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    match lmcached::app::run(&parsed.config, &parsed.notices, &outlet) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lmcached: {error}");

@@ -34,7 +34,6 @@ const P2P: &str = "pools are not shared between daemons; use an L2 tier that all
 pub(super) const COORDINATOR: &str = "this daemon joins no coordinator; drop the flag or variable";
 const HASH_LOG: &str = "logging of looked-up hashes";
 const TRACE: &str = "recording of .lct files";
-const OTLP: &str = "export over OTLP; metrics are on the Prometheus port and on the admin API";
 const L2: &str = "L2 tiers; everything stays in L1";
 
 /// In the order of the peer's help.
@@ -92,6 +91,11 @@ pub(super) const TABLE: &[Row] = &[
     neutral("--l1-use-lazy", Opposite("no-l1-use-lazy"), LAZY),
     neutral("--no-l1-use-lazy", Opposite("l1-use-lazy"), LAZY),
     neutral("--l1-init-size-gb", Int, LAZY),
+    neutral(
+        "--l1-read-ttl-seconds",
+        Int,
+        "a lease lasts as long as its request and its connection; see --lease-grace-seconds",
+    ),
     refused("--l1-devdax-path", Text, &[""], "the pool lives in memory; use --l1-size-gb"),
     refused("--gds-l1-path", Text, &[""], "the pool lives in memory, not on NVMe; use --l1-size-gb"),
     neutral("--gds-l1-use-direct-io", Opposite("no-gds-l1-use-direct-io"), GDS),
@@ -103,8 +107,6 @@ pub(super) const TABLE: &[Row] = &[
     neutral("--periodic-notifier-interval-ms", Int, "controllers are woken by events, not by a timer"),
     not_yet("--l2-adapter", &[], L2),
     neutral("--disable-grpc-metrics", Nothing, "there is no gRPC transport to measure"),
-    not_yet("--enable-tracing", &[], "export of spans"),
-    not_yet("--otlp-endpoint", &[""], OTLP),
     not_yet("--lookup-hash-log-dir", &[""], HASH_LOG),
     not_yet("--lookup-hash-log-rotation-interval", &["21600"], HASH_LOG),
     not_yet("--lookup-hash-log-rotation-max-size", &["104857600"], HASH_LOG),

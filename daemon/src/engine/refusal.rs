@@ -17,8 +17,11 @@ pub enum Refusal {
     UnknownInstance,
     BadValue,
     PoolFull,
+    TableFull,
     NotResident,
     NothingPending,
+    Quarantined,
+    Limit,
     Pickle,
     CopyFailed,
     Layout,
@@ -28,13 +31,16 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, in label order.
-    pub const ALL: [Refusal; 11] = [
+    pub const ALL: [Refusal; 14] = [
         Refusal::Undecodable,
         Refusal::UnknownInstance,
         Refusal::BadValue,
         Refusal::PoolFull,
+        Refusal::TableFull,
         Refusal::NotResident,
         Refusal::NothingPending,
+        Refusal::Quarantined,
+        Refusal::Limit,
         Refusal::Pickle,
         Refusal::CopyFailed,
         Refusal::Layout,
@@ -49,8 +55,11 @@ impl Refusal {
             Refusal::UnknownInstance => "unknown_instance",
             Refusal::BadValue => "bad_value",
             Refusal::PoolFull => "pool_full",
+            Refusal::TableFull => "table_full",
             Refusal::NotResident => "not_resident",
             Refusal::NothingPending => "nothing_pending",
+            Refusal::Quarantined => "quarantined",
+            Refusal::Limit => "limit",
             Refusal::Pickle => "pickle",
             Refusal::CopyFailed => "copy_failed",
             Refusal::Layout => "layout",
@@ -68,9 +77,18 @@ impl Refusal {
             }
             Refusal::BadValue => "a value is outside the protocol; the request was not done",
             Refusal::PoolFull => "no memory left and nothing can be evicted; raise --l1-size-gb",
+            Refusal::TableFull => {
+                "the object table has no record or name left, or /dev/shm no memory for it: too many models and salts at once, or a full tmpfs"
+            }
             Refusal::NotResident => "a chunk is not (or no longer) in L1; the engine recomputes it",
             Refusal::NothingPending => {
                 "no prepared transfer of this worker fits (expired, or prepared before a restart); nothing was committed"
+            }
+            Refusal::Quarantined => {
+                "an earlier reservation of this very store ran out, and its worker may still be writing; it is not cached"
+            }
+            Refusal::Limit => {
+                "too many requests are in flight; this one goes without cache: raise --max-sessions, or look for an engine that never ends its sessions"
             }
             Refusal::Pickle => {
                 "the client sends pickled tensors, which would run code here; let it map the shared-memory pool (same host and IPC namespace)"

@@ -16,7 +16,6 @@ use super::memory::Memory;
 use super::stamp::{Clock, Reject};
 use super::timings::{Timing, Timings};
 use crate::device::SigbusGuardError;
-use crate::events::TransferId;
 use crate::l1::pool::SegmentError;
 
 /// What the ring is made like.
@@ -304,15 +303,15 @@ impl RingHub {
         }
     }
 
-    /// A worker's own account of a transfer that is being committed. Reads its lane first: it publishes the end before it
+    /// A worker's own account of a transfer (by its number, see [`lmcache_proto::transfer_id`]) that is being committed. Reads its lane first: it publishes the end before it
     /// sends the commit.
     ///
     /// The daemon takes these times in place of its own, and only them: what is returned here is not found again.
-    pub fn take_timing(&self, instance: u64, transfer: TransferId) -> Option<Timing> {
+    pub fn take_timing(&self, instance: u64, transfer: u64) -> Option<Timing> {
         let (Some(memory), Some(attached)) = (&self.memory, self.of(instance)) else { return None };
         let mut attached = attached.lock();
         self.drain(memory, &mut attached);
-        let (timing, records) = attached.timings.take(transfer.0);
+        let (timing, records) = attached.timings.take(transfer);
         match timing {
             Some(_) => attached.counters.matched += records,
             None => attached.counters.unmatched += records,

@@ -2,6 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::frame::check_name;
+use super::reader::DecodeError;
+use super::structs::from_frame;
+
 /// Which process asks, in words that mean the same to both sides or nothing at all. Over a Unix socket the kernel says it;
 /// over TCP this is what tells the daemon whose death to watch for.
 ///
@@ -17,6 +21,18 @@ pub struct ProcessIdentity {
     pub pid_namespace: String,
     /// `/proc/sys/kernel/random/boot_id`: namespace numbers repeat from machine to machine.
     pub boot_id: String,
+}
+
+impl ProcessIdentity {
+    /// nil, or a map.
+    pub(super) fn decode(frame: &[u8]) -> Result<Option<Box<ProcessIdentity>>, DecodeError> {
+        let process: Option<Box<ProcessIdentity>> = from_frame(frame)?;
+        if let Some(process) = &process {
+            check_name(&process.pid_namespace, "length of pid_namespace")?;
+            check_name(&process.boot_id, "length of boot_id")?;
+        }
+        Ok(process)
+    }
 }
 
 /// Where the lane is.

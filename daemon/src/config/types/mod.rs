@@ -13,7 +13,9 @@ use lmcache_proto::shm::ring::RingLayout;
 use super::endpoint::Endpoint;
 
 pub use l2::{L2Adapter, L2Config, L2PrefetchPolicy, L2StorePolicy};
-pub use observability::{LogLevel, LookupHashLogConfig, ObservabilityConfig, TraceConfig, TraceLevel};
+pub use observability::{
+    LogFormat, LogLevel, LookupHashLogConfig, MetricsCompat, ObservabilityConfig, TraceConfig, TraceLevel,
+};
 
 /// Everything the daemon was told, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -141,6 +143,18 @@ pub enum EvictionPolicy {
     Noop,
 }
 
+impl EvictionPolicy {
+    /// The peer's name, as `/status` says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            EvictionPolicy::Lru => "LRU",
+            EvictionPolicy::Arc => "ARC",
+            EvictionPolicy::IsolatedLru => "IsolatedLRU",
+            EvictionPolicy::Noop => "noop",
+        }
+    }
+}
+
 /// How long silence is tolerated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LivenessConfig {
@@ -152,9 +166,7 @@ pub struct LivenessConfig {
     pub session_ttl: Duration,
     /// Longest hold on a slot being written. Default: 600 s.
     pub write_ttl: Duration,
-    /// Longest hold on an object being read. Default: 300 s.
-    pub read_ttl: Duration,
-    /// Added to an expired hold while its worker lives. Default: 30 s.
+    /// How long leases outlive their connection. Default: 30 s.
     pub lease_grace: Duration,
 }
 

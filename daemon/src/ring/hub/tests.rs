@@ -85,13 +85,13 @@ fn the_commit_finds_what_the_worker_said_a_moment_ago() {
     let before = Instant::now();
     let start = worker.say(Kind::MpStoreStart, 42);
     let end = worker.say(Kind::MpStoreEnd, 42);
-    let timing = ring.0.take_timing(7, TransferId(42)).expect("drained at the commit");
+    let timing = ring.0.take_timing(7, 42).expect("drained at the commit");
     assert_eq!(timing.duration(), Duration::from_nanos(end - start));
     assert!(before <= timing.start && timing.end <= Instant::now());
     assert!(timing.success);
-    assert_eq!(ring.0.take_timing(7, TransferId(42)), None, "found once");
-    assert_eq!(ring.0.take_timing(7, TransferId(1)), None);
-    assert_eq!(ring.0.take_timing(8, TransferId(42)), None, "another worker's");
+    assert_eq!(ring.0.take_timing(7, 42), None, "found once");
+    assert_eq!(ring.0.take_timing(7, 1), None);
+    assert_eq!(ring.0.take_timing(8, 42), None, "another worker's");
     let counters = ring.counters(7);
     assert_eq!((counters.records, counters.matched, counters.unmatched), (2, 2, 0));
 }
@@ -108,7 +108,7 @@ fn numbers_are_checked() {
     let counters = ring.counters(7);
     assert_eq!((counters.records, counters.bad_time, counters.bad_range), (4, 2, 2));
     assert_eq!(counters.rejected(), 4);
-    assert_eq!(ring.0.take_timing(7, TransferId(1)), None);
+    assert_eq!(ring.0.take_timing(7, 1), None);
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn a_daemon_without_a_ring_says_so() {
     assert!(matches!(hub.attach(1), Err(AttachError::Disabled)));
     hub.drain_all();
     hub.detach(1);
-    assert_eq!(hub.take_timing(1, TransferId(1)), None);
+    assert_eq!(hub.take_timing(1, 1), None);
     assert_eq!(hub.status().lanes, 0);
 }
 
@@ -216,11 +216,11 @@ proptest! {
             }
             worker.publish(&record(Kind::MpStoreStart, 1, nanos()));
             ring.0.drain_all();
-            ring.0.take_timing(1, TransferId(1));
+            ring.0.take_timing(1, 1);
             let transfer = round as u64 + 100;
             neighbour.say(Kind::MpStoreStart, transfer);
             neighbour.say(Kind::MpStoreEnd, transfer);
-            prop_assert!(ring.0.take_timing(2, TransferId(transfer)).is_some());
+            prop_assert!(ring.0.take_timing(2, transfer).is_some());
         }
         prop_assert_eq!(ring.counters(2).rejected(), 0);
         // The lane is good again for the next one.
@@ -228,6 +228,6 @@ proptest! {
         let mut next = ring.worker(3);
         next.say(Kind::MpStoreStart, 7);
         next.say(Kind::MpStoreEnd, 7);
-        prop_assert!(ring.0.take_timing(3, TransferId(7)).is_some());
+        prop_assert!(ring.0.take_timing(3, 7).is_some());
     }
 }
