@@ -3,7 +3,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
@@ -15,11 +14,16 @@ use crate::engine::{Engine, EngineConfig};
 use crate::events::Bus;
 use crate::http::{self, Admin};
 use crate::l1::{L1, L1Config, OpenError, PolicyKind, Recovered, pool};
+use crate::liveness_watch::DeathWatch;
+use crate::process::{self, ProcessId};
+use crate::ring::{RingConfig, RingError, RingHub, RingTimer};
 use crate::server::{BindError, Listener, Server, ServerConfig};
 use crate::telemetry::{self, CollectorError, DaemonGauges, Outlet};
 
 /// Time for a ZMTP greeting.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for one whole message: the largest comes at 1 MiB/s.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why the daemon could not start or go on. Each is one line, and exit code 1.
 #[derive(Debug, Error)]
@@ -27,6 +31,9 @@ pub enum AppError {
     /// Memory.
     #[error(transparent)]
     L1(#[from] OpenError),
+    /// The shared ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
     /// A client endpoint.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -78,6 +85,15 @@ async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(
     for notice in notices {
         tracing::info!(flag = notice.flag, "{}", notice.line);
     }
+    match process::raise_descriptor_limit() {
+        // Every worker takes one, and its segments one each.
+        Ok(limit) if limit < config.server.limits.max_connections as u64 + 256 => tracing::warn!(
+            limit,
+            "the limit of open files is below --max-connections; raise LimitNOFILE= (systemd) or ulimit -n"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
     let mut term = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
     let mut int = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
 
@@ -106,16 +122,19 @@ async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(
     } else {
         (Bus::disabled(), None)
     };
-    let (l1, engine) = open_engine(config)?;
+    let (death_watch, deaths) = DeathWatch::new();
+    let (l1, engine) = open_engine(config, bus.clone(), death_watch)?;
+    tokio::spawn(deaths.run(on_death(engine.clone())));
+    let ring_timer = RingTimer::start(engine.ring().clone());
     let server = Server::new(engine.clone(), server_config(config));
     telemetry.attach(bus, Arc::new(DaemonGauges { engine: engine.clone(), server: server.clone() }));
-    let admin = Arc::new(Admin {
-        engine: engine.clone(),
-        server: server.clone(),
-        telemetry: telemetry.clone(),
-        hash_algorithm: hash_algorithm(config).name(),
-        draining: AtomicBool::new(false),
-    });
+    let admin = Arc::new(Admin::new(
+        engine.clone(),
+        server.clone(),
+        telemetry.clone(),
+        hash_algorithm(config).name(),
+        config.eviction.policy.name(),
+    ));
     announce(config, &l1, &listeners, &admin_listener, metrics_listener.as_ref());
     for listener in listeners {
         tokio::spawn(server.clone().accept(listener));
@@ -137,7 +156,13 @@ async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(
     let signal = tokio::select! {
         signal = &mut stopped => signal,
         result = &mut reserved => {
-            result.map_err(AppError::Reserve)?;
+            if let Err(error) = result {
+                if !l1.pool().segment().reused() {
+                    // Half a pool is of no use to the next start, and its memory is what was short.
+                    l1.discard();
+                }
+                return Err(AppError::Reserve(error));
+            }
             tracing::info!(bytes = l1.stats().frontier, "pool reserved; ready");
             stopped.await
         }
@@ -147,7 +172,7 @@ async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(
         drain_s = config.shutdown.drain.as_secs_f64(),
         "stopping: no new connections, finishing what is in flight"
     );
-    admin.draining.store(true, Ordering::Relaxed);
+    admin.drain();
     l1.pool().stop_reserving();
     let left = server.drain(config.shutdown.drain).await;
     if left > 0 {
@@ -157,6 +182,8 @@ async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(
         );
     }
     maintenance.abort();
+    drop(ring_timer);
+    engine.ring().unlink();
     // Delivers what is queued, then sends the last numbers; both have limits.
     let last = tokio::task::spawn_blocking(move || {
         drop(events);
@@ -195,12 +222,27 @@ fn hash_algorithm(config: &Config) -> HashAlgorithm {
     }
 }
 
-fn open_engine(config: &Config) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
+/// What is done about a dead process; it takes locks and may free much, so not on an I/O thread.
+fn on_death(engine: Arc<Engine>) -> impl Fn(ProcessId) {
+    move |process| {
+        let engine = engine.clone();
+        tokio::task::spawn_blocking(move || engine.process_died(process));
+    }
+}
+
+fn open_engine(
+    config: &Config,
+    bus: Arc<Bus>,
+    death_watch: Arc<DeathWatch>,
+) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
     let chunk_size = config.server.chunk_size.get();
     let algorithm = hash_algorithm(config);
     let (l1, recovered) = L1::open(&L1Config {
         pool_name: config.l1.pool_name.clone(),
-        pool_bytes: config.l1.size_bytes.map_or_else(pool::default_pool_bytes, Into::into),
+        pool_bytes: config
+            .l1
+            .size_bytes
+            .map_or_else(|| pool::default_pool_bytes(&config.l1.pool_name), Into::into),
         chunk_size,
         algorithm,
         policy: match config.eviction.policy {
@@ -244,9 +286,16 @@ fn open_engine(config: &Config) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
         lmcache_driven: config.server.transfer_modes.lmcache_driven,
         engine_driven: config.server.transfer_modes.engine_driven,
         pool_name: config.l1.pool_name.clone(),
+        publish_lookups: config.observability.lookup_hash_log.is_some(),
     };
     let hasher = TokenHasher::new(algorithm, chunk_size as usize, config.server.hash_seed.as_deref());
-    let engine = Engine::new(engine_config, hasher, l1.clone(), recovered.pins);
+    let ring = RingHub::open(&RingConfig {
+        name: format!("lmcached_{}_ring", config.l1.pool_name),
+        // Its only use is events.
+        layout: config.server.limits.ring.filter(|_| config.observability.enabled),
+        max_bytes: l1.pool().segment().bytes(),
+    })?;
+    let engine = Engine::new(engine_config, hasher, l1.clone(), recovered.pins, bus, ring, death_watch);
     Ok((l1, engine))
 }
 
@@ -259,6 +308,7 @@ fn server_config(config: &Config) -> ServerConfig {
         max_total_bytes: bytes(limits.max_total_bytes),
         max_connections: limits.max_connections,
         handshake_timeout: HANDSHAKE_TIMEOUT,
+        message_timeout: MESSAGE_TIMEOUT,
     }
 }
 
@@ -295,16 +345,20 @@ fn announce(
     );
 }
 
-/// Makes the pool's memory real on all cores; resolves when it is done.
+/// Makes the pool's memory real on all cores; resolves when it is done. On threads of its own: it takes minutes for a large
+/// pool, and the runtime's are for requests.
 async fn reserve(l1: &Arc<L1>) -> io::Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(16);
-    let mut tasks = tokio::task::JoinSet::new();
+    let (done, mut results) = tokio::sync::mpsc::unbounded_channel();
     for _ in 0..threads {
-        let l1 = l1.clone();
-        tasks.spawn_blocking(move || l1.reserve_memory());
+        let (l1, done) = (l1.clone(), done.clone());
+        std::thread::Builder::new().name("lmcached-reserve".into()).spawn(move || {
+            let _ = done.send(l1.reserve_memory());
+        })?;
     }
-    while let Some(done) = tasks.join_next().await {
-        done.map_err(io::Error::other)??;
+    drop(done);
+    while let Some(result) = results.recv().await {
+        result?;
     }
     Ok(())
 }
@@ -313,7 +367,7 @@ async fn reserve(l1: &Arc<L1>) -> io::Result<()> {
 async fn maintain(engine: Arc<Engine>) {
     let config = engine.config();
     // A quarter of the shortest deadline, so that nothing is late by more than a quarter of its time.
-    let shortest = [config.reap_timeout, config.session_ttl, config.write_ttl]
+    let shortest = [config.reap_timeout, config.session_ttl, config.write_ttl, config.lease_grace]
         .into_iter()
         .filter(|timeout| !timeout.is_zero())
         .min()
@@ -321,17 +375,16 @@ async fn maintain(engine: Arc<Engine>) {
     let period = (shortest / 4).clamp(Duration::from_millis(250), Duration::from_secs(15));
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let sweep = tokio::select! {
-            _ = ticks.tick() => true,
-            () = engine.evict.notified() => false,
+        let work: fn(&Engine) = tokio::select! {
+            _ = ticks.tick() => Engine::sweep,
+            _ = seconds.tick() => Engine::eviction_tick,
+            () = engine.evict.notified() => Engine::evict_above_watermark,
         };
         let engine = engine.clone();
-        let work =
-            tokio::task::spawn_blocking(
-                move || if sweep { engine.sweep() } else { engine.evict_above_watermark() },
-            );
-        if let Err(error) = work.await {
+        if let Err(error) = tokio::task::spawn_blocking(move || work(&engine)).await {
             tracing::error!(%error, "maintenance panicked; this is a bug in lmcached, please report it");
         }
     }

@@ -2,6 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::io::ErrorKind;
+
+use lmcache_proto::wire::ProcessIdentity;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// A process, for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,28 +20,98 @@ impl ProcessId {
     /// The process that has `pid` now.
     pub fn of(pid: i32) -> Option<ProcessId> {
         let pid = u32::try_from(pid).ok().filter(|pid| *pid != 0)?;
-        Some(ProcessId { pid, start_time: start_time(pid)? })
+        match look(pid) {
+            Look::Lives(start_time) => Some(ProcessId { pid, start_time }),
+            Look::Gone | Look::Unknown => None,
+        }
     }
 
-    /// Whether it still exists. A zombie is gone: it cannot touch memory any more.
+    /// The process that a worker says it is, if what it says fits what is seen here. A worker in another pid namespace, or
+    /// on another machine, is nobody we could watch.
+    pub fn declared(identity: &ProcessIdentity) -> Option<ProcessId> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
+        if boot.trim() != identity.boot_id || namespace.to_str()? != identity.pid_namespace {
+            return None;
+        }
+        let process = ProcessId::of(i32::try_from(identity.pid).ok()?)?;
+        (process.start_time == identity.start_time).then_some(process)
+    }
+
+    /// Whether it still exists. A zombie is gone: it cannot touch memory any more. Where the system does not say (no
+    /// descriptor left, /proc not mounted), the answer is yes: bytes are given to nobody else on a guess.
     pub fn alive(&self) -> bool {
-        start_time(self.pid) == Some(self.start_time)
+        match look(self.pid) {
+            Look::Lives(start_time) => start_time == self.start_time,
+            Look::Gone => false,
+            Look::Unknown => true,
+        }
     }
 }
 
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// Raises this process's limit of open files to what the system allows it. Returns the limit.
+///
+/// # Errors
+/// The system call's.
+pub fn raise_descriptor_limit() -> nix::Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
+
+enum Look {
+    /// There is such a process, started then.
+    Lives(u64),
+    Gone,
+    Unknown,
+}
+
+fn look(pid: u32) -> Look {
+    let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        // ESRCH: it went between the open and the read. Without /proc nothing can be said.
+        Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => {
+            return if fs::exists("/proc/self/stat").unwrap_or(false) { Look::Gone } else { Look::Unknown };
+        }
+        Err(_) => return Look::Unknown,
+    };
     // The command name may contain anything, spaces and parentheses too; it ends at the last ')'.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
+    let fields: Option<Vec<&str>> = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect());
+    let Some(fields) = fields else { return Look::Unknown };
+    // Fields 3 (state), 20 (threads) and 22 (start time) of proc_pid_stat(5); the first here is field 3.
+    let number = |field: usize| fields.get(field - 3).and_then(|text| text.parse::<u64>().ok());
+    let (Some(state), Some(threads), Some(start_time)) = (fields.first(), number(20), number(22)) else {
+        return Look::Unknown;
+    };
+    // The first thread may have ended and the others go on: then the state is Z, and the process lives.
+    let zombie = matches!(*state, "Z" | "X") && threads <= 1;
+    if zombie { Look::Gone } else { Look::Lives(start_time) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_declared_identity_must_fit() {
+        let own = ProcessId::of(std::process::id() as i32).expect("identity");
+        let identity = ProcessIdentity {
+            pid: own.pid,
+            start_time: own.start_time,
+            pid_namespace: fs::read_link("/proc/self/ns/pid").expect("link").display().to_string(),
+            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("file").trim().to_owned(),
+        };
+        assert_eq!(ProcessId::declared(&identity), Some(own));
+        for wrong in [
+            ProcessIdentity { start_time: own.start_time + 1, ..identity.clone() },
+            ProcessIdentity { pid_namespace: "pid:[1]".into(), ..identity.clone() },
+            ProcessIdentity { boot_id: String::new(), ..identity.clone() },
+            ProcessIdentity { pid: u32::MAX, ..identity.clone() },
+            ProcessIdentity { pid: 0, ..identity.clone() },
+        ] {
+            assert_eq!(ProcessId::declared(&wrong), None, "{wrong:?}");
+        }
+    }
 
     #[test]
     fn a_child_lives_and_dies() {

@@ -168,11 +168,31 @@ impl Daemon {
         format!("/dev/shm/lmcache_l1_pool_{}", self.name).into()
     }
 
+    /// Ring segment in the file system.
+    pub fn ring_path(&self) -> PathBuf {
+        format!("/dev/shm/lmcached_lmcache_l1_pool_{}_ring", self.name).into()
+    }
+
     /// A new client.
     pub async fn connect(&self) -> Connection {
         Connection::connect(&self.endpoint(), Duration::from_secs(30))
             .await
             .expect("the daemon accepts clients")
+    }
+
+    /// Waits until [`Daemon::metric`] is `value`.
+    ///
+    /// # Panics
+    /// If that does not happen in time; see [`eventually`].
+    pub async fn metric_becomes(&self, name: &str, labels: &[&str], value: f64) {
+        let is = async || (self.metric(name, labels).await == value).then_some(());
+        eventually(&format!("{name} becomes {value}"), is).await;
+    }
+
+    /// `/status`.
+    pub async fn status(&self) -> serde_json::Value {
+        let (_, page) = http::get(self.http_port, "/status").await.expect("status");
+        serde_json::from_str(&page).expect("JSON")
     }
 
     /// Log lines so far.
@@ -201,6 +221,8 @@ impl Drop for Daemon {
             format!("/dev/shm/lmcache_l1_pool_{}", self.name),
             format!("/dev/shm/.lmcache_l1_pool_{}.keep", self.name),
             format!("/dev/shm/lmcached_lmcache_l1_pool_{}_table", self.name),
+            format!("/dev/shm/lmcached_lmcache_l1_pool_{}_ring", self.name),
+            format!("/dev/shm/.lmcached_lmcache_l1_pool_{}_ring.keep", self.name),
         ] {
             let _ = std::fs::remove_file(path);
         }

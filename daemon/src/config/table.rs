@@ -91,6 +91,11 @@ pub(super) const TABLE: &[Row] = &[
     neutral("--l1-use-lazy", Opposite("no-l1-use-lazy"), LAZY),
     neutral("--no-l1-use-lazy", Opposite("l1-use-lazy"), LAZY),
     neutral("--l1-init-size-gb", Int, LAZY),
+    neutral(
+        "--l1-read-ttl-seconds",
+        Int,
+        "a lease lasts as long as its request and its connection; see --lease-grace-seconds",
+    ),
     refused("--l1-devdax-path", Text, &[""], "the pool lives in memory; use --l1-size-gb"),
     refused("--gds-l1-path", Text, &[""], "the pool lives in memory, not on NVMe; use --l1-size-gb"),
     neutral("--gds-l1-use-direct-io", Opposite("no-gds-l1-use-direct-io"), GDS),

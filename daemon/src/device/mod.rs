@@ -32,6 +32,8 @@ use cpu_shm::{CpuShm, Limits, MapError};
 use format::HeadOrder;
 use groups::{GeometryError, GeometryInput, KvGeometry};
 use plan::{ChunkPlan, PlanError};
+pub(crate) use sigbus::Guard as SigbusGuard;
+pub use sigbus::GuardError as SigbusGuardError;
 
 /// Memory of a registered worker. One variant per kind of device.
 #[derive(Debug)]
@@ -115,6 +117,15 @@ impl RegisterReason {
 }
 
 impl Registration {
+    /// Whether both map the very same memory, and not only memory of the same names.
+    pub fn same_memory(&self, other: &Registration) -> bool {
+        let (Memory::CpuShm(a), Memory::CpuShm(b)) = (&self.memory, &other.memory);
+        let identities = |memory: &CpuShm| -> Vec<_> {
+            memory.segments().iter().map(cpu_shm::Segment::identity).collect()
+        };
+        identities(a) == identities(b)
+    }
+
     /// Checks what a worker announces and maps its memory.
     ///
     /// # Errors

@@ -11,16 +11,18 @@ use lmcache_proto::wire::{
 };
 
 use super::instances::{GroupShape, Instance, Instances, Kind, Mode, Registered};
+use super::publish::Told;
 use super::transfers::{Direction, Transfer, TransferKey};
-use super::{Client, Engine, Refusal};
-use crate::l1::{Owner, ReserveError};
+use super::{Client, Engine, Failure, Refusal, leases};
+use crate::events::{During, Event, Keys, ReadFailure};
+use crate::l1::{Cells, ObjectId, Owner, Pinned, ReserveError, Reserved};
 
 impl Engine {
     /// Registers a worker and tells it where the pool is.
     pub(super) fn register_engine_driven(
         &self,
         payload: &RegisterEngineDrivenPayload,
-    ) -> Result<Response, (Refusal, String)> {
+    ) -> Result<Response, Failure> {
         if !self.config.engine_driven {
             return Err((Refusal::Disabled, "engine-driven transfer".into()));
         }
@@ -58,6 +60,10 @@ impl Engine {
             .register(instance)
             .ok_or_else(|| (Refusal::BadValue, "too many workers are registered".to_owned()))?;
         self.registered(payload.instance_id);
+        if outcome == Registered::Replaced {
+            // What it reserved had the old shape.
+            self.forget_reservations(payload.instance_id);
+        }
         if outcome != Registered::Refreshed {
             tracing::info!(
                 instance = payload.instance_id,
@@ -86,11 +92,12 @@ impl Engine {
     }
 
     /// Forgets a worker; what it has reserved is kept from everybody until it is certainly not writing any more.
-    pub(super) fn unregister_engine_driven(&self, id: u64) -> Result<(), (Refusal, String)> {
+    pub(super) fn unregister_engine_driven(&self, id: u64) -> Result<(), Failure> {
         self.instances
             .remove(id, Mode::EngineDriven)
             .ok_or_else(|| (Refusal::UnknownInstance, format!("instance {id}")))?;
         self.forget_reservations(id);
+        self.worker_gone(id);
         tracing::info!(instance = id, "worker unregistered (engine-driven)");
         Ok(())
     }
@@ -107,7 +114,7 @@ impl Engine {
         }
     }
 
-    fn engine_driven_worker(&self, id: u64) -> Result<std::sync::Arc<Instance>, (Refusal, String)> {
+    fn engine_driven_worker(&self, id: u64) -> Result<std::sync::Arc<Instance>, Failure> {
         self.instances
             .get(id, Mode::EngineDriven)
             .ok_or_else(|| (Refusal::UnknownInstance, format!("instance {id}")))
@@ -119,96 +126,148 @@ impl Engine {
         client: &Client,
         key: &CacheKey<'_>,
         id: u64,
-    ) -> Result<Response, (Refusal, String)> {
+    ) -> Result<Response, Failure> {
         let worker = self.engine_driven_worker(id)?;
-        let transfer_key = TransferKey::new(key, id, Direction::Store);
-        if let Some(pending) = self.transfers.lock().get(&transfer_key).filter(|t| !t.quarantined) {
-            // Asked again before its commit: the same slots, still its own.
-            let context =
-                StoreContext { slots: pending.slots.clone(), chunk_indices: pending.chunk_indices.clone() };
-            return Ok(Response::PrepareStore(PrepareStoreResponse { context: Some(context) }));
-        }
         let (range, rank) = (self.chunk_range(key)?, rank_of(key)?);
-        let hashes = self.chain(key, range.end)?.hashes;
+        let hashes = &self.chain(client, key, range.end)?.hashes[range];
+        let transfer_key = TransferKey::new(key, id, Direction::Store, hashes);
+        if let Some(pending) = self.transfers.lock().get(&transfer_key) {
+            return prepared_before(pending, key);
+        }
         let layout = &worker.groups[0].layout;
-        let reserved = self
-            .l1
-            .reserve(
-                key.model_name,
-                key.cache_salt,
-                hashes[range].iter().map(|hash| (*hash, rank, 0)),
-                layout.fingerprint(),
-                layout.bytes(),
-                Some(owner(client, id)),
-            )
-            .map_err(|error| {
-                let what = match error {
-                    ReserveError::Full => "no memory",
-                    ReserveError::TableFull => "no table record or name left",
-                };
-                (Refusal::PoolFull, what.to_owned())
-            })?;
-        self.after_change();
+        let cells = hashes.iter().map(|hash| (*hash, rank, 0));
+        let reserved = self.reserve(key, &worker, cells, layout, Some(owner(client, id)))?;
         let slots: Vec<Slot> = reserved.iter().map(|object| slot(&worker, layout, object.offset)).collect();
         let chunk_indices: Vec<u64> = reserved.iter().map(|object| object.position as u64).collect();
-        if !reserved.is_empty() {
-            let transfer = Transfer {
-                pins: reserved.iter().map(|object| object.pin).collect(),
-                slots: slots.clone(),
-                chunk_indices: chunk_indices.clone(),
-                started: Instant::now(),
-                client: client.id,
-                process: client.process,
-                quarantined: false,
-            };
-            self.transfers.lock().insert(transfer_key, transfer);
+        let response = PrepareStoreResponse {
+            context: Some(StoreContext { slots: slots.clone(), chunk_indices: chunk_indices.clone() }),
+        };
+        if reserved.is_empty() {
+            return Ok(Response::PrepareStore(response));
         }
-        Ok(Response::PrepareStore(PrepareStoreResponse {
-            context: Some(StoreContext { slots, chunk_indices }),
-        }))
+        let cells = reserved.iter().map(|object| (hashes[object.position], rank, 0));
+        let told = self.told(key, &worker, Direction::Store, cells);
+        let transfer = Transfer {
+            pins: reserved.iter().map(|object| object.pin).collect(),
+            slots,
+            chunk_indices,
+            object_bytes: layout.bytes(),
+            started: Instant::now(),
+            client: client.id,
+            process: client.process(),
+            quarantined: false,
+            told: told.clone(),
+        };
+        let mut transfers = self.transfers.lock();
+        if let Err(ours) = transfers.insert(transfer_key.clone(), transfer) {
+            // The same worker has asked on another connection in the same moment; that one's slots stand.
+            let answer = transfers.get(&transfer_key).map(|pending| prepared_before(pending, key));
+            drop(transfers);
+            self.l1.abort(ours.iter());
+            return answer.unwrap_or_else(|| Err((Refusal::Internal, "a transfer vanished".to_owned())));
+        }
+        drop(transfers);
+        if let Some(told) = told {
+            self.bus.publish(|| Event::L1WriteReserved { keys: told.keys.clone() });
+            self.transfer_submitted(&told);
+            self.transfer_started(&told);
+        }
+        Ok(Response::PrepareStore(response))
+    }
+
+    /// Reserves objects for a worker's store, and tells what came of it.
+    pub(super) fn reserve(
+        &self,
+        key: &CacheKey<'_>,
+        worker: &Instance,
+        cells: impl Cells,
+        layout: &ObjectLayout,
+        owner: Option<Owner>,
+    ) -> Result<Vec<Reserved>, Failure> {
+        let asked = cells.clone().count() as u64;
+        let (model, salt) = (key.model_name, key.cache_salt);
+        let reserved = self.l1.reserve(model, salt, cells, layout.fingerprint(), layout.bytes(), owner);
+        self.after_change();
+        let succeeded = reserved.as_ref().map_or(0, |reserved| reserved.len() as u64);
+        self.bus.publish(|| Event::SmWriteReserved { succeeded, failed: asked - succeeded });
+        reserved.map_err(|error| {
+            let model = worker.worker.model.clone();
+            self.bus.publish(|| Event::L1AllocationFailed { during: During::L1Store, model, keys: asked });
+            match error {
+                ReserveError::Full => {
+                    let what = format!("{asked} objects of {} bytes", layout.bytes());
+                    (Refusal::PoolFull, what)
+                }
+                ReserveError::TableFull => (Refusal::TableFull, format!("{asked} objects")),
+            }
+        })
     }
 
     /// Makes the prepared slots readable.
     pub(super) fn commit_store(
         &self,
-        _client: &Client,
+        client: &Client,
         key: &CacheKey<'_>,
         id: u64,
         data: &[u8],
-    ) -> Result<Response, (Refusal, String)> {
+    ) -> Result<Response, Failure> {
         if !data.is_empty() {
             return Err((Refusal::Pickle, format!("{} bytes of inline data", data.len())));
         }
-        let pending =
-            self.transfers.lock().take(&TransferKey::new(key, id, Direction::Store)).ok_or_else(|| {
-                (Refusal::NothingPending, format!("instance {id}, request {}", key.request_id))
-            })?;
-        let committed = self.l1.commit(pending.pins.iter());
-        if committed < pending.pins.len() {
+        let range = self.chunk_range(key)?;
+        let chain = self.chain(client, key, range.end)?;
+        let hashes = &chain.hashes[range.clone()];
+        let transfer_key = TransferKey::new(key, id, Direction::Store, hashes);
+        let pending = self.transfers.lock().take(&transfer_key).ok_or_else(|| nothing_pending(id, key))?;
+        let chunk_of =
+            |at: usize| range.start + pending.chunk_indices.get(at).map_or(0, |index| *index as usize);
+        let done = self.commit_and_log(key, &chain, &pending.pins, chunk_of);
+        let committed = done.iter().filter(|done| **done).count() as u64;
+        let whole = committed == pending.pins.len() as u64;
+        let tokens = committed * self.hasher.chunk_size() as u64;
+        self.stats.stored_tokens.fetch_add(tokens, Ordering::Relaxed);
+        if let Some(told) = &pending.told {
+            let bytes = committed * pending.object_bytes;
+            self.tell_stored(key, told, &done, bytes, if whole { tokens } else { 0 });
+        }
+        self.after_change();
+        if !whole {
             let detail = format!(
-                "{committed} of {} slots of request {} were still reserved (--l1-write-ttl-seconds)",
+                "{committed} of {} slots of request {:?} were still reserved (--l1-write-ttl-seconds)",
                 pending.pins.len(),
                 key.request_id
             );
             return Err((Refusal::NothingPending, detail));
         }
-        let chunk = self.hasher.chunk_size() as u64;
-        self.stats.stored_tokens.fetch_add(committed as u64 * chunk, Ordering::Relaxed);
-        tracing::info!(
-            request = key.request_id,
-            "Stored {} tokens in {:.3} seconds",
-            committed as u64 * chunk,
-            pending.started.elapsed().as_secs_f64()
-        );
-        let range = self.chunk_range(key)?;
-        let chain = self.chain(key, range.end)?;
-        self.report_stored(
-            key,
-            &chain,
-            pending.chunk_indices.iter().map(|index| range.start + *index as usize),
-        );
-        self.after_change();
         Ok(Response::Flag(true))
+    }
+
+    /// A store has ended; `done` says of each of its objects whether it is readable now.
+    pub(super) fn tell_stored(
+        &self,
+        key: &CacheKey<'_>,
+        told: &Told,
+        done: &[bool],
+        bytes: u64,
+        tokens: u64,
+    ) {
+        let committed = done.iter().filter(|done| **done).count() as u64;
+        let keys = if committed == done.len() as u64 {
+            told.keys.clone()
+        } else {
+            let cells = told.keys.cells().iter().zip(done).filter(|(_, done)| **done);
+            Keys::new(
+                told.keys.model().clone(),
+                told.keys.salt().clone(),
+                cells.map(|(cell, _)| *cell).collect(),
+            )
+        };
+        self.write_finished(keys, done.len() as u64 - committed);
+        self.transfer_ended(told, committed, bytes, tokens);
+        if key.worker_id == Some(0) && committed > 0 {
+            let chunks = tokens / self.hasher.chunk_size() as u64;
+            self.bus.publish(|| Event::MpTokens { session: told.session().clone(), chunks });
+        }
     }
 
     /// Pins the chunks and tells the worker where they are.
@@ -217,90 +276,133 @@ impl Engine {
         client: &Client,
         key: &CacheKey<'_>,
         id: u64,
-    ) -> Result<Response, (Refusal, String)> {
+    ) -> Result<Response, Failure> {
         let worker = self.engine_driven_worker(id)?;
-        let transfer_key = TransferKey::new(key, id, Direction::Retrieve);
-        if let Some(pending) = self.transfers.lock().get(&transfer_key) {
-            return Ok(Response::PrepareRetrieve(PrepareRetrieveResponse {
-                slots: Some(pending.slots.clone()),
-            }));
-        }
         let (range, rank) = (self.chunk_range(key)?, rank_of(key)?);
-        let hashes = self.chain(key, range.end)?.hashes;
+        let hashes = &self.chain(client, key, range.end)?.hashes[range.clone()];
+        let transfer_key = TransferKey::new(key, id, Direction::Retrieve, hashes);
+        let answer =
+            |slots: Vec<Slot>| Response::PrepareRetrieve(PrepareRetrieveResponse { slots: Some(slots) });
+        if let Some(pending) = self.transfers.lock().get(&transfer_key) {
+            return Ok(answer(pending.slots.clone()));
+        }
         let layout = &worker.groups[0].layout;
-        let pinned = self
-            .l1
-            .pin_read(
-                key.model_name,
-                key.cache_salt,
-                hashes[range.clone()].iter().map(|hash| (*hash, rank, 0)),
-                layout.fingerprint(),
-                Some(owner(client, id)),
-            )
-            .filter(|pinned| !pinned.is_empty())
-            .ok_or_else(|| (Refusal::NotResident, format!("request {}, chunks {range:?}", key.request_id)))?;
+        let cells = hashes.iter().map(|hash| (*hash, rank, 0));
+        let pinned = self.pin(key, &worker, cells.clone(), layout, Some(owner(client, id)))?;
+        if pinned.is_empty() {
+            return Err((Refusal::NotResident, format!("request {:?}, no whole chunk", key.request_id)));
+        }
         let slots: Vec<Slot> = pinned.iter().map(|object| slot(&worker, layout, object.offset)).collect();
+        let told = self.told(key, &worker, Direction::Retrieve, cells);
         let transfer = Transfer {
             pins: pinned.iter().map(|object| object.pin).collect(),
             slots: slots.clone(),
             chunk_indices: Vec::new(),
+            object_bytes: layout.bytes(),
             started: Instant::now(),
             client: client.id,
-            process: client.process,
+            process: client.process(),
             quarantined: false,
+            told: told.clone(),
         };
-        self.transfers.lock().insert(transfer_key, transfer);
-        Ok(Response::PrepareRetrieve(PrepareRetrieveResponse { slots: Some(slots) }))
+        let mut transfers = self.transfers.lock();
+        if let Err(ours) = transfers.insert(transfer_key.clone(), transfer) {
+            let slots = transfers.get(&transfer_key).map(|pending| pending.slots.clone());
+            drop(transfers);
+            self.l1.unpin(ours.iter());
+            return slots.map(answer).ok_or_else(|| (Refusal::Internal, "a transfer vanished".to_owned()));
+        }
+        drop(transfers);
+        if let Some(told) = told {
+            self.transfer_submitted(&told);
+            self.transfer_started(&told);
+        }
+        Ok(answer(slots))
+    }
+
+    /// Pins objects for a worker's retrieve, and tells if some are not there.
+    pub(super) fn pin(
+        &self,
+        key: &CacheKey<'_>,
+        worker: &Instance,
+        cells: impl Cells,
+        layout: &ObjectLayout,
+        owner: Option<Owner>,
+    ) -> Result<Vec<Pinned>, Failure> {
+        let asked = cells.clone().count();
+        self.l1.pin_read(key.model_name, key.cache_salt, cells, layout.fingerprint(), owner).map_err(|have| {
+            let (model, keys) = (worker.worker.model.clone(), (asked - have) as u64);
+            let (during, reason) = (During::L1Retrieve, ReadFailure::NotFound);
+            self.bus.publish(|| Event::L1ReadFailed { during, reason, model, keys });
+            let what = format!("request {:?}: {have} of {asked} objects are there", key.request_id);
+            (Refusal::NotResident, what)
+        })
     }
 
     /// The worker has its copy: ends the pins and the lease of this reader.
     pub(super) fn commit_retrieve(
         &self,
-        _client: &Client,
+        client: &Client,
         key: &CacheKey<'_>,
         id: u64,
-    ) -> Result<Response, (Refusal, String)> {
-        let pending =
-            self.transfers.lock().take(&TransferKey::new(key, id, Direction::Retrieve)).ok_or_else(|| {
-                (Refusal::NothingPending, format!("instance {id}, request {}", key.request_id))
-            })?;
-        let (range, rank) = (self.chunk_range(key)?, rank_of(key)?);
-        self.retrieved(key, id, rank, 0, range);
+    ) -> Result<Response, Failure> {
+        let range = self.chunk_range(key)?;
+        let chain = self.chain(client, key, range.end)?;
+        let hashes = &chain.hashes[range.clone()];
+        let transfer_key = TransferKey::new(key, id, Direction::Retrieve, hashes);
+        let pending = self.transfers.lock().take(&transfer_key).ok_or_else(|| nothing_pending(id, key))?;
+        let objects = pending.pins.iter().zip(range.start as u32..).map(|(pin, chunk)| (chunk, pin.object));
+        self.retrieved(key, id, objects);
         self.l1.unpin(pending.pins.iter());
-        let tokens = pending.pins.len() as u64 * self.hasher.chunk_size() as u64;
+        let count = pending.pins.len() as u64;
+        let tokens = count * self.hasher.chunk_size() as u64;
         self.stats.retrieved_tokens.fetch_add(tokens, Ordering::Relaxed);
-        tracing::info!(
-            request = key.request_id,
-            "Retrieved {tokens} tokens in {:.3} seconds",
-            pending.started.elapsed().as_secs_f64()
-        );
+        if let Some(told) = &pending.told {
+            self.read_finished(told.keys.clone());
+            self.transfer_ended(told, count, count * pending.object_bytes, tokens);
+        }
         Ok(Response::Flag(true))
     }
 
-    /// Ends the lease that this reader had on each chunk.
+    /// Ends the lease that this reader had on each object (chunk of the prompt, object).
     pub(super) fn retrieved(
         &self,
         key: &CacheKey<'_>,
         instance: u64,
-        rank: u32,
-        group: u32,
-        chunks: std::ops::Range<usize>,
+        objects: impl Iterator<Item = (u32, ObjectId)>,
     ) {
         if let Some(session) = self.sessions.get(key.request_id) {
-            let ended = session.lock().retrieved(instance, rank, group, chunks);
+            let ended = {
+                let mut session = session.lock();
+                session.touch();
+                leases::retrieved(&mut session.lookups, instance, objects)
+            };
             self.l1.end_leases(ended.into_iter().rev());
         }
     }
 }
 
+/// The answer to a prepare that has been made before and not been committed: the same slots, still its own.
+fn prepared_before(pending: &Transfer, key: &CacheKey<'_>) -> Result<Response, Failure> {
+    if pending.quarantined {
+        return Err((Refusal::Quarantined, format!("request {:?}", key.request_id)));
+    }
+    let context = StoreContext { slots: pending.slots.clone(), chunk_indices: pending.chunk_indices.clone() };
+    Ok(Response::PrepareStore(PrepareStoreResponse { context: Some(context) }))
+}
+
+fn nothing_pending(instance: u64, key: &CacheKey<'_>) -> Failure {
+    (Refusal::NothingPending, format!("instance {instance}, request {:?}", key.request_id))
+}
+
 /// The packed rank of a worker's key.
-pub(super) fn rank_of(key: &CacheKey<'_>) -> Result<u32, (Refusal, String)> {
+pub(super) fn rank_of(key: &CacheKey<'_>) -> Result<u32, Failure> {
     let id = key.worker_id.ok_or_else(|| (Refusal::BadValue, "a transfer needs a worker_id".to_owned()))?;
     Ok(kv_rank(key.world_size, id))
 }
 
 fn owner(client: &Client, instance: u64) -> Owner {
-    let (pid, start_time) = client.process.map_or((0, 0), |process| (process.pid, process.start_time));
+    let (pid, start_time) = client.process().map_or((0, 0), |process| (process.pid, process.start_time));
     Owner { instance, pid, start_time }
 }
 

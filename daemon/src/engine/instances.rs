@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
 
 use crate::device::Registration;
+use crate::events::Worker;
 
 /// Most workers at once; their ids come from the wire.
 const MAX_INSTANCES: usize = 4096;
@@ -57,10 +58,12 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct Instance {
     pub(super) id: u64,
-    pub(super) model: String,
+    pub(super) model: Arc<str>,
     pub(super) world_size: u32,
     pub(super) groups: Arc<[GroupShape]>,
     pub(super) kind: Kind,
+    /// As its events name it.
+    pub(super) worker: Worker,
     seen: AtomicU64,
     pinged: AtomicBool,
 }
@@ -74,12 +77,16 @@ impl Instance {
         kind: Kind,
         now: Duration,
     ) -> Instance {
+        let model: Arc<str> = model.into();
+        // CPU shared memory is the one device there is so far.
+        let worker = Worker { engine_id: id, device: "cpu".into(), model: model.clone() };
         Instance {
             id,
-            model: model.to_owned(),
+            model,
             world_size,
             groups: groups.into(),
             kind,
+            worker,
             seen: AtomicU64::new(now.as_millis() as u64),
             pinged: AtomicBool::new(false),
         }
@@ -95,7 +102,11 @@ impl Instance {
     fn same_shape(&self, other: &Instance) -> bool {
         let same_kind = match (&self.kind, &other.kind) {
             (Kind::EngineDriven { .. }, Kind::EngineDriven { .. }) => true,
-            (Kind::LmcacheDriven { payload: a, .. }, Kind::LmcacheDriven { payload: b, .. }) => a == b,
+            // The names may be the same and the memory another: a new engine that took the old one's segment names.
+            (
+                Kind::LmcacheDriven { payload: a, registration: mine },
+                Kind::LmcacheDriven { payload: b, registration: theirs },
+            ) => a == b && mine.same_memory(theirs),
             _ => false,
         };
         same_kind
@@ -113,15 +124,71 @@ pub(super) enum Registered {
     Replaced,
 }
 
+/// What a lookup must find of one object group of a model.
+#[derive(Clone, Debug)]
+pub(super) struct GroupRow {
+    /// The object group.
+    pub(super) group: u32,
+    /// Attention window in chunks; `None` is full attention.
+    pub(super) window: Option<u64>,
+    /// Layouts that its objects may have.
+    pub(super) layouts: Arc<[u64]>,
+}
+
+/// The shapes that a model's workers have registered for one world size.
+#[derive(Debug)]
+struct Shapes {
+    /// With their numbers of workers; the newest registration's last.
+    shapes: Vec<(Arc<[GroupShape]>, usize)>,
+    /// The newest shape's groups, with the layouts of all shapes: a lookup does not say whose it is, and an object that
+    /// does not fit the asking worker is a miss when it retrieves.
+    rows: Arc<[GroupRow]>,
+}
+
+impl Shapes {
+    fn add(&mut self, groups: &Arc<[GroupShape]>) {
+        let known = self.shapes.iter().position(|(shape, _)| shape == groups);
+        let (shape, count) = known.map_or((groups.clone(), 0), |at| self.shapes.remove(at));
+        self.shapes.push((shape, count + 1));
+        self.rows = self.fold();
+    }
+
+    fn remove(&mut self, groups: &Arc<[GroupShape]>) {
+        if let Some(at) = self.shapes.iter().position(|(shape, _)| shape == groups) {
+            self.shapes[at].1 -= 1;
+            if self.shapes[at].1 == 0 {
+                self.shapes.remove(at);
+            }
+        }
+        self.rows = self.fold();
+    }
+
+    fn fold(&self) -> Arc<[GroupRow]> {
+        let Some((newest, _)) = self.shapes.last() else { return Arc::from([]) };
+        let row = |(group, shape): (usize, &GroupShape)| {
+            let mut layouts: Vec<u64> = self
+                .shapes
+                .iter()
+                .filter_map(|(groups, _)| groups.get(group))
+                .map(|shape| shape.layout.fingerprint())
+                .collect();
+            layouts.sort_unstable();
+            layouts.dedup();
+            GroupRow { group: group as u32, window: shape.window, layouts: layouts.into() }
+        };
+        // A connector's private groups are not part of the standard lookup.
+        newest.iter().enumerate().filter(|(_, shape)| !shape.aux).map(row).collect()
+    }
+}
+
 /// By model name, then world size: a borrowed name finds its entry.
-type ModelGroups = FxHashMap<String, FxHashMap<u32, (Arc<[GroupShape]>, usize)>>;
+type ModelShapes = FxHashMap<Arc<str>, FxHashMap<u32, Shapes>>;
 
 /// The registered workers.
 #[derive(Debug, Default)]
 pub(super) struct Instances {
     map: RwLock<FxHashMap<(u64, Mode), Arc<Instance>>>,
-    /// Shape of each (model, world)'s objects, the newest registration's, with its number of workers.
-    models: RwLock<ModelGroups>,
+    models: RwLock<ModelShapes>,
 }
 
 impl Instances {
@@ -134,15 +201,24 @@ impl Instances {
         map.contains_key(&(id, Mode::EngineDriven)) || map.contains_key(&(id, Mode::LmcacheDriven))
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.map.read().len()
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<Instance>> {
         self.map.read().values().cloned().collect()
     }
 
-    /// Object groups of a model, empty when no worker of it is registered.
-    pub(super) fn groups(&self, model: &str, world_size: u32) -> Arc<[GroupShape]> {
+    /// What a lookup for a model must find, empty when no worker of it is registered.
+    pub(super) fn rows(&self, model: &str, world_size: u32) -> Arc<[GroupRow]> {
         let models = self.models.read();
-        let entry = models.get(model).and_then(|worlds| worlds.get(&world_size));
-        entry.map_or_else(|| Arc::from([]), |entry| entry.0.clone())
+        let shapes = models.get(model).and_then(|worlds| worlds.get(&world_size));
+        shapes.map_or_else(|| Arc::from([]), |shapes| shapes.rows.clone())
+    }
+
+    /// The model's name as its events carry it.
+    pub(super) fn shared_model(&self, model: &str) -> Arc<str> {
+        self.models.read().get_key_value(model).map_or_else(|| model.into(), |(name, _)| name.clone())
     }
 
     /// Adds a worker. `None` when too many are registered.
@@ -163,16 +239,28 @@ impl Instances {
             release_model(&mut models, &old);
         }
         let worlds = models.entry(instance.model.clone()).or_default();
-        let entry = worlds.entry(instance.world_size).or_insert_with(|| (instance.groups.clone(), 0));
-        entry.0 = instance.groups.clone();
-        entry.1 += 1;
+        let shapes = worlds
+            .entry(instance.world_size)
+            .or_insert_with(|| Shapes { shapes: Vec::new(), rows: Arc::from([]) });
+        shapes.add(&instance.groups);
         map.insert(key, Arc::new(instance));
         Some(outcome)
     }
 
     /// Removes a worker.
     pub(super) fn remove(&self, id: u64, mode: Mode) -> Option<Arc<Instance>> {
-        let removed = self.map.write().remove(&(id, mode))?;
+        self.remove_if(id, mode, |_| true)
+    }
+
+    fn remove_if(
+        &self,
+        id: u64,
+        mode: Mode,
+        still: impl FnOnce(&Arc<Instance>) -> bool,
+    ) -> Option<Arc<Instance>> {
+        let mut map = self.map.write();
+        map.get(&(id, mode)).filter(|instance| still(instance))?;
+        let removed = map.remove(&(id, mode))?;
         release_model(&mut self.models.write(), &removed);
         Some(removed)
     }
@@ -200,19 +288,22 @@ impl Instances {
         if timeout.is_zero() {
             return Vec::new();
         }
-        let silent: Vec<_> = self
-            .all()
+        let silence = |instance: &Instance| {
+            now.saturating_sub(Duration::from_millis(instance.seen.load(Ordering::Relaxed)))
+        };
+        let is_silent = |instance: &Instance| {
+            silence(instance) > if instance.pinged.load(Ordering::Relaxed) { timeout } else { grace }
+        };
+        let suspects: Vec<_> = self.all().into_iter().filter(|instance| is_silent(instance)).collect();
+        suspects
             .into_iter()
-            .filter_map(|instance| {
-                let silence =
-                    now.saturating_sub(Duration::from_millis(instance.seen.load(Ordering::Relaxed)));
-                let limit = if instance.pinged.load(Ordering::Relaxed) { timeout } else { grace };
-                (silence > limit).then_some((instance, silence))
+            .filter_map(|suspect| {
+                // Judged again under the lock: it may have spoken, or registered anew, in between.
+                let still = |now: &Arc<Instance>| Arc::ptr_eq(now, &suspect) && is_silent(now);
+                let removed = self.remove_if(suspect.id, suspect.mode(), still)?;
+                let silent = silence(&removed);
+                Some((removed, silent))
             })
-            .collect();
-        silent
-            .into_iter()
-            .filter(|(instance, _)| self.remove(instance.id, instance.mode()).is_some())
             .collect()
     }
 
@@ -222,15 +313,60 @@ impl Instances {
     }
 }
 
-fn release_model(models: &mut ModelGroups, instance: &Instance) {
+fn release_model(models: &mut ModelShapes, instance: &Instance) {
     let Some(worlds) = models.get_mut(&instance.model) else { return };
-    if let Some(entry) = worlds.get_mut(&instance.world_size) {
-        entry.1 -= 1;
-        if entry.1 == 0 {
+    if let Some(shapes) = worlds.get_mut(&instance.world_size) {
+        shapes.remove(&instance.groups);
+        if shapes.shapes.is_empty() {
             worlds.remove(&instance.world_size);
         }
     }
     if worlds.is_empty() {
         models.remove(&instance.model);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lmcache_proto::layout::{Dtype, Region};
+
+    use super::*;
+
+    fn groups(width: u64) -> Vec<GroupShape> {
+        let region = Region { planes: 2, layers: 2, slots: 16, width, dtype: Dtype::Float16 };
+        let layout = ObjectLayout::new(vec![region]).expect("a layout");
+        vec![GroupShape { layout, window: None, aux: false }]
+    }
+
+    fn worker(id: u64, width: u64) -> Instance {
+        let kind = Kind::EngineDriven { block_size: 16, single_plane: false };
+        Instance::new(id, "m", 1, groups(width), kind, Duration::ZERO)
+    }
+
+    #[test]
+    fn a_lookup_accepts_the_layouts_of_all_workers_of_a_model() {
+        let instances = Instances::default();
+        let layouts = || instances.rows("m", 1).first().map_or(0, |row| row.layouts.len());
+        instances.register(worker(1, 8));
+        instances.register(worker(2, 16));
+        instances.register(worker(3, 16));
+        assert_eq!((layouts(), instances.rows("m", 2).len()), (2, 0));
+        instances.remove(1, Mode::EngineDriven);
+        assert_eq!(layouts(), 1, "the reconfigured model's old objects are misses");
+        instances.remove(2, Mode::EngineDriven);
+        assert_eq!(layouts(), 1, "worker 3 still has that shape");
+        instances.remove(3, Mode::EngineDriven);
+        assert_eq!(instances.rows("m", 1).len(), 0);
+    }
+
+    #[test]
+    fn who_registers_anew_is_not_reaped_for_an_old_silence() {
+        let instances = Instances::default();
+        instances.register(worker(1, 8));
+        let (timeout, late) = (Duration::from_secs(1), Duration::from_secs(10));
+        instances.register(Instance { seen: AtomicU64::new(10_000), ..worker(1, 16) });
+        assert!(instances.reap(late, timeout, timeout).is_empty());
+        assert_eq!(instances.reap(late * 2, timeout, timeout).len(), 1);
+        assert!(!instances.is_known(1));
     }
 }

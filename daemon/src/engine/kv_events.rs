@@ -13,6 +13,10 @@ use serde_bytes::ByteBuf;
 use tokio::sync::watch;
 
 use super::Engine;
+use crate::l1::Removed;
+
+/// Most hashes of one record of removals.
+const REMOVED_PER_RECORD: usize = 1024;
 
 /// The log.
 #[derive(Debug)]
@@ -25,7 +29,7 @@ pub struct KvEvents {
 }
 
 /// One change. Tokens stay encoded, in one allocation per store, until somebody reads them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Record {
     Stored {
         model: Arc<str>,
@@ -36,7 +40,7 @@ enum Record {
     },
     Removed {
         model: Arc<str>,
-        hashes: Box<[ChunkHash]>,
+        hashes: Arc<[ChunkHash]>,
     },
 }
 
@@ -137,20 +141,24 @@ impl KvEvents {
     }
 
     /// Objects have gone. All groups and ranks of a chunk are one entry.
-    pub(super) fn removed(&self, objects: Vec<(Arc<str>, ChunkHash)>) {
-        if !self.enabled() || objects.is_empty() {
+    pub(super) fn removed(&self, objects: &[Removed]) {
+        if !self.enabled() {
             return;
         }
-        let mut by_model: FxHashMap<Arc<str>, (Vec<ChunkHash>, FxHashSet<ChunkHash>)> = FxHashMap::default();
-        for (model, hash) in objects {
-            let (hashes, seen) = by_model.entry(model).or_default();
-            if seen.insert(hash) {
-                hashes.push(hash);
+        let mut by_model: FxHashMap<&Arc<str>, (Vec<ChunkHash>, FxHashSet<ChunkHash>)> = FxHashMap::default();
+        for gone in objects {
+            let (hashes, seen) = by_model.entry(&gone.model).or_default();
+            if seen.insert(gone.hash) {
+                hashes.push(gone.hash);
             }
         }
-        self.append(
-            by_model.into_iter().map(|(model, (hashes, _))| Record::Removed { model, hashes: hashes.into() }),
-        );
+        // In pieces, so that a reader's batch of some hundred records stays small whatever was cleared.
+        let records = by_model.iter().flat_map(|(model, (hashes, _))| {
+            hashes
+                .chunks(REMOVED_PER_RECORD)
+                .map(|hashes| Record::Removed { model: (*model).clone(), hashes: hashes.into() })
+        });
+        self.append(records);
     }
 
     /// Opens a stream; a worker has at most one, a new one ends the old one.
@@ -181,7 +189,6 @@ impl KvEvents {
     }
 
     fn read(&self, model: &str, cursor: u64, max: usize) -> KvEventBatch {
-        let state = self.state.lock();
         let mut batch = KvEventBatch {
             enabled: self.enabled(),
             incarnation: self.incarnation,
@@ -192,20 +199,26 @@ impl KvEvents {
         if !batch.enabled {
             return batch;
         }
-        let last = state.next_seq - 1;
-        let first = last + 1 - state.records.len() as u64;
-        batch.lost = cursor + 1 < first || cursor > last;
-        batch.next_cursor = cursor.min(last);
-        let skip = (cursor + 1).saturating_sub(first) as usize;
-        for (record, seq) in state.records.iter().skip(skip).zip(first + skip as u64..) {
-            batch.next_cursor = seq;
-            if record.model() == model {
-                batch.events.push(record.to_wire(seq));
-                if batch.events.len() == max {
-                    break;
+        let mut found: Vec<(u64, Record)> = Vec::new();
+        {
+            let state = self.state.lock();
+            let last = state.next_seq - 1;
+            let first = last + 1 - state.records.len() as u64;
+            batch.lost = cursor + 1 < first || cursor > last;
+            batch.next_cursor = cursor.min(last);
+            let skip = (cursor + 1).saturating_sub(first) as usize;
+            for (record, seq) in state.records.iter().skip(skip).zip(first + skip as u64..) {
+                batch.next_cursor = seq;
+                if record.model() == model {
+                    found.push((seq, record.clone()));
+                    if found.len() == max {
+                        break;
+                    }
                 }
             }
         }
+        // Tokens are decoded without the lock: writers of the log are request threads.
+        batch.events = found.iter().map(|(seq, record)| record.to_wire(*seq)).collect();
         batch
     }
 }
@@ -287,31 +300,25 @@ impl Drop for EventSource {
 }
 
 impl Engine {
-    /// Logs newly stored chunks of a prompt, given by their positions in it, rising. Only rank 0 reports: the tokens of
-    /// a chunk are the same for all ranks.
-    pub(super) fn report_stored(
-        &self,
-        key: &CacheKey<'_>,
-        chain: &Chain,
-        chunks: impl Iterator<Item = usize> + Clone,
-    ) {
-        let Some(first) = chunks.clone().next() else { return };
-        if !self.kv_events.enabled() || key.worker_id != Some(0) {
+    /// Logs newly stored chunks of a prompt, given by their positions in it, rising.
+    pub(super) fn report_stored(&self, key: &CacheKey<'_>, chain: &Chain, chunks: &[usize]) {
+        if chunks.is_empty() {
             return;
         }
-        let end = |chunk: usize| chain.ends.get(chunk).copied().unwrap_or_default();
+        let end = |chunk: usize| chain.ends.get(chunk).copied().unwrap_or_default() as usize;
         let begin = |chunk: usize| chunk.checked_sub(1).map_or(0, end);
-        let last = chunks.clone().last().unwrap_or(first);
-        let base = begin(first);
-        let tokens = &key.tokens.bytes()[base as usize..end(last) as usize];
-        self.kv_events.stored(
-            key.model_name,
-            tokens,
-            chunks.map(|chunk| StoredChunk {
+        // Only the new chunks' tokens are kept: what lies between them was stored by others.
+        let mut tokens = Vec::with_capacity(chunks.iter().map(|chunk| end(*chunk) - begin(*chunk)).sum());
+        let mut stored = Vec::with_capacity(chunks.len());
+        for &chunk in chunks {
+            let from = tokens.len() as u32;
+            tokens.extend_from_slice(key.tokens.bytes().get(begin(chunk)..end(chunk)).unwrap_or_default());
+            stored.push(StoredChunk {
                 hash: chain.hashes[chunk],
                 parent: chunk.checked_sub(1).map(|previous| chain.hashes[previous]),
-                range: begin(chunk) - base..end(chunk) - base,
-            }),
-        );
+                range: from..tokens.len() as u32,
+            });
+        }
+        self.kv_events.stored(key.model_name, &tokens, stored.into_iter());
     }
 }

@@ -1,19 +1,19 @@
 //! Transfers that the daemon drives: it copies between the worker's memory, which it has mapped, and the pool.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use lmcache_proto::wire::{CacheKey, RegisterKvCache, Response};
 
 use super::engine_driven::rank_of;
 use super::instances::{GroupShape, Instance, Instances, Kind, Mode, Registered};
-use super::{Engine, Refusal};
+use super::transfers::Direction;
+use super::{Client, Engine, Failure, Refusal};
 use crate::device::cpu_shm::Limits;
 use crate::device::plan::{check_coverage, null_chunks, skipped_in_chunk};
 use crate::device::{Options, Registration};
-use crate::l1::{Pin, Pinned, ReserveError, Reserved};
+use crate::events::Event;
+use crate::l1::{L1, Pin, Pinned, Reserved};
 
 /// What a transfer on CPU memory answers as its completion event: the client takes any bytes, but none at all would
 /// mean that nothing was submitted.
@@ -22,8 +22,6 @@ const CPU_EVENT: &[u8] = b"stub_ipc_handle";
 /// Most memory that one worker may have mapped here. Mapping costs address space, not memory; the bound only keeps a
 /// hostile worker from using it up.
 const MAX_MAPPED_BYTES: u64 = 1 << 42;
-
-type Failure = (Refusal, String);
 
 impl Engine {
     /// Maps a worker's KV cache.
@@ -88,105 +86,97 @@ impl Engine {
         self.instances
             .remove(id, Mode::LmcacheDriven)
             .ok_or_else(|| (Refusal::UnknownInstance, format!("instance {id}")))?;
+        self.worker_gone(id);
         tracing::info!(instance = id, "worker unregistered (server-driven)");
         Ok(())
     }
 
     /// The worker's memory, for checks from outside.
     pub fn registration(&self, id: u64) -> Option<Arc<Registration>> {
-        match &self.instances.get(id, Mode::LmcacheDriven)?.kind {
-            Kind::LmcacheDriven { registration, .. } => Some(registration.clone()),
-            Kind::EngineDriven { .. } => None,
-        }
+        self.mapped(id).ok().map(|(_, registration)| registration)
     }
 
-    fn mapped(&self, id: u64) -> Result<Arc<Registration>, Failure> {
-        self.registration(id).ok_or_else(|| (Refusal::UnknownInstance, format!("instance {id}")))
+    fn mapped(&self, id: u64) -> Result<(Arc<Instance>, Arc<Registration>), Failure> {
+        let instance = self.instances.get(id, Mode::LmcacheDriven);
+        let mapped = instance.and_then(|instance| match &instance.kind {
+            Kind::LmcacheDriven { registration, .. } => {
+                let registration = registration.clone();
+                Some((instance, registration))
+            }
+            Kind::EngineDriven { .. } => None,
+        });
+        mapped.ok_or_else(|| (Refusal::UnknownInstance, format!("instance {id}")))
     }
 
     /// Copies the chunks that are not cached out of the worker's blocks. All or nothing: one failed copy, and none of
     /// the request's objects is committed.
     pub(super) fn store(
         &self,
+        client: &Client,
         key: &CacheKey<'_>,
         id: u64,
         block_ids: &[Vec<u64>],
     ) -> Result<Response, Failure> {
-        let started = Instant::now();
-        let worker = self.mapped(id)?;
+        let (instance, worker) = self.mapped(id)?;
         let (range, rank) = (self.chunk_range(key)?, rank_of(key)?);
-        let chain = self.chain(key, range.end)?;
-        check_coverage(&worker.geometry, block_ids, range.len() as u64).map_err(bad_blocks)?;
-        let null = null_chunks(&worker.geometry, block_ids, range.len() as u64, self.config.null_block_id);
+        let chain = self.chain(client, key, range.end)?;
+        let hashes = &chain.hashes[range.clone()];
+        check_coverage(&worker.geometry, block_ids, hashes.len() as u64).map_err(bad_blocks)?;
+        let null = null_chunks(&worker.geometry, block_ids, hashes.len() as u64, self.config.null_block_id);
 
-        let mut reserved = Vec::new();
-        let copied = self.store_groups(
-            key,
-            &worker,
-            block_ids,
-            &null,
-            &chain.hashes[range.clone()],
-            rank,
-            &mut reserved,
-        );
-        self.after_change();
-        if let Err(failure) = copied {
-            self.l1.abort(reserved.iter().map(|(_, object)| &object.pin));
+        let mut writing = Writing { l1: &self.l1, objects: Vec::new() };
+        for (group, shape) in worker.geometry.object_groups.iter().enumerate() {
+            let chunks: Vec<usize> = (0..hashes.len()).filter(|chunk| !null[group][*chunk]).collect();
+            let cells = chunks.iter().map(|chunk| (hashes[*chunk], rank, group as u32));
+            let reserved = self.reserve(key, &instance, cells, &shape.layout, None)?;
+            writing
+                .objects
+                .extend(reserved.into_iter().map(|object| (group, chunks[object.position], object)));
+        }
+        if writing.objects.is_empty() {
+            return Ok(Response::Transfer(CPU_EVENT.to_vec(), true));
+        }
+        let cells = writing.objects.iter().map(|(group, chunk, _)| (hashes[*chunk], rank, *group as u32));
+        let told = self.told(key, &instance, Direction::Store, cells);
+        if let Some(told) = &told {
+            self.bus.publish(|| Event::L1WriteReserved { keys: told.keys.clone() });
+            self.transfer_submitted(told);
+            self.transfer_started(told);
+        }
+        if let Err(failure) = self.copy_out(&worker, block_ids, &writing.objects) {
+            if let Some(told) = &told {
+                self.tell_stored(key, told, &vec![false; writing.objects.len()], 0, 0);
+            }
             return Err(failure);
         }
-        let pins: Vec<Pin> = reserved.iter().map(|(_, object)| object.pin).collect();
-        self.l1.commit(pins.iter());
-        if !reserved.is_empty() {
-            let tokens = (range.len() * self.hasher.chunk_size()) as u64;
-            self.stats.stored_tokens.fetch_add(tokens, Ordering::Relaxed);
-            let seconds = started.elapsed().as_secs_f64();
-            tracing::info!(request = key.request_id, "Stored {tokens} tokens in {seconds:.3} seconds");
-            let mut chunks: Vec<usize> = reserved.iter().map(|(chunk, _)| range.start + chunk).collect();
-            chunks.sort_unstable();
-            chunks.dedup();
-            self.report_stored(key, &chain, chunks.into_iter());
-            self.after_change();
+        let objects = std::mem::take(&mut writing.objects);
+        let pins: Vec<Pin> = objects.iter().map(|(_, _, object)| object.pin).collect();
+        let done = self.commit_and_log(key, &chain, &pins, |at| range.start + objects[at].1);
+        let tokens = (range.len() * self.hasher.chunk_size()) as u64;
+        self.stats.stored_tokens.fetch_add(tokens, Ordering::Relaxed);
+        if let Some(told) = &told {
+            let bytes =
+                |(group, ..): &(usize, usize, Reserved)| worker.geometry.object_groups[*group].layout.bytes();
+            self.tell_stored(key, told, &done, objects.iter().map(bytes).sum(), tokens);
         }
+        self.after_change();
         Ok(Response::Transfer(CPU_EVENT.to_vec(), true))
     }
 
-    /// Reserves and fills the objects of all groups; what was reserved is in `reserved` whatever happens, with its chunk.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one step of `store`, split off so that every way out cleans up"
-    )]
-    fn store_groups(
+    /// Fills reserved objects (group, chunk, object). All plans before the first copy: a bad block id changes nothing.
+    fn copy_out(
         &self,
-        key: &CacheKey<'_>,
         worker: &Registration,
         block_ids: &[Vec<u64>],
-        null: &[Vec<bool>],
-        hashes: &[[u8; 32]],
-        rank: u32,
-        reserved: &mut Vec<(usize, Reserved)>,
+        objects: &[(usize, usize, Reserved)],
     ) -> Result<(), Failure> {
-        for (group, shape) in worker.geometry.object_groups.iter().enumerate() {
-            let chunks: Vec<usize> = (0..hashes.len()).filter(|chunk| !null[group][*chunk]).collect();
-            let keys = chunks.iter().map(|chunk| (hashes[*chunk], rank, group as u32));
-            let (fingerprint, bytes) = (shape.layout.fingerprint(), shape.layout.bytes());
-            let objects = self
-                .l1
-                .reserve(key.model_name, key.cache_salt, keys, fingerprint, bytes, None)
-                .map_err(|error| match error {
-                    ReserveError::Full => (Refusal::PoolFull, "no memory".to_owned()),
-                    ReserveError::TableFull => (Refusal::PoolFull, "no table record or name left".to_owned()),
-                })?;
-            let first = reserved.len();
-            reserved.extend(objects.into_iter().map(|object| (chunks[object.position], object)));
-            // All plans before the first copy: a bad block id stops the group untouched.
-            let plans = reserved[first..]
-                .iter()
-                .map(|(chunk, _)| worker.plan(group, block_ids, *chunk as u64, 0).map_err(bad_blocks))
-                .collect::<Result<Vec<_>, _>>()?;
-            for (plan, (_, object)) in plans.iter().zip(&reserved[first..]) {
-                let slot = self.l1.slot_mut(object).ok_or_else(gone)?;
-                worker.store(plan, &mut slot.into()).map_err(copy_failed)?;
-            }
+        let plans = objects
+            .iter()
+            .map(|(group, chunk, _)| worker.plan(*group, block_ids, *chunk as u64, 0).map_err(bad_blocks))
+            .collect::<Result<Vec<_>, _>>()?;
+        for (plan, (_, _, object)) in plans.iter().zip(objects) {
+            let slot = self.l1.slot_mut(object).ok_or_else(gone)?;
+            worker.store(plan, &mut slot.into()).map_err(copy_failed)?;
         }
         Ok(())
     }
@@ -194,91 +184,106 @@ impl Engine {
     /// Copies cached chunks into the worker's blocks.
     pub(super) fn retrieve(
         &self,
+        client: &Client,
         key: &CacheKey<'_>,
         id: u64,
         block_ids: &[Vec<u64>],
         skip_first: u64,
     ) -> Result<Response, Failure> {
-        let started = Instant::now();
-        let worker = self.mapped(id)?;
+        let (instance, worker) = self.mapped(id)?;
         let (range, rank) = (self.chunk_range(key)?, rank_of(key)?);
-        let chain = self.chain(key, range.end)?;
-        check_coverage(&worker.geometry, block_ids, range.len() as u64).map_err(bad_blocks)?;
+        let chain = self.chain(client, key, range.end)?;
         let hashes = &chain.hashes[range.clone()];
+        check_coverage(&worker.geometry, block_ids, hashes.len() as u64).map_err(bad_blocks)?;
 
-        let mut pinned = Vec::new();
-        let copied = self.retrieve_groups(key, &worker, block_ids, skip_first, hashes, rank, &mut pinned);
-        let pins: Vec<Pin> = pinned.iter().map(|object| object.pin).collect();
-        if copied.is_ok() {
-            for (group, shape) in
-                worker.geometry.object_groups.iter().enumerate().filter(|(_, shape)| !shape.aux)
-            {
-                let needed = needed(shape.first_chunk(hashes.len() as u64), &range);
-                self.retrieved(key, id, rank, group as u32, needed);
-            }
-        }
-        self.l1.unpin(pins.iter());
-        copied?;
-        let tokens = (range.len() * self.hasher.chunk_size()) as u64;
-        self.stats.retrieved_tokens.fetch_add(tokens, Ordering::Relaxed);
-        let seconds = started.elapsed().as_secs_f64();
-        tracing::info!(request = key.request_id, "Retrieved {tokens} tokens in {seconds:.3} seconds");
-        Ok(Response::Transfer(CPU_EVENT.to_vec(), true))
-    }
-
-    /// Pins and copies the objects of all groups; what was pinned is in `pinned` whatever happens.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one step of `retrieve`, split off so that every way out cleans up"
-    )]
-    fn retrieve_groups(
-        &self,
-        key: &CacheKey<'_>,
-        worker: &Registration,
-        block_ids: &[Vec<u64>],
-        skip_first: u64,
-        hashes: &[[u8; 32]],
-        rank: u32,
-        pinned: &mut Vec<Pinned>,
-    ) -> Result<(), Failure> {
-        let mut plans = Vec::new();
+        let mut reading = Reading { l1: &self.l1, objects: Vec::new() };
         for (group, shape) in worker.geometry.object_groups.iter().enumerate() {
             // Private groups belong to their connector; a lookup does not lease them, a retrieve does not read them.
             if shape.aux {
                 continue;
             }
             let first = shape.first_chunk(hashes.len() as u64) as usize;
-            let keys = hashes[first..].iter().map(|hash| (*hash, rank, group as u32));
-            let objects = self
-                .l1
-                .pin_read(key.model_name, key.cache_salt, keys, shape.layout.fingerprint(), None)
-                .ok_or_else(|| {
-                    let what =
-                        format!("request {}, object group {group}, {} chunks", key.request_id, hashes.len());
-                    (Refusal::NotResident, what)
-                })?;
-            let at = pinned.len();
-            pinned.extend(objects);
-            for (chunk, object) in (first..).zip(at..pinned.len()) {
-                // What the engine shares with other requests is left alone.
-                let Some(skip) = skipped_in_chunk(&worker.geometry, chunk as u64, skip_first) else {
-                    continue;
-                };
-                plans.push((object, worker.plan(group, block_ids, chunk as u64, skip).map_err(bad_blocks)?));
-            }
+            let cells = hashes[first..].iter().map(|hash| (*hash, rank, group as u32));
+            let pinned = self.pin(key, &instance, cells, &shape.layout, None)?;
+            reading
+                .objects
+                .extend(pinned.into_iter().zip(first..).map(|(object, chunk)| (group, chunk, object)));
         }
-        // Everything is there and every block exists: only now is the worker's memory touched.
+        let cells = reading.objects.iter().map(|(group, chunk, _)| (hashes[*chunk], rank, *group as u32));
+        let told = self.told(key, &instance, Direction::Retrieve, cells);
+        if let Some(told) = &told {
+            self.transfer_submitted(told);
+            self.transfer_started(told);
+        }
+        let copied = self.copy_in(&worker, block_ids, skip_first, &reading.objects);
+        if copied.is_ok() {
+            let read = |(_, chunk, object): &(usize, usize, Pinned)| {
+                ((range.start + chunk) as u32, object.pin.object)
+            };
+            self.retrieved(key, id, reading.objects.iter().map(read));
+        }
+        let tokens = if copied.is_ok() { (range.len() * self.hasher.chunk_size()) as u64 } else { 0 };
+        if let Some(told) = &told {
+            let (count, bytes) = if copied.is_ok() {
+                (reading.objects.len(), reading.objects.iter().map(|(_, _, object)| object.length).sum())
+            } else {
+                (0, 0)
+            };
+            self.read_finished(told.keys.clone());
+            self.transfer_ended(told, count as u64, bytes, tokens);
+        }
+        self.stats.retrieved_tokens.fetch_add(tokens, Ordering::Relaxed);
+        copied?;
+        Ok(Response::Transfer(CPU_EVENT.to_vec(), true))
+    }
+
+    /// Copies pinned objects (group, chunk, object) into the worker's blocks. Every block is known to exist before the
+    /// first is touched.
+    fn copy_in(
+        &self,
+        worker: &Registration,
+        block_ids: &[Vec<u64>],
+        skip_first: u64,
+        objects: &[(usize, usize, Pinned)],
+    ) -> Result<(), Failure> {
+        let mut plans = Vec::with_capacity(objects.len());
+        for (group, chunk, object) in objects {
+            // What the engine shares with other requests is left alone.
+            let Some(skip) = skipped_in_chunk(&worker.geometry, *chunk as u64, skip_first) else { continue };
+            plans.push((object, worker.plan(*group, block_ids, *chunk as u64, skip).map_err(bad_blocks)?));
+        }
         for (object, plan) in &plans {
-            let slot = self.l1.slot_ref(&pinned[*object]).ok_or_else(gone)?;
+            let slot = self.l1.slot_ref(object).ok_or_else(gone)?;
             worker.retrieve(plan, slot.into()).map_err(copy_failed)?;
         }
         Ok(())
     }
 }
 
-/// Chunks of the prompt that a group was read in.
-fn needed(first: u64, range: &Range<usize>) -> Range<usize> {
-    range.start + first as usize..range.end
+/// Reserved objects (group, chunk, object), given up unless they are taken out: on every way out, a panic included.
+struct Writing<'l> {
+    l1: &'l L1,
+    objects: Vec<(usize, usize, Reserved)>,
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        if !self.objects.is_empty() {
+            self.l1.abort(self.objects.iter().map(|(_, _, object)| &object.pin));
+        }
+    }
+}
+
+/// Pinned objects (group, chunk, object), let go when it goes.
+struct Reading<'l> {
+    l1: &'l L1,
+    objects: Vec<(usize, usize, Pinned)>,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.l1.unpin(self.objects.iter().map(|(_, _, object)| &object.pin));
+    }
 }
 
 fn bad_blocks(error: impl std::fmt::Display) -> Failure {

@@ -1,38 +1,76 @@
 //! `lookup`, its status, and the end of what it holds.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use lmcache_proto::hash::{Chain, ChunkHash};
 use lmcache_proto::object_key::kv_rank;
 use lmcache_proto::wire::{CacheKey, Response};
 
-use super::sessions::Lookup;
+use super::leases::Lookup;
 use super::{Client, Engine, Refusal};
-use crate::l1::{Hit, Row};
+use crate::events::{Cell, Event, Keys, LookupEnd, SessionId};
+use crate::l1::{Hit, LeasedCell, ObjectId, Row};
 
 impl Engine {
     /// Leases the longest prefix of the prompt that can be served.
     pub(super) fn lookup(&self, client: &Client, key: &CacheKey<'_>) -> Result<(), (Refusal, String)> {
         let chunk_size = self.hasher.chunk_size() as u64;
         let chunks = (key.end.min(key.tokens.len() as u64) / chunk_size) as usize;
-        let rows = self.rows(key);
-        let (session, found_again) = self.sessions.get_or_create(key.request_id);
-        let chain = session
-            .lock()
-            .chain(&self.hasher, &key.tokens, chunks)
+        let opened = self
+            .sessions
+            .with(key.request_id, |session, new| {
+                let chain = self.sessions.chain(session, &self.hasher, &key.tokens, chunks);
+                chain.map(|chain| (chain, session.id.clone(), new))
+            })
+            .transpose()
             .map_err(|error| (Refusal::Undecodable, error.to_string()))?;
-        // A client that names no readers is older than 0.5.6's lookup protocol, and a session over --max-sessions is
-        // found by nobody again: in both cases nobody would ever end the leases, so the lookup misses.
-        let hit = if key.num_kv_readers == 0 || !found_again {
+        // Without a session nobody would ever end the leases: the lookup misses.
+        let Some((chain, session_id, new)) = opened else {
+            let detail = format!("request {:?}: --max-sessions requests are in flight", key.request_id);
+            return Err((Refusal::Limit, detail));
+        };
+        let rows = self.rows(key);
+        self.tell_lookup(key, &session_id, &chain, new);
+        // A client that names no readers is older than 0.5.6's lookup protocol: its leases would never end.
+        let hit = if key.num_kv_readers == 0 {
             Hit::default()
         } else {
             self.l1.lookup(key.model_name, key.cache_salt, &chain.hashes, &rows)
         };
+        let crowded = !self.sessions.has_room_for(hit.cells.len());
+        let hit = if crowded {
+            self.l1.end_leases(hit.cells.iter().rev().map(|cell| cell.object));
+            Hit::default()
+        } else {
+            hit
+        };
         self.stats.requested_tokens.fetch_add(chain.hashes.len() as u64 * chunk_size, Ordering::Relaxed);
         self.stats.hit_tokens.fetch_add(hit.chunks * chunk_size, Ordering::Relaxed);
-        let lookup = Lookup::new(client.id, key.model_name, key.cache_salt, rows, &hit, key.num_kv_readers);
+        let names = (self.instances.shared_model(key.model_name), self.shared_salt(key.cache_salt));
+        self.tell_prefetched(&names, &chain.hashes, &rows, &hit);
+        self.remember(client, key, names, rows, &chain, &hit);
+        match (key.num_kv_readers, crowded) {
+            (0, _) => Err((Refusal::BadValue, "num_kv_readers is 0".into())),
+            (_, true) => Err((Refusal::Limit, "the requests in flight hold too many objects".into())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts the lookup's leases into its session.
+    fn remember(
+        &self,
+        client: &Client,
+        key: &CacheKey<'_>,
+        names: (Arc<str>, Arc<str>),
+        rows: Vec<Row>,
+        chain: &Chain,
+        hit: &Hit,
+    ) {
+        let requested = chain.hashes.len() as u64;
+        let mut lookup = Some(Lookup::new(client.id, names, rows, requested, hit, key.num_kv_readers));
         let mut replaced = Vec::new();
-        {
-            let mut session = session.lock();
+        let kept = self.sessions.with(key.request_id, |session, _| {
             // The same client looks up the same request again: the new result replaces the old one.
             session.lookups.retain_mut(|old| {
                 let same = old.client == client.id;
@@ -41,94 +79,186 @@ impl Engine {
                 }
                 !same
             });
-            session.lookups.push(lookup);
+            session.lookups.extend(lookup.take());
+            session.touch();
+            self.sessions.charge(session);
+        });
+        if kept.is_none() {
+            // The session was ended meanwhile, and others have taken its place.
+            self.l1.end_leases(hit.cells.iter().rev().map(|cell| cell.object));
         }
-        if !replaced.is_empty() {
-            self.l1.end_leases(replaced.into_iter());
-        }
-        if key.num_kv_readers == 0 {
-            return Err((Refusal::BadValue, "num_kv_readers is 0".into()));
-        }
-        Ok(())
+        self.l1.end_leases(replaced.iter().map(|cell| cell.object));
     }
 
     /// The rows that a lookup of `key` must find: object groups of the model, group-major, ranks within.
     fn rows(&self, key: &CacheKey<'_>) -> Vec<Row> {
-        let groups = self.instances.groups(key.model_name, key.world_size);
+        let groups = self.instances.rows(key.model_name, key.world_size);
         let ranks = match key.worker_id {
             Some(id) => id..id + 1,
             None => 0..key.world_size,
         };
-        groups
-            .iter()
-            .enumerate()
-            // A connector's private groups are not part of the standard lookup.
-            .filter(|(_, shape)| !shape.aux)
-            .flat_map(|(group, shape)| {
-                ranks.clone().map(move |rank| Row {
-                    rank: kv_rank(key.world_size, rank),
-                    group: group as u32,
-                    window: shape.window,
-                    layout: shape.layout.fingerprint(),
-                })
-            })
-            .collect()
+        let row = |group: &super::instances::GroupRow, rank| Row {
+            rank: kv_rank(key.world_size, rank),
+            group: group.group,
+            window: group.window,
+            layouts: group.layouts.clone(),
+        };
+        groups.iter().flat_map(|group| ranks.clone().map(move |rank| row(group, rank))).collect()
     }
 
-    /// Chunks that the request's lookup found.
+    /// Chunks that the request's lookup found. The first time it is asked, the lookup counts as used.
     pub(super) fn query_status(&self, client: &Client, request_id: &str) -> Response {
-        let hit = self
-            .sessions
-            .get(request_id)
-            .and_then(|session| session.lock().lookup_of(client.id).map(|lookup| lookup.hit_chunks));
         // Unknown means 0, and final: the client's lookup has been executed before (order), so there is none.
-        Response::Count(hit.unwrap_or(0))
+        let Some(session) = self.sessions.get(request_id) else { return Response::Count(0) };
+        let mut session = session.lock();
+        session.touch();
+        let id = session.id.clone();
+        let is_connected = |client| self.liveness.lock().is_connected(client);
+        let Some(lookup) = session.lookup_of(client.id, is_connected) else { return Response::Count(0) };
+        let hit = lookup.hit_chunks;
+        self.consume(lookup, &id);
+        Response::Count(hit)
+    }
+
+    /// The client knows the result now.
+    fn consume(&self, lookup: &mut Lookup, session: &SessionId) {
+        if std::mem::replace(&mut lookup.consumed, true) || !self.bus.enabled() {
+            return;
+        }
+        let chunk = self.hasher.chunk_size() as u64;
+        let end = LookupEnd {
+            found_count: lookup.hit_chunks,
+            requested_tokens: lookup.requested_chunks * chunk,
+            hit_tokens: lookup.hit_chunks * chunk,
+            l1_hit_tokens: lookup.hit_chunks * chunk,
+            l2_hit_tokens: 0,
+            l1_hit_keys: lookup.hit_objects(),
+            l2_hit_keys: 0,
+            early_exit_reason: lookup.early_exit,
+            model: lookup.model.clone(),
+            salt: lookup.salt.clone(),
+        };
+        self.bus.publish(|| Event::MpLookupPrefetchEnd { session: session.clone(), end });
     }
 
     /// Ends the leases of the key's range: the engine has these tokens already.
     pub(super) fn free_lookup_locks(&self, client: &Client, key: &CacheKey<'_>) {
         let chunk = self.hasher.chunk_size() as u64;
-        // Only whole chunks: the engine's own prefix cache ends anywhere.
-        let range = key.start.div_ceil(chunk)..key.end / chunk;
+        // The engine's own prefix cache ends anywhere: a chunk that it has in part is still to be retrieved, one that it
+        // starts in was freed before.
+        let range = key.start / chunk..key.end / chunk;
         let Some(session) = self.sessions.get(key.request_id) else { return };
-        let ended: Vec<_> = session
-            .lock()
-            .lookups
-            .iter_mut()
-            .filter(|lookup| lookup.client == client.id)
-            .flat_map(|lookup| lookup.end_leases(range.clone()))
-            .collect();
+        let mut ended: Vec<ObjectId> = Vec::new();
+        {
+            let mut session = session.lock();
+            session.touch();
+            let (id, hashes) = (session.id.clone(), session.known_hashes().to_vec());
+            for lookup in session.lookups.iter_mut().filter(|lookup| lookup.client == client.id) {
+                self.consume(lookup, &id);
+                let cells = lookup.end_leases(range.clone());
+                if self.bus.enabled() {
+                    let keys = keys_of(&lookup.model, &lookup.salt, &lookup.rows, &hashes, &cells);
+                    self.read_finished(keys);
+                }
+                ended.extend(cells.iter().map(|cell| cell.object));
+            }
+        }
         self.l1.end_leases(ended.into_iter());
     }
 
     /// The request is over: its leases end, pins of transfers that still run stay.
     pub(super) fn end_session(&self, client: &Client, request_id: &str) {
-        let Some(session) = self.sessions.get(request_id) else { return };
-        let mut ended = Vec::new();
-        let mut touch = None;
-        {
-            let mut session = session.lock();
-            let live = self.liveness.lock();
-            let mut kept = Vec::new();
-            for mut lookup in std::mem::take(&mut session.lookups) {
-                // Another live client may use the same request id; what belongs to a dead connection goes.
-                if lookup.client == client.id || !live.is_connected(lookup.client) {
-                    ended.append(&mut lookup.end_leases(0..u64::MAX));
-                    touch = Some((lookup.model, lookup.salt, lookup.rows));
-                } else {
-                    kept.push(lookup);
+        let session = self.sessions.get(request_id);
+        if let Some(session) = &session {
+            let mut ended = Vec::new();
+            let mut over: Option<Lookup> = None;
+            let (hashes, id) = {
+                let mut session = session.lock();
+                let live = self.liveness.lock();
+                for mut lookup in std::mem::take(&mut session.lookups) {
+                    // Another live client may use the same request id; what belongs to a dead connection goes.
+                    if lookup.client == client.id || !live.is_connected(lookup.client) {
+                        ended.extend(lookup.end_leases(0..u64::MAX).iter().map(|cell| cell.object));
+                        over = Some(lookup);
+                    } else {
+                        session.lookups.push(lookup);
+                    }
+                }
+                let hashes = if over.is_some() { session.known_hashes().to_vec() } else { Vec::new() };
+                (hashes, session.id.clone())
+            };
+            self.l1.end_leases(ended.into_iter());
+            if let Some(lookup) = over {
+                // Used as a whole: the head must not be older than the tail, or eviction would take the head first.
+                let cells = || {
+                    let rows = lookup.rows.iter();
+                    hashes
+                        .iter()
+                        .rev()
+                        .flat_map(move |hash| rows.clone().map(|row| (*hash, row.rank, row.group)))
+                };
+                self.l1.touch(&lookup.model, &lookup.salt, cells());
+                if self.bus.enabled() {
+                    let cells = cells().map(|(hash, rank, group)| Cell { hash, rank, group }).collect();
+                    let keys = Keys::new(lookup.model.clone(), lookup.salt.clone(), cells);
+                    self.bus.publish(|| Event::L1KeysAccessed { keys });
                 }
             }
-            session.lookups = kept;
+            self.sessions.remove_unless(request_id, |session| !session.lookups.is_empty());
+            self.bus.publish(|| Event::MpVllmEndSession { session: id.clone() });
+            self.bus.publish(|| Event::MpRequestEnd { session: id });
+        } else {
+            self.bus.publish(|| Event::MpVllmEndSession { session: request_id.into() });
+            self.bus.publish(|| Event::MpRequestEnd { session: request_id.into() });
         }
-        self.l1.end_leases(ended.into_iter());
-        if let Some((model, salt, rows)) = touch {
-            // Used as a whole: the head must not be older than the tail, or eviction would take the head first.
-            let hashes = session.lock().known_hashes().to_vec();
-            let keys: Vec<_> =
-                hashes.iter().flat_map(|hash| rows.iter().map(|row| (*hash, row.rank, row.group))).collect();
-            self.l1.touch(&model, &salt, keys.into_iter());
-        }
-        self.sessions.remove_unless(request_id, |session| !session.lookups.is_empty());
     }
+
+    /// A request has begun, where this is its first lookup, and a lookup with it.
+    fn tell_lookup(&self, key: &CacheKey<'_>, session: &SessionId, chain: &Chain, new: bool) {
+        if !self.bus.enabled() {
+            return;
+        }
+        if new {
+            let traceparent = key.request_config("traceparent").map(Arc::from);
+            self.bus.publish(|| Event::MpRequestStart { session: session.clone(), traceparent });
+        }
+        self.bus.publish(|| Event::MpLookupPrefetchStart { session: session.clone() });
+        if self.config.publish_lookups {
+            self.bus.publish(|| Event::MpLookup {
+                session: session.clone(),
+                model: self.instances.shared_model(key.model_name),
+                hashes: chain.hashes.as_slice().into(),
+                chunk_size: self.hasher.chunk_size() as u32,
+                seq_len: key.tokens.len() as u64,
+            });
+        }
+    }
+
+    /// What was found is leased, and that is all there is: without L2 a prefetch ends when it begins.
+    fn tell_prefetched(&self, names: &(Arc<str>, Arc<str>), hashes: &[ChunkHash], rows: &[Row], hit: &Hit) {
+        if !self.bus.enabled() || rows.is_empty() || hashes.is_empty() {
+            return;
+        }
+        let keys = keys_of(&names.0, &names.1, rows, hashes, &hit.cells);
+        if !keys.is_empty() {
+            self.bus.publish(|| Event::L1ReadReserved { keys: keys.clone() });
+        }
+        let failed = (hashes.len() as u64 - hit.chunks) * rows.len() as u64;
+        self.bus.publish(|| Event::SmReadPrefetched { succeeded: keys, failed });
+    }
+}
+
+/// The keys of leased cells.
+fn keys_of(
+    model: &Arc<str>,
+    salt: &Arc<str>,
+    rows: &[Row],
+    hashes: &[ChunkHash],
+    cells: &[LeasedCell],
+) -> Keys {
+    let cell = |cell: &LeasedCell| {
+        let (hash, row) = (hashes.get(cell.chunk as usize)?, rows.get(cell.row as usize)?);
+        Some(Cell { hash: *hash, rank: row.rank, group: row.group })
+    };
+    Keys::new(model.clone(), salt.clone(), cells.iter().filter_map(cell).collect())
 }

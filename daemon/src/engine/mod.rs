@@ -1,25 +1,34 @@
 //! What the operations mean. The engine knows objects, workers and requests; it knows no sockets.
 //!
 //! One file per group of operations: `lookup`, `engine_driven`, `lmcache_driven`, `liveness`, `kv_events`,
-//! `management`. State is owned in one place each: `instances` (registered workers), `sessions` (requests and their
-//! leases), `transfers` (slots that workers are touching).
+//! `management`. State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
+//! `prompt`s and `leases`), `transfers` (slots that workers are touching). `changes` is what follows when the cache changes,
+//! `publish` what the events say.
+//!
+//! Locks, outermost first: a session, then liveness or transfers, then the order lock of `changes`, then L1's index; the
+//! others are leaves.
 #![forbid(unsafe_code)]
 
+mod changes;
 mod engine_driven;
 mod instances;
 mod kv_events;
+mod leases;
 mod liveness;
 mod lmcache_driven;
 mod lookup;
 mod management;
+mod prompt;
+mod publish;
 mod refusal;
+mod ring;
 mod sessions;
 mod stats;
 mod transfers;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use lmcache_proto::hash::{Chain, TokenHasher};
@@ -30,10 +39,14 @@ pub use kv_events::{EventSource, KvEvents};
 pub use refusal::Refusal;
 pub use stats::{OpOutcome, Stats};
 
+use crate::events::{Bus, Event};
 use crate::l1::{L1, Owner};
+use crate::liveness_watch::DeathWatch;
 use crate::process::ProcessId;
+use crate::ring::RingHub;
 use instances::Instances;
 use liveness::Liveness;
+use prompt::Prompt;
 use sessions::Sessions;
 use transfers::Transfers;
 
@@ -44,15 +57,52 @@ pub struct Client {
     pub id: u64,
     /// For logs.
     pub peer: String,
-    /// The process at the other end, where the transport tells.
-    pub process: Option<ProcessId>,
+    /// The process at the other end, where the transport or the client tells.
+    process: OnceLock<ProcessId>,
     memo: Mutex<TokenMemo>,
+    /// The prompt of its last transfer whose request had no session.
+    prompt: Mutex<Prompt>,
 }
+
+/// Longest prompt that a connection remembers, in bytes: some 80 k tokens.
+const CLIENT_PROMPT_BYTES: usize = 256 << 10;
+
+/// Why an operation was not done, and the detail for the log.
+type Failure = (Refusal, String);
 
 impl Client {
     /// A client that has sent nothing yet.
     pub fn new(id: u64, peer: String, process: Option<ProcessId>) -> Client {
-        Client { id, peer, process, memo: Mutex::default() }
+        let process = process.map_or_else(OnceLock::new, OnceLock::from);
+        Client { id, peer, process, memo: Mutex::default(), prompt: Mutex::default() }
+    }
+
+    /// The process at the other end, if it is known.
+    pub fn process(&self) -> Option<ProcessId> {
+        self.process.get().copied()
+    }
+
+    /// Notes the process at the other end. Returns whether it was unknown before; it never changes.
+    fn set_process(&self, process: ProcessId) -> bool {
+        self.process.set(process).is_ok()
+    }
+
+    /// Runs `work` as if a key of the client were being decoded all the while.
+    #[cfg(test)]
+    pub(crate) fn while_decoding<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _decoding = self.memo.lock();
+        work()
+    }
+
+    /// Forgets the client's last key and prompt unless `keep` says so of the bytes they take. Does nothing while they are
+    /// in use.
+    pub(crate) fn remember_if(&self, keep: impl FnOnce(usize) -> bool) {
+        if let (Some(mut memo), Some(mut prompt)) = (self.memo.try_lock(), self.prompt.try_lock())
+            && !keep(memo.bytes() + prompt.bytes())
+        {
+            *memo = TokenMemo::default();
+            prompt.forget();
+        }
     }
 }
 
@@ -104,6 +154,8 @@ pub struct EngineConfig {
     pub engine_driven: bool,
     /// Pool name as workers open it.
     pub pool_name: String,
+    /// Whether somebody wants an event with the hashes of every lookup.
+    pub publish_lookups: bool,
 }
 
 /// The engine.
@@ -117,6 +169,13 @@ pub struct Engine {
     transfers: Mutex<Transfers>,
     liveness: Mutex<Liveness>,
     kv_events: Arc<KvEvents>,
+    /// Order of the KV event log; see `changes`.
+    order: Mutex<()>,
+    bus: Arc<Bus>,
+    ring: Arc<RingHub>,
+    deaths: Arc<DeathWatch>,
+    /// The empty salt.
+    empty: Arc<str>,
     stats: Stats,
     started: Instant,
     /// Wakes the evictor after a commit took the pool over its watermark.
@@ -130,6 +189,9 @@ impl Engine {
         hasher: TokenHasher,
         l1: Arc<L1>,
         adopted: Vec<(Owner, crate::l1::Pin)>,
+        bus: Arc<Bus>,
+        ring: Arc<RingHub>,
+        deaths: Arc<DeathWatch>,
     ) -> Arc<Engine> {
         Arc::new(Engine {
             instances: Instances::default(),
@@ -137,6 +199,11 @@ impl Engine {
             transfers: Mutex::new(Transfers::new(adopted)),
             liveness: Mutex::new(Liveness::default()),
             kv_events: Arc::new(KvEvents::new(config.kv_event_log_size)),
+            order: Mutex::new(()),
+            bus,
+            ring,
+            deaths,
+            empty: "".into(),
             stats: Stats::default(),
             started: Instant::now(),
             evict: tokio::sync::Notify::new(),
@@ -168,8 +235,13 @@ impl Engine {
 
     /// Decodes and executes a request.
     pub fn handle<T: AsRef<[u8]>>(&self, client: &Client, operation: Operation, payload: &[T]) -> Outcome {
-        // Held while the request borrows from its frames only, not from the memo; a client's requests do not overlap.
-        let decoded = Request::decode_with(operation, payload, &mut client.memo.lock());
+        // Requests with a key are ordered, so nobody waits for the memo. The others run beside them and do not take it: a
+        // ping must not wait until a long key is decoded.
+        let decoded = if operation.has_key() {
+            Request::decode_with(operation, payload, &mut client.memo.lock())
+        } else {
+            Request::decode(operation, payload)
+        };
         let request = match decoded {
             Ok(request) => request,
             Err(error) => {
@@ -189,10 +261,13 @@ impl Engine {
         }
     }
 
-    fn execute(&self, client: &Client, request: Request<'_>) -> Result<Outcome, (Refusal, String)> {
+    fn execute(&self, client: &Client, request: Request<'_>) -> Result<Outcome, Failure> {
         let reply = |response| Ok(Outcome::Reply(response));
         if let Some(instance) = instance_of(&request) {
             self.heard(client, instance);
+            if matches!(request, Request::RegisterEngineDriven(_) | Request::RegisterKvCache(_)) {
+                self.speaks_for(client, instance);
+            }
         }
         match request {
             Request::Ping { instance_id } => reply(Response::Flag(self.ping(instance_id))),
@@ -239,16 +314,23 @@ impl Engine {
             }
             // CPU memory has no events: the worker's data is complete when it asks, and ours when we answer.
             Request::Store { key, instance_id, block_ids, .. } => {
-                self.store(&key, instance_id, &block_ids).map(Outcome::Reply)
+                self.store(client, &key, instance_id, &block_ids).map(Outcome::Reply)
             }
             Request::Retrieve { key, instance_id, block_ids, skip_first_n_tokens, .. } => {
-                self.retrieve(&key, instance_id, &block_ids, skip_first_n_tokens).map(Outcome::Reply)
+                self.retrieve(client, &key, instance_id, &block_ids, skip_first_n_tokens).map(Outcome::Reply)
             }
             Request::Clear { force } => {
                 self.clear(force);
                 reply(Response::Nothing)
             }
-            Request::ReportBlockAllocation { .. } => reply(Response::Nothing),
+            Request::ReportBlockAllocation { instance_id, model_name, records } => {
+                self.bus.publish(|| Event::MpVllmBlockAllocation {
+                    instance: instance_id,
+                    model: self.instances.shared_model(model_name),
+                    records: records.into(),
+                });
+                reply(Response::Nothing)
+            }
             Request::SubscribeKvEvents { instance_id, model_name, cursor, max_events } => {
                 let (Ok(cursor), 1..=1024) = (u64::try_from(cursor), max_events) else {
                     let detail = format!("cursor {cursor}, max_events {max_events} (1 to 1024)");
@@ -257,6 +339,9 @@ impl Engine {
                 let source = self.kv_events.subscribe(instance_id, model_name, cursor, max_events as usize);
                 Ok(Outcome::Stream(source))
             }
+            Request::AttachRing { instance_id, process } => {
+                self.attach_ring(client, instance_id, process.as_deref()).map(Outcome::Reply)
+            }
         }
     }
 
@@ -264,7 +349,7 @@ impl Engine {
     ///
     /// # Errors
     /// A start that is not on a chunk border: the range would name other chunks than the client means.
-    fn chunk_range(&self, key: &CacheKey<'_>) -> Result<std::ops::Range<usize>, (Refusal, String)> {
+    fn chunk_range(&self, key: &CacheKey<'_>) -> Result<std::ops::Range<usize>, Failure> {
         let chunk = self.hasher.chunk_size() as u64;
         if !key.start.is_multiple_of(chunk) {
             return Err((
@@ -276,35 +361,21 @@ impl Engine {
         Ok(((key.start / chunk) as usize).min(last)..last)
     }
 
-    /// The chain over the key's chunks `0..chunks`, from the request's session as far as it has it.
-    fn chain(&self, key: &CacheKey<'_>, chunks: usize) -> Result<Chain, (Refusal, String)> {
-        let (session, _) = self.sessions.get_or_create(key.request_id);
-        let mut session = session.lock();
-        session
-            .chain(&self.hasher, &key.tokens, chunks)
-            .map_err(|error| (Refusal::Undecodable, error.to_string()))
-    }
-
-    /// Tells the KV event log what has gone, and the evictor whether to look.
-    fn after_change(&self) {
-        let removed = self.l1.take_removed();
-        if !removed.is_empty() {
-            self.kv_events.removed(removed);
-        }
-        let stats = self.l1.stats();
-        if stats.used as f64 >= self.config.watermark * stats.capacity as f64 {
-            self.evict.notify_one();
-        }
-    }
-
-    /// Evicts if the pool is filled above its watermark.
-    pub fn evict_above_watermark(&self) {
-        let freed = self.l1.evict_above(self.config.watermark, self.config.eviction_ratio);
-        if freed > 0 {
-            tracing::debug!(freed, "L1 usage above watermark; evicted");
-            let removed = self.l1.take_removed();
-            self.kv_events.removed(removed);
-        }
+    /// The chain over the key's chunks `0..chunks`, from the request's session as far as it has it. A request without
+    /// session (it has ended, or never looked up) is remembered by its connection: its commit follows its prepare.
+    fn chain(&self, client: &Client, key: &CacheKey<'_>, chunks: usize) -> Result<Chain, Failure> {
+        let chain = match self.sessions.get(key.request_id) {
+            Some(session) => self.sessions.chain(&mut session.lock(), &self.hasher, &key.tokens, chunks),
+            None => {
+                let mut prompt = client.prompt.lock();
+                let chain = prompt.chain(&self.hasher, &key.tokens, chunks);
+                if prompt.bytes() > CLIENT_PROMPT_BYTES {
+                    prompt.forget();
+                }
+                chain
+            }
+        };
+        chain.map_err(|error| (Refusal::Undecodable, error.to_string()))
     }
 }
 
@@ -320,6 +391,7 @@ fn instance_of(request: &Request<'_>) -> Option<u64> {
         | Request::CommitStore { instance_id, .. }
         | Request::PrepareRetrieve { instance_id, .. }
         | Request::CommitRetrieve { instance_id, .. }
+        | Request::AttachRing { instance_id, .. }
         | Request::SubscribeKvEvents { instance_id, .. } => Some(*instance_id),
         Request::RegisterEngineDriven(payload) => Some(payload.instance_id),
         Request::RegisterKvCache(payload) => Some(payload.instance_id),

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use lmcache_proto::wire::{
-    Operation, PrepareRetrieveResponse, PrepareStoreResponse, RegisterEngineDrivenResponse, Response,
+    AttachRingResponse, Operation, PrepareRetrieveResponse, PrepareStoreResponse,
+    RegisterEngineDrivenResponse, Response,
 };
 
 use super::{Engine, Outcome};
@@ -16,8 +17,11 @@ pub enum Refusal {
     UnknownInstance,
     BadValue,
     PoolFull,
+    TableFull,
     NotResident,
     NothingPending,
+    Quarantined,
+    Limit,
     Pickle,
     CopyFailed,
     Layout,
@@ -27,13 +31,16 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, in label order.
-    pub const ALL: [Refusal; 11] = [
+    pub const ALL: [Refusal; 14] = [
         Refusal::Undecodable,
         Refusal::UnknownInstance,
         Refusal::BadValue,
         Refusal::PoolFull,
+        Refusal::TableFull,
         Refusal::NotResident,
         Refusal::NothingPending,
+        Refusal::Quarantined,
+        Refusal::Limit,
         Refusal::Pickle,
         Refusal::CopyFailed,
         Refusal::Layout,
@@ -48,8 +55,11 @@ impl Refusal {
             Refusal::UnknownInstance => "unknown_instance",
             Refusal::BadValue => "bad_value",
             Refusal::PoolFull => "pool_full",
+            Refusal::TableFull => "table_full",
             Refusal::NotResident => "not_resident",
             Refusal::NothingPending => "nothing_pending",
+            Refusal::Quarantined => "quarantined",
+            Refusal::Limit => "limit",
             Refusal::Pickle => "pickle",
             Refusal::CopyFailed => "copy_failed",
             Refusal::Layout => "layout",
@@ -67,16 +77,27 @@ impl Refusal {
             }
             Refusal::BadValue => "a value is outside the protocol; the request was not done",
             Refusal::PoolFull => "no memory left and nothing can be evicted; raise --l1-size-gb",
+            Refusal::TableFull => {
+                "the object table has no record or name left, or /dev/shm no memory for it: too many models and salts at once, or a full tmpfs"
+            }
             Refusal::NotResident => "a chunk is not (or no longer) in L1; the engine recomputes it",
             Refusal::NothingPending => {
                 "no prepared transfer of this worker fits (expired, or prepared before a restart); nothing was committed"
+            }
+            Refusal::Quarantined => {
+                "an earlier reservation of this very store ran out, and its worker may still be writing; it is not cached"
+            }
+            Refusal::Limit => {
+                "too many requests are in flight; this one goes without cache: raise --max-sessions, or look for an engine that never ends its sessions"
             }
             Refusal::Pickle => {
                 "the client sends pickled tensors, which would run code here; let it map the shared-memory pool (same host and IPC namespace)"
             }
             Refusal::CopyFailed => "the copy did not complete; nothing was committed",
             Refusal::Layout => "the worker's KV cache layout is not served; it runs without cache",
-            Refusal::Disabled => "this transfer mode is switched off; see --supported-transfer-mode",
+            Refusal::Disabled => {
+                "switched off here, or used up; see --supported-transfer-mode and --ring-lanes"
+            }
             Refusal::Internal => "a bug in lmcached; the request was not done",
         }
     }
@@ -120,6 +141,8 @@ impl Engine {
             | Operation::ReportBlockAllocation
             // The end of the stream.
             | Operation::SubscribeKvEvents => Response::Nothing,
+            // No name: the worker goes on without a lane.
+            Operation::AttachRing => Response::RingAttached(AttachRingResponse::default()),
         })
     }
 }

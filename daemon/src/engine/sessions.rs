@@ -1,7 +1,12 @@
 //! Requests in flight: their hashed prompts, and the leases that their lookups took.
+//!
+//! Only a lookup makes a session. A transfer without one (its request has ended, or never looked up) is served all the
+//! same and leaves nothing behind. What all sessions remember together has a budget: over it, prompts are hashed anew each
+//! time and lookups miss.
 
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lmcache_proto::hash::{Chain, ChunkHash, TokenHasher};
@@ -9,216 +14,262 @@ use lmcache_proto::wire::{DecodeError, Tokens};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
-use crate::l1::{Hit, ObjectId, Row};
+use super::leases::{CELL_BYTES, Lookup};
+use super::prompt::Prompt;
+
+/// Bytes that prompts and leased cells of all sessions may take.
+const BUDGET_BYTES: usize = 512 << 20;
+
+/// When the map is full: age from which idle sessions without leases are dropped, and how often that is tried.
+const CROWDED_TTL: Duration = Duration::from_secs(10);
+const CROWDED_EVERY: Duration = Duration::from_secs(1);
 
 /// Sessions by request id.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    map: Mutex<FxHashMap<Box<str>, Arc<Mutex<Session>>>>,
+    map: Mutex<FxHashMap<Arc<str>, Arc<Mutex<Session>>>>,
     limit: usize,
+    used: AtomicUsize,
+    budget: usize,
+    crowded: Mutex<Option<Instant>>,
 }
 
 /// One request.
 #[derive(Debug)]
 pub(super) struct Session {
-    tokens: Vec<u8>,
-    chain: Chain,
+    /// The engine's id of the request.
+    pub(super) id: Arc<str>,
+    prompt: Prompt,
     pub(super) lookups: Vec<Lookup>,
     last_used: Instant,
-}
-
-/// One lookup of a request, and the leases it holds.
-#[derive(Debug)]
-pub(super) struct Lookup {
-    /// The connection that looked up.
-    pub(super) client: u64,
-    pub(super) model: Box<str>,
-    pub(super) salt: Box<str>,
-    pub(super) rows: Vec<Row>,
-    pub(super) hit_chunks: u64,
-    cells: Vec<Cell>,
-}
-
-#[derive(Debug)]
-struct Cell {
-    row: u32,
-    chunk: u32,
-    object: ObjectId,
-    /// Readers that have not retrieved yet; at 0 the lease has ended.
-    left: u32,
-    taken_by: Vec<u64>,
+    /// Taken out of the map: whoever still has it must look again.
+    dead: bool,
+    /// Bytes of the budget that it has.
+    charged: usize,
 }
 
 impl Sessions {
     pub(super) fn new(limit: usize) -> Sessions {
-        Sessions { map: Mutex::new(FxHashMap::default()), limit }
+        Sessions {
+            map: Mutex::new(FxHashMap::default()),
+            limit,
+            used: AtomicUsize::new(0),
+            budget: BUDGET_BYTES,
+            crowded: Mutex::new(None),
+        }
     }
 
     pub(super) fn len(&self) -> usize {
         self.map.lock().len()
     }
 
+    /// Bytes remembered.
+    pub(super) fn bytes(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
     pub(super) fn get(&self, request_id: &str) -> Option<Arc<Mutex<Session>>> {
         self.map.lock().get(request_id).cloned()
     }
 
-    /// The request's session, and whether it will be found again. Above the limit of sessions it will not: the request
-    /// is hashed anew each time, and its lookups miss, but it is served.
-    pub(super) fn get_or_create(&self, request_id: &str) -> (Arc<Mutex<Session>>, bool) {
-        let mut map = self.map.lock();
-        if let Some(session) = map.get(request_id) {
-            return (session.clone(), true);
+    /// Runs `work` on the request's session, made if there is none; says whether it was made. `None` at the limit.
+    pub(super) fn with<R>(
+        &self,
+        request_id: &str,
+        mut work: impl FnMut(&mut Session, bool) -> R,
+    ) -> Option<R> {
+        loop {
+            let (session, new) = self.get_or_create(request_id)?;
+            let mut session = session.lock();
+            // Ended by another client between the two locks: what would be put into it now, nobody would find again.
+            if !session.dead {
+                return Some(work(&mut session, new));
+            }
         }
-        let session = Arc::new(Mutex::new(Session {
-            tokens: Vec::new(),
-            chain: Chain::default(),
-            lookups: Vec::new(),
-            last_used: Instant::now(),
-        }));
-        let room = map.len() < self.limit;
-        if room {
-            map.insert(request_id.into(), session.clone());
+    }
+
+    fn get_or_create(&self, request_id: &str) -> Option<(Arc<Mutex<Session>>, bool)> {
+        for attempt in 0..2 {
+            let mut map = self.map.lock();
+            if let Some(session) = map.get(request_id) {
+                return Some((session.clone(), false));
+            }
+            if map.len() < self.limit {
+                let id: Arc<str> = request_id.into();
+                let session = Arc::new(Mutex::new(Session {
+                    id: id.clone(),
+                    prompt: Prompt::default(),
+                    lookups: Vec::new(),
+                    last_used: Instant::now(),
+                    dead: false,
+                    charged: 0,
+                }));
+                map.insert(id, session.clone());
+                return Some((session, true));
+            }
+            drop(map);
+            if attempt == 0 {
+                self.make_room();
+            }
         }
-        (session, room)
+        None
+    }
+
+    /// Drops idle sessions without leases early; at most once a second, so that a flood does not walk the map each time.
+    fn make_room(&self) {
+        let mut last = self.crowded.lock();
+        if last.is_none_or(|last| last.elapsed() >= CROWDED_EVERY) {
+            *last = Some(Instant::now());
+            self.expire(CROWDED_TTL);
+        }
     }
 
     /// Takes the session out if `keep` says that nothing of it is needed.
     pub(super) fn remove_unless(&self, request_id: &str, keep: impl Fn(&Session) -> bool) {
         if let Entry::Occupied(entry) = self.map.lock().entry(request_id.into()) {
-            let keep = keep(&entry.get().lock());
-            if !keep {
+            let mut session = entry.get().lock();
+            if !keep(&session) {
+                session.dead = true;
+                self.used.fetch_sub(session.charged, Ordering::Relaxed);
+                session.charged = 0;
+                drop(session);
                 entry.remove();
             }
         }
     }
 
     /// All sessions now.
-    pub(super) fn snapshot(&self) -> Vec<(Box<str>, Arc<Mutex<Session>>)> {
-        self.map.lock().iter().map(|(id, session)| (id.clone(), session.clone())).collect()
+    pub(super) fn snapshot(&self) -> Vec<Arc<Mutex<Session>>> {
+        self.map.lock().values().cloned().collect()
     }
 
     /// Removes sessions that were idle for `ttl` and hold no lease.
     pub(super) fn expire(&self, ttl: Duration) {
+        let idle = |session: &Session| {
+            session.last_used.elapsed() > ttl && !session.lookups.iter().any(Lookup::holds)
+        };
         // Short holds: collect first, then remove one by one.
-        for (id, session) in self.snapshot() {
-            let idle =
-                session.try_lock().is_some_and(|s| s.last_used.elapsed() > ttl && s.lookups.is_empty());
-            if idle {
-                self.remove_unless(&id, |s| s.last_used.elapsed() <= ttl || !s.lookups.is_empty());
-            }
+        for session in self.snapshot() {
+            // Busy is not idle.
+            let Some(id) = session.try_lock().and_then(|session| idle(&session).then(|| session.id.clone()))
+            else {
+                continue;
+            };
+            self.remove_unless(&id, |session| !idle(session));
         }
     }
-}
 
-impl Session {
-    /// The chain over the first `chunks` chunks of `tokens`.
-    ///
-    /// The client sends the whole prompt with every operation; what is hashed already is only compared.
+    /// The chain over the first `chunks` chunks of `tokens`, and the memory for it accounted.
     pub(super) fn chain(
-        &mut self,
+        &self,
+        session: &mut Session,
         hasher: &TokenHasher,
         tokens: &Tokens<'_>,
         chunks: usize,
     ) -> Result<Chain, DecodeError> {
+        session.last_used = Instant::now();
+        let chain = session.prompt.chain(hasher, tokens, chunks);
+        if chain.is_err() || !self.charge(session) {
+            session.prompt.forget();
+            self.charge(session);
+        }
+        chain
+    }
+
+    /// Whether leases on `cells` more objects may be remembered.
+    pub(super) fn has_room_for(&self, cells: usize) -> bool {
+        self.used.load(Ordering::Relaxed).saturating_add(cells * CELL_BYTES) <= self.budget
+    }
+
+    /// Brings the session's share of the budget up to date. `false`: it grew, and there is not that much left.
+    pub(super) fn charge(&self, session: &mut Session) -> bool {
+        let cells: u64 = session.lookups.iter().map(Lookup::hit_objects).sum();
+        let now = session.prompt.bytes() + cells as usize * CELL_BYTES;
+        let before = std::mem::replace(&mut session.charged, now);
+        if now <= before {
+            self.used.fetch_sub(before - now, Ordering::Relaxed);
+            return true;
+        }
+        self.used.fetch_add(now - before, Ordering::Relaxed) + (now - before) <= self.budget
+    }
+}
+
+impl Session {
+    /// Notes that it is in use.
+    pub(super) fn touch(&mut self) {
         self.last_used = Instant::now();
-        let bytes = tokens.bytes();
-        if !bytes.starts_with(&self.tokens) && !self.tokens.starts_with(bytes) {
-            // Another prompt under the same id (a benchmark, or an engine that counts from 0 again).
-            self.chain = Chain::default();
-            self.tokens.clear();
-        }
-        if bytes.len() > self.tokens.len() {
-            self.tokens.extend_from_slice(&bytes[self.tokens.len()..]);
-        }
-        hasher.extend(&mut self.chain, tokens, chunks)?;
-        let have = chunks.min(tokens.len() / hasher.chunk_size()).min(self.chain.hashes.len());
-        Ok(Chain { hashes: self.chain.hashes[..have].to_vec(), ends: self.chain.ends[..have].to_vec() })
     }
 
     /// Hashes known so far.
     pub(super) fn known_hashes(&self) -> &[ChunkHash] {
-        &self.chain.hashes
+        self.prompt.hashes()
     }
 
-    /// The lookup that a status query of `client` is about: its own, or else the newest.
-    pub(super) fn lookup_of(&self, client: u64) -> Option<&Lookup> {
-        self.lookups.iter().rev().find(|l| l.client == client).or(self.lookups.last())
-    }
-
-    /// Notes that `instance` has retrieved `chunks` of the row (`rank`, `group`). Returns the leases that end with that.
-    ///
-    /// Each instance counts once per cell, so a repeated retrieve changes nothing.
-    pub(super) fn retrieved(
+    /// The lookup that a status query of `client` is about: its own, or else the newest of a connection that is gone (the
+    /// client has come back on another one).
+    pub(super) fn lookup_of(
         &mut self,
-        instance: u64,
-        rank: u32,
-        group: u32,
-        chunks: std::ops::Range<usize>,
-    ) -> Vec<ObjectId> {
-        self.last_used = Instant::now();
-        let mut ended = Vec::new();
-        for chunk in chunks {
-            for lookup in &mut self.lookups {
-                let Some(row) = lookup.rows.iter().position(|row| (row.rank, row.group) == (rank, group))
-                else {
-                    continue;
-                };
-                let place = (chunk as u32, row as u32);
-                let Ok(at) = lookup.cells.binary_search_by_key(&place, |cell| (cell.chunk, cell.row)) else {
-                    continue;
-                };
-                let cell = &mut lookup.cells[at];
-                if cell.left == 0 || cell.taken_by.contains(&instance) {
-                    continue;
-                }
-                cell.left -= 1;
-                cell.taken_by.push(instance);
-                if cell.left == 0 {
-                    ended.push(cell.object);
-                }
-                // One retrieve is one reader of one lookup.
-                break;
-            }
-        }
-        ended
+        client: u64,
+        is_connected: impl Fn(u64) -> bool,
+    ) -> Option<&mut Lookup> {
+        let own = self.lookups.iter().rposition(|lookup| lookup.client == client);
+        let at = own.or_else(|| self.lookups.iter().rposition(|lookup| !is_connected(lookup.client)))?;
+        self.lookups.get_mut(at)
     }
 }
 
-impl Lookup {
-    pub(super) fn new(
-        client: u64,
-        model: &str,
-        salt: &str,
-        rows: Vec<Row>,
-        hit: &Hit,
-        readers: u32,
-    ) -> Lookup {
-        let cell = |cell: &crate::l1::LeasedCell| Cell {
-            row: cell.row,
-            chunk: cell.chunk,
-            object: cell.object,
-            left: readers.max(1),
-            taken_by: Vec::new(),
-        };
-        Lookup {
-            client,
-            model: model.into(),
-            salt: salt.into(),
-            rows,
-            hit_chunks: hit.chunks,
-            cells: hit.cells.iter().map(cell).collect(),
-        }
+#[cfg(test)]
+mod tests {
+    use lmcache_proto::hash::HashAlgorithm;
+    use lmcache_proto::wire::{CacheKey, KeyBuilder};
+
+    use super::*;
+    use crate::l1::{Hit, LeasedCell, ObjectId, Row};
+
+    fn hold(session: &mut Session) {
+        let cell = LeasedCell { row: 0, chunk: 0, object: ObjectId { index: 0, generation: 1 } };
+        let row = Row { rank: 0, group: 0, window: None, layouts: [1].into() };
+        let hit = Hit { chunks: 1, cells: vec![cell] };
+        session.lookups.push(Lookup::new(1, ("m".into(), "".into()), vec![row], 1, &hit, 1));
     }
 
-    /// Ends the leases of `chunks`, tail first; all rows, whatever readers are left.
-    pub(super) fn end_leases(&mut self, chunks: std::ops::Range<u64>) -> Vec<ObjectId> {
-        let mut ended = Vec::new();
-        for cell in self.cells.iter_mut().rev().filter(|cell| chunks.contains(&u64::from(cell.chunk))) {
-            if cell.left > 0 {
-                cell.left = 0;
-                ended.push(cell.object);
-            }
+    #[test]
+    fn a_full_map_drops_idle_sessions_but_none_that_holds() {
+        let sessions = Sessions::new(2);
+        sessions.with("held", |session, _| hold(session)).expect("room");
+        sessions.with("idle", |_, _| ()).expect("room");
+        assert!(sessions.with("third", |_, _| ()).is_none(), "both are in use");
+        for session in sessions.snapshot() {
+            session.lock().last_used = Instant::now().checked_sub(CROWDED_TTL * 2).expect("uptime");
         }
-        ended
+        *sessions.crowded.lock() = None;
+        assert_eq!(sessions.with("third", |_, new| new), Some(true));
+        assert!(sessions.get("held").is_some() && sessions.get("idle").is_none());
+    }
+
+    #[test]
+    fn prompts_over_the_budget_are_served_and_not_remembered() {
+        let sessions = Sessions { budget: 4096, ..Sessions::new(10) };
+        let hasher = TokenHasher::new(HashAlgorithm::Blake3, 4, None);
+        let tokens: Vec<u32> = (0..4000).collect();
+        let frame = KeyBuilder::new("m", 1, "r", &tokens).frame(None, 0, 4000);
+        let key = CacheKey::decode(&frame).expect("a key");
+        let chain = |session: &mut Session, _| sessions.chain(session, &hasher, &key.tokens, 1000);
+        let first = sessions.with("r", chain).expect("room").expect("tokens");
+        assert_eq!((first.hashes.len(), sessions.bytes()), (1000, 0));
+        let again = sessions.with("r", chain).expect("room").expect("tokens");
+        assert_eq!(again.hashes, first.hashes);
+    }
+
+    #[test]
+    fn memory_is_given_back_with_the_session() {
+        let sessions = Sessions::new(10);
+        sessions.with("r", |session, _| {
+            hold(session);
+            sessions.charge(session)
+        });
+        assert!(sessions.bytes() > 0);
+        sessions.remove_unless("r", |_| false);
+        assert_eq!((sessions.bytes(), sessions.len()), (0, 0));
     }
 }

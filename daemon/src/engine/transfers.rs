@@ -1,10 +1,13 @@
 //! Slots that workers are touching right now: prepared and not yet committed.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::wire::{CacheKey, Slot};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::publish::Told;
 use crate::l1::{Owner, Pin};
 use crate::process::ProcessId;
 
@@ -15,29 +18,53 @@ pub(super) enum Direction {
     Retrieve,
 }
 
-/// Names a transfer between its prepare and its commit. The request id is part of it: two requests of one worker may
-/// store the same prefix at once.
+/// Names a transfer between its prepare and its commit, down to the content: two requests of one worker may store the same
+/// prefix at once, and an engine that counts its requests from 0 again uses the same id for another prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TransferKey {
     pub(super) instance: u64,
     pub(super) direction: Direction,
     rank: Option<u32>,
+    world_size: u32,
     start: u64,
     end: u64,
+    /// Chain hash of the range's last chunk: it stands for all tokens before it.
+    last: ChunkHash,
     request_id: Box<str>,
+    model: Box<str>,
+    salt: Box<str>,
 }
 
 impl TransferKey {
-    pub(super) fn new(key: &CacheKey<'_>, instance: u64, direction: Direction) -> TransferKey {
+    /// `hashes` are those of the range's chunks.
+    pub(super) fn new(
+        key: &CacheKey<'_>,
+        instance: u64,
+        direction: Direction,
+        hashes: &[ChunkHash],
+    ) -> TransferKey {
         TransferKey {
             instance,
             direction,
             rank: key.worker_id,
+            world_size: key.world_size,
             start: key.start,
             end: key.end,
+            last: hashes.last().copied().unwrap_or_default(),
             request_id: key.request_id.into(),
+            model: key.model_name.into(),
+            salt: key.cache_salt.into(),
         }
     }
+}
+
+/// Who prepared a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Preparer {
+    pub(super) instance: u64,
+    /// Connection; 0 is one of an earlier daemon.
+    pub(super) client: u64,
+    pub(super) process: Option<ProcessId>,
 }
 
 /// A prepared transfer.
@@ -46,12 +73,15 @@ pub(super) struct Transfer {
     pub(super) pins: Vec<Pin>,
     pub(super) slots: Vec<Slot>,
     pub(super) chunk_indices: Vec<u64>,
+    pub(super) object_bytes: u64,
     pub(super) started: Instant,
     /// Connection that prepared it.
     pub(super) client: u64,
     pub(super) process: Option<ProcessId>,
     /// The worker's time is over; its bytes stay untouched until it commits or is dead.
     pub(super) quarantined: bool,
+    /// For the events of its end; `None` with observability off.
+    pub(super) told: Option<Arc<Told>>,
 }
 
 /// All prepared transfers, and the pins that an earlier daemon left.
@@ -59,6 +89,8 @@ pub(super) struct Transfer {
 pub(super) struct Transfers {
     map: FxHashMap<TransferKey, Transfer>,
     adopted: Vec<(Owner, Pin)>,
+    /// Transfers and adopted pins of each worker.
+    by_instance: FxHashMap<u64, usize>,
 }
 
 /// What to do with transfers after a look at the clock and the owners.
@@ -70,27 +102,50 @@ pub(super) struct Sweep {
     pub(super) abort: Vec<Pin>,
     /// Other pins of dead owners.
     pub(super) unpin: Vec<Pin>,
+    /// Transfers that will never be committed.
+    pub(super) lost: Vec<(TransferKey, Transfer)>,
 }
 
 impl Transfers {
     pub(super) fn new(adopted: Vec<(Owner, Pin)>) -> Transfers {
-        Transfers { map: FxHashMap::default(), adopted }
+        let mut by_instance = FxHashMap::default();
+        for (owner, _) in &adopted {
+            *by_instance.entry(owner.instance).or_default() += 1;
+        }
+        Transfers { map: FxHashMap::default(), adopted, by_instance }
     }
 
     pub(super) fn get(&self, key: &TransferKey) -> Option<&Transfer> {
         self.map.get(key)
     }
 
-    pub(super) fn insert(&mut self, key: TransferKey, transfer: Transfer) {
-        self.map.insert(key, transfer);
+    /// Adds a transfer; gives its pins back if there is one of that key, which may still be under way: neither's must be
+    /// forgotten.
+    pub(super) fn insert(&mut self, key: TransferKey, transfer: Transfer) -> Result<(), Vec<Pin>> {
+        let instance = key.instance;
+        match self.map.entry(key) {
+            std::collections::hash_map::Entry::Occupied(_) => Err(transfer.pins),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(transfer);
+                *self.by_instance.entry(instance).or_default() += 1;
+                Ok(())
+            }
+        }
     }
 
     pub(super) fn take(&mut self, key: &TransferKey) -> Option<Transfer> {
-        self.map.remove(key)
+        let taken = self.map.remove(key)?;
+        release(&mut self.by_instance, key.instance);
+        Some(taken)
     }
 
     pub(super) fn len(&self) -> usize {
         self.map.len()
+    }
+
+    /// Whether the worker may be touching slots.
+    pub(super) fn has(&self, instance: u64) -> bool {
+        self.by_instance.contains_key(&instance)
     }
 
     /// Takes the store reservations of a worker that has unregistered or was reaped away from their keys.
@@ -106,39 +161,63 @@ impl Transfers {
             .collect()
     }
 
-    /// Looks at every transfer. `dead(instance, client, process)` says whether its owner is certainly gone.
-    pub(super) fn sweep(
-        &mut self,
-        write_ttl: Duration,
-        mut dead: impl FnMut(u64, u64, Option<ProcessId>) -> bool,
-    ) -> Sweep {
+    /// Everybody who may be touching slots.
+    pub(super) fn preparers(&self) -> FxHashSet<Preparer> {
+        let prepared = self.map.iter().map(|(key, transfer)| preparer(key, transfer));
+        prepared.chain(self.adopted.iter().map(|(owner, _)| before_us(owner))).collect()
+    }
+
+    /// Frees what the `dead` have left, and finds what is overdue.
+    pub(super) fn sweep(&mut self, write_ttl: Duration, dead: &FxHashSet<Preparer>) -> Sweep {
         let mut sweep = Sweep::default();
-        self.map.retain(|key, transfer| {
-            if dead(key.instance, transfer.client, transfer.process) {
-                match key.direction {
-                    Direction::Store => sweep.abort.append(&mut transfer.pins),
-                    Direction::Retrieve => sweep.unpin.append(&mut transfer.pins),
-                }
-                return false;
+        let gone: Vec<TransferKey> = self
+            .map
+            .iter()
+            .filter(|(key, transfer)| dead.contains(&preparer(key, transfer)))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in gone {
+            let Some(transfer) = self.take(&key) else { continue };
+            match key.direction {
+                Direction::Store => sweep.abort.extend_from_slice(&transfer.pins),
+                Direction::Retrieve => sweep.unpin.extend_from_slice(&transfer.pins),
             }
-            if key.direction == Direction::Store
-                && !transfer.quarantined
-                && transfer.started.elapsed() > write_ttl
-            {
+            sweep.lost.push((key, transfer));
+        }
+        for (key, transfer) in &mut self.map {
+            let overdue = transfer.started.elapsed() > write_ttl;
+            if key.direction == Direction::Store && !transfer.quarantined && overdue {
                 transfer.quarantined = true;
                 sweep.quarantine.extend_from_slice(&transfer.pins);
             }
-            true
-        });
+        }
+        let by_instance = &mut self.by_instance;
         self.adopted.retain(|(owner, pin)| {
-            let process =
-                (owner.pid != 0).then_some(ProcessId { pid: owner.pid, start_time: owner.start_time });
-            let gone = dead(owner.instance, 0, process);
+            let gone = dead.contains(&before_us(owner));
             if gone {
+                release(by_instance, owner.instance);
                 sweep.unpin.push(*pin);
             }
             !gone
         });
         sweep
+    }
+}
+
+fn preparer(key: &TransferKey, transfer: &Transfer) -> Preparer {
+    Preparer { instance: key.instance, client: transfer.client, process: transfer.process }
+}
+
+fn before_us(owner: &Owner) -> Preparer {
+    let process = (owner.pid != 0).then_some(ProcessId { pid: owner.pid, start_time: owner.start_time });
+    Preparer { instance: owner.instance, client: 0, process }
+}
+
+fn release(by_instance: &mut FxHashMap<u64, usize>, instance: u64) {
+    if let Some(count) = by_instance.get_mut(&instance) {
+        *count -= 1;
+        if *count == 0 {
+            by_instance.remove(&instance);
+        }
     }
 }

@@ -1,16 +1,21 @@
 //! The admin API and `/metrics`.
 #![forbid(unsafe_code)]
 
+mod answer;
+mod body;
+mod cache;
 mod routes;
+mod serve;
+mod status;
 
 use std::io;
-use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::net::TcpListener;
 
 use crate::engine::Engine;
+use crate::net;
 use crate::server::Server;
 use crate::telemetry::Telemetry;
 
@@ -25,11 +30,32 @@ pub struct Admin {
     pub telemetry: Arc<Telemetry>,
     /// `/status` says it.
     pub hash_algorithm: &'static str,
+    /// `/status` says it.
+    pub eviction_policy: &'static str,
     /// Set while the daemon drains.
-    pub draining: AtomicBool,
+    draining: AtomicBool,
+    /// Held by the one request that may be working.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Admin {
+    /// The admin API of a daemon.
+    pub fn new(
+        engine: Arc<Engine>,
+        server: Arc<Server>,
+        telemetry: Arc<Telemetry>,
+        hash_algorithm: &'static str,
+        eviction_policy: &'static str,
+    ) -> Admin {
+        let (draining, turn) = (AtomicBool::new(false), tokio::sync::Mutex::new(()));
+        Admin { engine, server, telemetry, hash_algorithm, eviction_policy, draining, turn }
+    }
+
+    /// The daemon drains from now on: it is no longer ready.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
     /// Why the daemon should get no traffic now; `None` when it should.
     pub fn not_ready(&self) -> Option<String> {
         if self.draining.load(Ordering::Relaxed) {
@@ -46,17 +72,15 @@ impl Admin {
 /// # Errors
 /// The bind call's.
 pub async fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
-    let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
-    let address = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
-    TcpListener::bind(address.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?).await
+    net::listen(host, port).await
 }
 
 /// Serves the whole admin API.
 pub async fn serve_admin(listener: TcpListener, admin: Arc<Admin>) {
-    warp::serve(routes::admin(admin)).incoming(listener).run().await;
+    serve::serve(listener, routes::admin(admin)).await;
 }
 
 /// Serves `/metrics` alone.
 pub async fn serve_metrics(listener: TcpListener, admin: Arc<Admin>) {
-    warp::serve(routes::metrics(admin)).incoming(listener).run().await;
+    serve::serve(listener, routes::metrics(admin)).await;
 }

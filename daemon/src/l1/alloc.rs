@@ -83,8 +83,7 @@ impl Allocator {
     }
 
     /// Bytes free.
-    #[cfg(test)]
-    fn free(&self) -> u64 {
+    pub fn free(&self) -> u64 {
         self.free_pages * self.unit
     }
 

@@ -55,7 +55,9 @@ impl Names {
         }
         let index = match self.unused.pop() {
             Some(index) => index,
-            None if (self.entries.len() as u32) < self.limit => {
+            None if (self.entries.len() as u32) < self.limit
+                && table.back_name(self.entries.len() as u32) =>
+            {
                 self.entries.push(("".into(), 0));
                 (self.entries.len() - 1) as u32
             }
@@ -91,6 +93,11 @@ impl Names {
                 self.unused.push(index as u32);
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn limit_to(&mut self, limit: u32) {
+        self.limit = limit;
     }
 
     /// One more user of `id`.

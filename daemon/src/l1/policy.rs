@@ -1,8 +1,11 @@
 //! Which objects go when memory is wanted.
 //!
 //! A policy only ever holds objects that may go: an object leaves its list while it is leased or pinned and comes
-//! back, as a touch, when the last holder lets go. Picking a victim is therefore O(1) and never has to skip.
+//! back, as a touch, when the last holder lets go. Picking a victim therefore never has to skip: O(1), and O(log salts)
+//! for IsolatedLRU.
 #![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
@@ -107,6 +110,10 @@ pub struct Policy {
     ghosts: [Ghosts; 2],
     target: u64,
     capacity: u64,
+    /// Bytes in all lists.
+    evictable: u64,
+    /// IsolatedLRU: the salts' lists by their bytes, so that the largest is found without a walk.
+    by_bytes: BTreeSet<(u64, u32)>,
 }
 
 impl Policy {
@@ -121,6 +128,8 @@ impl Policy {
             ghosts: [Ghosts::default(), Ghosts::default()],
             target: 0,
             capacity,
+            evictable: 0,
+            by_bytes: BTreeSet::new(),
         }
     }
 
@@ -145,7 +154,26 @@ impl Policy {
             self.links[old as usize].prev = subject.index;
         }
         self.lists[list as usize].head = subject.index;
-        self.lists[list as usize].bytes += subject.bytes;
+        self.weigh(list, |bytes| bytes + subject.bytes);
+        self.evictable += subject.bytes;
+    }
+
+    /// Bytes that evicting everything that may go would free.
+    pub fn evictable(&self) -> u64 {
+        self.evictable
+    }
+
+    /// Changes the bytes of a list, and its place among the salts.
+    fn weigh(&mut self, list: u32, change: impl FnOnce(u64) -> u64) {
+        let bytes = &mut self.lists[list as usize].bytes;
+        let (old, new) = (*bytes, change(*bytes));
+        *bytes = new;
+        if self.kind == PolicyKind::IsolatedLru {
+            self.by_bytes.remove(&(old, list));
+            if new > 0 {
+                self.by_bytes.insert((new, list));
+            }
+        }
     }
 
     /// Takes an object out of the order (it is held, or gone). Harmless if it is in none.
@@ -164,7 +192,8 @@ impl Policy {
         } else {
             self.links[next as usize].prev = prev;
         }
-        self.lists[list as usize].bytes -= subject.bytes;
+        self.weigh(list, |bytes| bytes - subject.bytes);
+        self.evictable -= subject.bytes;
         self.links[subject.index as usize].list = NIL;
         if self.kind == PolicyKind::IsolatedLru && self.lists[list as usize].head == NIL {
             self.by_salt.remove(&subject.salt);
@@ -178,12 +207,8 @@ impl Policy {
         match self.kind {
             PolicyKind::Noop => None,
             PolicyKind::Lru => tail(T1),
-            // The salt with most evictable bytes; salts are few next to objects.
-            PolicyKind::IsolatedLru => self
-                .by_salt
-                .values()
-                .max_by_key(|list| self.lists[**list as usize].bytes)
-                .and_then(|list| tail(*list)),
+            // The salt with most evictable bytes.
+            PolicyKind::IsolatedLru => self.by_bytes.last().and_then(|(_, list)| tail(*list)),
             PolicyKind::Arc => {
                 let seen_once = self.lists[T1 as usize].bytes;
                 if seen_once > self.target {
@@ -206,14 +231,16 @@ impl Policy {
 
     /// ARC: an object that comes back soon after its eviction says which list was too short.
     fn arc_list(&mut self, subject: &Subject) -> u32 {
+        // The weights are those of the ghosts as they were when this one was still among them.
+        let [once, again] = [self.ghosts[0].bytes.max(1), self.ghosts[1].bytes.max(1)];
         if self.ghosts[0].remove(subject.key_hash).is_some() {
-            let weight = (self.ghosts[1].bytes / self.ghosts[0].bytes.max(1)).max(1);
-            self.target = (self.target + weight * subject.bytes).min(self.capacity);
+            let step = (again / once).max(1).saturating_mul(subject.bytes);
+            self.target = self.target.saturating_add(step).min(self.capacity);
             return T2;
         }
         if self.ghosts[1].remove(subject.key_hash).is_some() {
-            let weight = (self.ghosts[0].bytes / self.ghosts[1].bytes.max(1)).max(1);
-            self.target = self.target.saturating_sub(weight * subject.bytes);
+            let step = (once / again).max(1).saturating_mul(subject.bytes);
+            self.target = self.target.saturating_sub(step);
             return T2;
         }
         if subject.reused { T2 } else { T1 }

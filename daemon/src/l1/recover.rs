@@ -74,6 +74,7 @@ impl Index {
                 leases: 0,
                 pins: pins.len() as u32,
                 reused: false,
+                temporary: false,
                 detached: state != ObjectState::Committed,
             });
             let object = ObjectId { index, generation };

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::readings::{Gauges, L1Readings, Readings};
+use lmcache_proto::wire::Operation;
+
+use super::readings::{Gauges, L1Readings, OperationTiming, Readings};
 use crate::engine::{Engine, OpOutcome};
-use crate::server::Server;
+use crate::server::{BadMessage, Server};
 
 /// Reads the engine and the server.
 #[derive(Debug)]
@@ -16,11 +18,31 @@ pub struct DaemonGauges {
     pub server: Arc<Server>,
 }
 
+impl DaemonGauges {
+    /// Operations that have been asked for.
+    fn timings(&self) -> Vec<OperationTiming> {
+        let timing = |operation: Operation| {
+            let times = self.server.stats().timing(operation);
+            let total = times.total.read();
+            (total.count() > 0).then(|| OperationTiming {
+                operation: operation.name(),
+                queued: times.queued.read(),
+                total,
+            })
+        };
+        Operation::all().filter_map(timing).collect()
+    }
+}
+
 impl Gauges for DaemonGauges {
     fn read(&self) -> Readings {
         let stats = self.engine.stats();
         let l1 = self.engine.l1().stats();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let bad = |which: fn(BadMessage) -> bool| {
+            let counts = self.server.stats().bad_messages();
+            counts.filter(|(reason, _)| which(*reason)).map(|(_, count)| count).sum()
+        };
         let requests = stats.requests().map(|(operation, outcome, count)| {
             let outcome = match outcome {
                 OpOutcome::Ok => "ok",
@@ -47,11 +69,17 @@ impl Gauges for DaemonGauges {
             requests: requests.collect(),
             stored_tokens: load(&stats.stored_tokens),
             retrieved_tokens: load(&stats.retrieved_tokens),
-            malformed_messages: load(&stats.malformed),
-            unknown_operations: load(&stats.unknown),
-            peers_refused: load(&stats.peers_refused),
+            malformed_messages: bad(|reason| {
+                !matches!(reason, BadMessage::Unserved | BadMessage::Unknown | BadMessage::Foreign)
+            }),
+            unknown_operations: bad(|reason| matches!(reason, BadMessage::Unserved | BadMessage::Unknown)),
+            peers_refused: self.server.stats().ended().map(|(_, count)| count).sum(),
             workers_reaped: load(&stats.reaped),
             leases_expired: load(&stats.leases_expired),
+            timings: self.timings(),
+            workers: self.engine.workers() as u64,
+            sessions: self.engine.session_usage().0 as u64,
+            kv_events_log_depth: self.engine.kv_event_status().depth as u64,
             connections: self.server.connections() as u64,
             queued_bytes: self.server.queued_bytes() as u64,
             ..Readings::default()

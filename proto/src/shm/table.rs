@@ -2,13 +2,15 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
+use crate::fnv::Fnv;
+
 /// Smallest unit of the pool and alignment of every object, in bytes.
 pub const PAGE: u64 = 4096;
 
 /// First bytes of a table segment.
 pub const TABLE_MAGIC: [u8; 8] = *b"LMCDTBL\0";
 /// Changes whenever a layout below changes.
-pub const TABLE_VERSION: u32 = 1;
+pub const TABLE_VERSION: u32 = 2;
 /// Longest interned name, in bytes.
 pub const NAME_BYTES: usize = 1032;
 
@@ -24,8 +26,8 @@ pub struct TableHeader {
     pub chunk_size: u32,
     /// Number in [`crate::hash::HashAlgorithm`] order.
     pub hash_algorithm: u32,
-    /// Keeps the next field aligned; 0.
-    pub reserved: u32,
+    /// Alignment of every object in the pool, as a power of two.
+    pub align_shift: u32,
     /// Object records.
     pub objects: u64,
     /// Pins.
@@ -107,20 +109,15 @@ pub struct ObjectRecord {
 impl ObjectRecord {
     /// FNV-1a over the fields that describe the object, to tell a torn or foreign record from a real one.
     pub fn seal(&self) -> u64 {
-        let mut hash = 0xcbf2_9ce4_8422_2325u64;
-        let mut mix = |bytes: &[u8]| {
-            for byte in bytes {
-                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        };
-        mix(&self.chunk_hash);
+        let mut hash = Fnv::new();
+        hash.bytes(&self.chunk_hash);
         for number in [self.generation, self.model, self.salt, self.kv_rank, self.group] {
-            mix(&number.to_le_bytes());
+            hash.bytes(&number.to_le_bytes());
         }
         for number in [self.offset, self.length, self.layout] {
-            mix(&number.to_le_bytes());
+            hash.bytes(&number.to_le_bytes());
         }
-        hash
+        hash.finish()
     }
 }
 
@@ -147,8 +144,8 @@ pub struct PinRecord {
     pub object: u32,
     /// Generation of the object record.
     pub generation: u32,
-    /// How often the owner holds it.
-    pub count: u32,
+    /// 0.
+    pub reserved: u32,
     /// Worker that owns the pin.
     pub instance: u64,
     /// Start time of the owner's process in clock ticks since boot; 0 when unknown. With `pid` it names a process
@@ -157,7 +154,7 @@ pub struct PinRecord {
     /// The owner's process; 0 when unknown (TCP).
     pub pid: u32,
     /// 0.
-    pub reserved: u32,
+    pub reserved2: u32,
     /// First byte in the pool.
     pub offset: u64,
     /// Bytes.

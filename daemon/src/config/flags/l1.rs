@@ -63,15 +63,11 @@ pub(crate) struct LivenessFlags {
     #[arg(long, default_value_t = 600.0, value_name = "SECONDS")]
     pub(crate) session_ttl_seconds: f64,
 
-    /// How long a worker may hold a slot it is writing
+    /// How long a worker may take to fill a slot; after that it is nobody's until the worker is gone
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     pub(crate) l1_write_ttl_seconds: i64,
 
-    /// How long a worker may hold an object it is reading
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
-    pub(crate) l1_read_ttl_seconds: i64,
-
-    /// Extra time an expired hold is kept while its worker is still alive
+    /// How long what a lookup found is kept for a client whose connection is gone
     #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
     pub(crate) lease_grace_seconds: f64,
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use lmcache_proto::shm::ring::RingLayout;
 
 use super::endpoint::Endpoint;
 
@@ -77,6 +78,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// Remembered request sessions. Default: 100000.
     pub max_sessions: usize,
+    /// Lanes and slots of the shared ring. Default: 256 lanes of 1024 slots; `None` (no lanes) offers no ring.
+    pub ring: Option<RingLayout>,
 }
 
 /// How token chunks are hashed.
@@ -140,6 +143,18 @@ pub enum EvictionPolicy {
     Noop,
 }
 
+impl EvictionPolicy {
+    /// The peer's name, as `/status` says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            EvictionPolicy::Lru => "LRU",
+            EvictionPolicy::Arc => "ARC",
+            EvictionPolicy::IsolatedLru => "IsolatedLRU",
+            EvictionPolicy::Noop => "noop",
+        }
+    }
+}
+
 /// How long silence is tolerated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LivenessConfig {
@@ -151,9 +166,7 @@ pub struct LivenessConfig {
     pub session_ttl: Duration,
     /// Longest hold on a slot being written. Default: 600 s.
     pub write_ttl: Duration,
-    /// Longest hold on an object being read. Default: 300 s.
-    pub read_ttl: Duration,
-    /// Added to an expired hold while its worker lives. Default: 30 s.
+    /// How long leases outlive their connection. Default: 30 s.
     pub lease_grace: Duration,
 }
 

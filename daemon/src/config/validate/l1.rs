@@ -99,7 +99,6 @@ pub(super) fn liveness(flags: &LivenessFlags) -> Result<LivenessConfig, ConfigEr
         registration_grace,
         session_ttl: ranges::positive_seconds("--session-ttl-seconds", flags.session_ttl_seconds)?,
         write_ttl: hold("--l1-write-ttl-seconds", flags.l1_write_ttl_seconds)?,
-        read_ttl: hold("--l1-read-ttl-seconds", flags.l1_read_ttl_seconds)?,
         lease_grace: ranges::seconds("--lease-grace-seconds", flags.lease_grace_seconds)?,
     })
 }

@@ -4,20 +4,22 @@
 //! them, is decided by the index next door.
 #![allow(unsafe_code)]
 
+mod records;
 mod reserve;
 mod segment;
 mod slot;
 mod table;
 
-pub use reserve::{CapacityError, check_capacity, default_pool_bytes};
+pub use records::{ObjectFields, PinFields, TableIdentity};
+pub use reserve::{CapacityError, check_capacity, default_pool_bytes, huge_pages_refused};
 pub(crate) use segment::SHM_DIR;
 pub use segment::{Segment, SegmentError};
 pub use slot::{SlotMut, SlotRef};
-pub use table::{ObjectFields, PinFields, Table, TableIdentity};
+pub use table::Table;
 
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -33,7 +35,6 @@ pub struct Pool {
     frontier: AtomicU64,
     next_step: AtomicU64,
     done: Mutex<Vec<bool>>,
-    active: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -46,7 +47,6 @@ impl Pool {
             frontier: AtomicU64::new(frontier),
             next_step: AtomicU64::new(0),
             done: Mutex::new(vec![false; steps]),
-            active: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         }
     }
@@ -78,13 +78,6 @@ impl Pool {
     /// # Errors
     /// No memory left. The pool stays usable up to its frontier, but the daemon has promised more and should end.
     pub fn reserve(&self, advanced: impl Fn(u64, u64)) -> io::Result<()> {
-        self.active.fetch_add(1, Ordering::Relaxed);
-        let result = self.reserve_steps(&advanced);
-        self.active.fetch_sub(1, Ordering::Relaxed);
-        result
-    }
-
-    fn reserve_steps(&self, advanced: &impl Fn(u64, u64)) -> io::Result<()> {
         let total = self.segment.bytes();
         loop {
             let step = self.next_step.fetch_add(1, Ordering::Relaxed);

@@ -40,12 +40,20 @@ fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / f64::from(1u32 << 30))
 }
 
-/// Checks that `bytes` more of shared memory fit; `already` bytes of them exist (a pool that is taken over).
+/// Memory that an empty object table takes: its header and the first stretch of each kind of record.
+const TABLE_BYTES: u64 = 12 << 20;
+
+/// Checks that a pool of `bytes` and its table fit; `already` bytes of the pool exist (it is taken over).
 ///
 /// # Errors
 /// Which limit is in the way, and what to do.
 pub fn check_capacity(bytes: u64, already: u64) -> Result<(), CapacityError> {
-    let need = bytes.saturating_sub(already);
+    let need = match bytes.saturating_sub(already) {
+        // Its table exists, too.
+        0 => 0,
+        // A small pool's table is smaller than the usual first stretch.
+        rest => rest.saturating_add(TABLE_BYTES.min(bytes / 8)),
+    };
     if let Some(free) = tmpfs_free()
         && need > free
     {
@@ -59,15 +67,35 @@ pub fn check_capacity(bytes: u64, already: u64) -> Result<(), CapacityError> {
     Ok(())
 }
 
-/// Pool size when the user names none: half of what is free in memory, tmpfs and cgroup, in whole GiB where
-/// there is more than one, at least 256 MiB.
-pub fn default_pool_bytes() -> u64 {
+/// Pool size when the user names none: that of the pool `name` if an earlier daemon left one, so that it is taken over;
+/// or else half of what is free in memory, tmpfs and cgroup, in whole GiB where there is more than one. Where little is
+/// free (64 MiB in a container's /dev/shm), up to 256 MiB and at most three quarters of it: the daemon still starts.
+pub fn default_pool_bytes(name: &str) -> u64 {
+    let left_behind = fs::metadata(format!("{SHM_DIR}/{name}")).ok().map(|meta| meta.len());
+    if let Some(bytes) = left_behind.filter(|bytes| *bytes > 0) {
+        return bytes;
+    }
     let available = mem_available().unwrap_or(1 << 30);
     let free =
         tmpfs_free().unwrap_or(u64::MAX).min(cgroup_left().map_or(u64::MAX, |(left, _)| left)).min(available);
+    size_for(free)
+}
+
+fn size_for(free: u64) -> u64 {
+    let (mib, gib) = (1u64 << 20, 1u64 << 30);
     let half = free / 2;
-    let gib = 1u64 << 30;
-    if half >= gib { half / gib * gib } else { half.max(256 << 20) / (1 << 20) * (1 << 20) }
+    let bytes = match half {
+        _ if half >= gib => half / gib * gib,
+        _ if half >= 256 * mib => half / mib * mib,
+        _ => (free / 4 * 3).min(256 * mib) / mib * mib,
+    };
+    bytes.max(mib)
+}
+
+/// What the kernel says when it will give no huge pages for shared memory, whatever is asked.
+pub fn huge_pages_refused() -> Option<String> {
+    let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").ok()?;
+    ["[never]", "[deny]"].into_iter().find(|word| text.contains(word)).map(str::to_owned)
 }
 
 fn tmpfs_free() -> Option<u64> {
@@ -103,7 +131,8 @@ fn cgroup_left() -> Option<(u64, String)> {
             if let (Some(limit), Some(used)) = (read(limit_file), read(used_file))
                 && limit < 1 << 60
             {
-                let left = limit.saturating_sub(used);
+                // Cached file pages count as used, and go when memory is wanted.
+                let left = limit.saturating_sub(used.saturating_sub(inactive_file(&dir)));
                 if tightest.as_ref().is_none_or(|(least, _)| left < *least) {
                     tightest = Some((left, dir.join(limit_file).display().to_string()));
                 }
@@ -114,6 +143,16 @@ fn cgroup_left() -> Option<(u64, String)> {
         }
     }
     tightest
+}
+
+/// Bytes of the cgroup that are file pages nobody has used lately.
+fn inactive_file(dir: &std::path::Path) -> u64 {
+    let text = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+    // v1 counts the descendants in `total_…` only.
+    ["total_inactive_file ", "inactive_file "]
+        .into_iter()
+        .find_map(|name| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()))
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -128,8 +167,23 @@ mod tests {
     }
 
     #[test]
-    fn the_default_fits() {
-        let bytes = default_pool_bytes();
-        assert!(bytes >= 256 << 20);
+    fn the_default_never_wants_more_than_is_free() {
+        let (mib, gib) = (1 << 20, 1 << 30);
+        assert_eq!(size_for(64 * mib), 48 * mib, "a container's /dev/shm");
+        assert_eq!(size_for(400 * mib), 256 * mib);
+        assert_eq!(size_for(gib), 512 * mib);
+        assert_eq!(size_for(64 * gib + 5), 32 * gib);
+        for free in [8 * mib, 64 * mib, 300 * mib, 511 * mib, 513 * mib, 3 * gib] {
+            assert!(size_for(free) < free);
+        }
+    }
+
+    #[test]
+    fn a_pool_that_is_there_keeps_its_size() {
+        let name = format!("lmcached_test_default_{}", std::process::id());
+        let path = format!("{SHM_DIR}/{name}");
+        fs::write(&path, [0; 8192]).expect("a file in shared memory");
+        assert_eq!(default_pool_bytes(&name), 8192);
+        fs::remove_file(path).expect("removed");
     }
 }

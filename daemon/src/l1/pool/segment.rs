@@ -24,6 +24,18 @@ pub enum SegmentError {
         /// Segment name.
         name: String,
     },
+    /// Its file is somebody else's, or others may open it.
+    #[error(
+        "shared memory {name} belongs to user {uid} with mode {mode:o}; it must be ours with mode 600: remove /dev/shm/{name} or choose another --shm-name"
+    )]
+    Foreign {
+        /// Segment name.
+        name: String,
+        /// Its owner.
+        uid: u32,
+        /// Its permissions.
+        mode: u32,
+    },
     /// A system call failed.
     #[error("{action} shared memory {name}: {source}")]
     Os {
@@ -69,6 +81,14 @@ impl Segment {
         if let Some(file) = open_existing(&path).map_err(|error| os("open", error))? {
             lock(&file, name)?;
             let meta = file.metadata().map_err(|error| os("stat", error))?;
+            let (uid, mode) = (meta.uid(), meta.mode() & 0o777);
+            if uid != nix::unistd::geteuid().as_raw() || mode & 0o077 != 0 {
+                return Err(SegmentError::Foreign { name: name.to_owned(), uid, mode });
+            }
+            // Between our open and our lock another daemon may have put a new file under the name.
+            if !names_inode(&path, meta.ino()) {
+                return Err(SegmentError::Owned { name: name.to_owned() });
+            }
             if reuse && meta.len() == len {
                 return Segment::map(file, name, len, true);
             }
@@ -191,13 +211,6 @@ impl Segment {
     /// No memory left in the tmpfs or the cgroup.
     pub fn populate(&self, offset: u64, len: u64) -> io::Result<()> {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.bytes()), "range inside the segment");
-        // Through the file first: fallocate fails with ENOSPC where a page fault would be a SIGBUS.
-        // SAFETY: plain system call on our own descriptor.
-        let rc =
-            unsafe { libc::fallocate(self.file.as_raw_fd(), 0, offset as libc::off_t, len as libc::off_t) };
-        if rc != 0 {
-            return Err(io::Error::last_os_error());
-        }
         // SAFETY: the range lies inside our mapping (asserted); populating changes no contents.
         let rc = unsafe {
             libc::madvise(
@@ -207,11 +220,34 @@ impl Segment {
             )
         };
         let error = io::Error::last_os_error();
-        match rc {
-            0 => Ok(()),
-            // Kernels before 5.14 do not know the advice; fallocate has reserved the memory, which is what counts.
-            _ if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        match (rc, error.raw_os_error()) {
+            (0, _) => Ok(()),
+            // Kernels before 5.14 do not know the advice: reserve through the file, and fault in when touched.
+            (_, Some(libc::EINVAL)) => self.back(offset, len),
+            // What would have been a SIGBUS: the tmpfs is full.
+            (_, Some(libc::EFAULT)) => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
             _ => Err(error),
+        }
+    }
+
+    /// Reserves the memory of `[offset, offset + len)` through the file, without touching it: fails where a page fault
+    /// would be a SIGBUS. Keeps what is there.
+    ///
+    /// # Errors
+    /// No memory left in the tmpfs or the cgroup.
+    pub fn back(&self, offset: u64, len: u64) -> io::Result<()> {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.bytes()), "range inside the segment");
+        loop {
+            // SAFETY: plain system call on our own descriptor.
+            let rc = unsafe {
+                libc::fallocate(self.file.as_raw_fd(), 0, offset as libc::off_t, len as libc::off_t)
+            };
+            let error = io::Error::last_os_error();
+            match rc {
+                0 => return Ok(()),
+                _ if error.kind() == io::ErrorKind::Interrupted => {}
+                _ => return Err(error),
+            }
         }
     }
 }

@@ -2,86 +2,50 @@
 #![allow(unsafe_code)]
 
 use std::ptr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use lmcache_proto::hash::HashAlgorithm;
 use lmcache_proto::shm::{
-    NAME_BYTES, NameRecord, ObjectRecord, ObjectState, PinKind, PinRecord, TABLE_MAGIC, TABLE_VERSION,
+    NAME_BYTES, NameRecord, ObjectRecord, ObjectState, PAGE, PinKind, PinRecord, TABLE_MAGIC, TABLE_VERSION,
     TableHeader, TableLayout,
 };
 
+use super::records::{ObjectFields, PinFields, TableIdentity};
 use super::segment::Segment;
 
-/// What the header must say for a table to be the one we would have written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TableIdentity {
-    /// Tokens per chunk.
-    pub chunk_size: u32,
-    /// Hash of the chunks.
-    pub algorithm: HashAlgorithm,
-    /// Bytes of the pool.
-    pub pool_bytes: u64,
-    /// Inode of the pool.
-    pub pool_inode: u64,
-}
-
-/// Contents of an object record, without the atomics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ObjectFields {
-    /// Chunk hash.
-    pub chunk_hash: [u8; 32],
-    /// Name id of the model.
-    pub model: u32,
-    /// Name id of the salt.
-    pub salt: u32,
-    /// Packed rank.
-    pub kv_rank: u32,
-    /// Object group.
-    pub group: u32,
-    /// Byte offset into the pool.
-    pub offset: u64,
-    /// Payload bytes.
-    pub length: u64,
-    /// Layout fingerprint.
-    pub layout: u64,
-}
-
-/// Contents of a pin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PinFields {
-    /// What the owner may do.
-    pub kind: PinKind,
-    /// Object record.
-    pub object: u32,
-    /// Its generation.
-    pub generation: u32,
-    /// Worker that owns the pin.
-    pub owner: super::super::Owner,
-    /// Byte offset into the pool.
-    pub offset: u64,
-    /// Bytes.
-    pub length: u64,
-}
+/// Records that are made real memory at a time, so that writing one can never be a SIGBUS on a full tmpfs.
+const BACKING_STEP: u64 = 8192;
 
 /// The table. Callers serialise writes to the same record (the index lock does).
 #[derive(Debug)]
 pub struct Table {
     segment: Segment,
     layout: TableLayout,
+    /// Records below these are real memory, whoever wrote them.
+    objects_backed: AtomicU64,
+    pins_backed: AtomicU64,
+    names_backed: AtomicU64,
 }
 
 impl Table {
-    /// Takes over `segment`. Returns the table and whether its contents are those of `identity`; if not, it has been
-    /// cleared except for the header.
-    pub fn open(segment: Segment, layout: TableLayout, identity: TableIdentity) -> (Table, bool) {
+    /// Takes over `segment`. Returns the table and whether its contents are those of `identity`; if not, it is a table
+    /// without records now.
+    ///
+    /// # Errors
+    /// No memory for the header.
+    pub fn open(
+        segment: Segment,
+        layout: TableLayout,
+        identity: TableIdentity,
+    ) -> std::io::Result<(Table, bool)> {
         assert!(segment.bytes() >= layout.bytes(), "segment was opened with the layout's size");
+        segment.back(0, PAGE)?;
         let header = segment.base().as_ptr().cast::<TableHeader>();
         let want = TableHeader {
-            magic: TABLE_MAGIC,
+            magic: [0; 8],
             version: TABLE_VERSION,
             chunk_size: identity.chunk_size,
             hash_algorithm: identity.algorithm as u32,
-            reserved: 0,
+            align_shift: identity.align.ilog2(),
             objects: layout.objects,
             pins: layout.pins,
             names: layout.names,
@@ -95,17 +59,73 @@ impl Table {
         // SAFETY: the mapping is page aligned and larger than the header; any bit pattern is a valid header; we are the
         // only process that writes it (flock).
         let found = unsafe { ptr::read(header) };
-        let matches = found.magic == want.magic
+        let matches = found.magic == TABLE_MAGIC
             && found.version == want.version
             && found.chunk_size == want.chunk_size
-            && found.hash_algorithm == want.hash_algorithm
+            && (found.hash_algorithm, found.align_shift) == (want.hash_algorithm, want.align_shift)
             && (found.objects, found.pins, found.names) == (want.objects, want.pins, want.names)
             && (found.pool_bytes, found.pool_inode) == (want.pool_bytes, want.pool_inode);
         if !matches {
             // SAFETY: as above.
             unsafe { ptr::write(header, want) };
+            // The magic last: who dies in between leaves a table that nobody believes.
+            fence(Ordering::Release);
+            // SAFETY: as above.
+            unsafe { ptr::write_volatile(&raw mut (*header).magic, TABLE_MAGIC) };
         }
-        (Table { segment, layout }, matches)
+        let table = Table {
+            segment,
+            layout,
+            objects_backed: AtomicU64::new(0),
+            pins_backed: AtomicU64::new(0),
+            names_backed: AtomicU64::new(0),
+        };
+        // What is in use is real memory, because it was written.
+        table.objects_backed.store(table.objects_used(), Ordering::Relaxed);
+        table.pins_backed.store(table.pins_used(), Ordering::Relaxed);
+        table.names_backed.store(table.names_used(), Ordering::Relaxed);
+        Ok((table, matches))
+    }
+
+    /// Whether object record `index` may be written: it is in the table and its memory is real, now if not before.
+    /// `false`: the table ends there, or the tmpfs is full.
+    pub fn back_object(&self, index: u32) -> bool {
+        let (at, count) = (self.layout.objects_at(), self.layout.objects);
+        self.back(&self.objects_backed, index, at, size_of::<ObjectRecord>(), count)
+    }
+
+    /// The same for a pin.
+    pub fn back_pin(&self, index: u32) -> bool {
+        let (at, count) = (self.layout.pins_at(), self.layout.pins);
+        self.back(&self.pins_backed, index, at, size_of::<PinRecord>(), count)
+    }
+
+    /// The same for a name.
+    pub fn back_name(&self, id: u32) -> bool {
+        let (at, count) = (self.layout.names_at(), self.layout.names);
+        self.back(&self.names_backed, id, at, size_of::<NameRecord>(), count)
+    }
+
+    fn back(&self, backed: &AtomicU64, index: u32, at: u64, size: usize, count: u64) -> bool {
+        let index = u64::from(index);
+        // Relaxed: the caller's lock orders these; the numbers say nothing about other memory.
+        let have = backed.load(Ordering::Relaxed);
+        if index < have {
+            return true;
+        }
+        if index >= count {
+            return false;
+        }
+        let (size, upto) = (size as u64, (index + BACKING_STEP).min(count));
+        let step = |upto: u64| self.segment.back(at + have * size, (upto - have) * size);
+        // Where there is no memory for the whole step there may be some for this record.
+        let upto = match step(upto) {
+            Ok(()) => upto,
+            Err(_) if step(index + 1).is_ok() => index + 1,
+            Err(_) => return false,
+        };
+        backed.store(upto, Ordering::Relaxed);
+        true
     }
 
     /// The segment underneath.
@@ -264,11 +284,11 @@ impl Table {
             kind: AtomicU32::new(PinKind::Free as u32),
             object: fields.object,
             generation: fields.generation,
-            count: 1,
             instance: fields.owner.instance,
             start_time: fields.owner.start_time,
             pid: fields.owner.pid,
             reserved: 0,
+            reserved2: 0,
             offset: fields.offset,
             length: fields.length,
         };

@@ -1,0 +1,94 @@
+//! What follows from a change of the cache: the KV event log, the events, the evictor.
+//!
+//! The log must tell its readers of a chunk's coming and going in the order in which they happened. Both ends therefore
+//! run under one lock, `order`: what has been removed is logged before anything new is made readable, and what is made
+//! readable is logged before its removal can be. It is taken before the index lock and never the other way round.
+
+use lmcache_proto::hash::Chain;
+use lmcache_proto::wire::CacheKey;
+
+use super::Engine;
+use crate::events::Event;
+use crate::l1::Pin;
+
+impl Engine {
+    /// Tells the KV event log and the bus what has gone.
+    pub(super) fn flush_removed(&self) {
+        let removed = {
+            let _order = self.order.lock();
+            self.log_removed()
+        };
+        self.tell_removed(&removed);
+    }
+
+    fn log_removed(&self) -> Vec<crate::l1::Removed> {
+        let removed = self.l1.take_removed();
+        if !removed.is_empty() {
+            self.kv_events.removed(&removed);
+        }
+        removed
+    }
+
+    /// Makes written objects readable and logs those of rank 0. `chunk_of` says which chunk of the prompt a pin is. Returns
+    /// for each pin whether it was still reserved.
+    pub(super) fn commit_and_log(
+        &self,
+        key: &CacheKey<'_>,
+        chain: &Chain,
+        pins: &[Pin],
+        chunk_of: impl Fn(usize) -> usize,
+    ) -> Vec<bool> {
+        // All ranks store the same tokens: one tells.
+        if key.worker_id != Some(0) || !self.kv_events.enabled() {
+            return self.l1.commit(pins);
+        }
+        let (done, removed) = {
+            let _order = self.order.lock();
+            let removed = self.log_removed();
+            let done = self.l1.commit(pins);
+            let mut chunks: Vec<usize> = (0..pins.len()).filter(|at| done[*at]).map(chunk_of).collect();
+            chunks.sort_unstable();
+            chunks.dedup();
+            self.report_stored(key, chain, &chunks);
+            (done, removed)
+        };
+        self.tell_removed(&removed);
+        done
+    }
+
+    /// After something was stored or freed: what has gone is told, and the evictor wakes if the pool is too full.
+    pub(super) fn after_change(&self) {
+        self.flush_removed();
+        let stats = self.l1.stats();
+        if stats.used as f64 >= self.config.watermark * stats.capacity as f64 {
+            self.evict.notify_one();
+        }
+    }
+
+    /// Evicts if the pool is filled above its watermark.
+    pub fn evict_above_watermark(&self) {
+        let (watermark, ratio) = (self.config.watermark, self.config.eviction_ratio);
+        let stats = self.l1.stats();
+        let usage = if stats.capacity == 0 { 0.0 } else { stats.used as f64 / stats.capacity as f64 };
+        let freed = self.l1.evict_above(watermark, ratio);
+        if freed > 0 {
+            tracing::info!(
+                freed,
+                "L1 memory usage {usage:.2} above watermark {watermark:.2}; triggering eviction."
+            );
+            self.flush_removed();
+        }
+    }
+
+    /// A look at the eviction loop, once a second: it is alive, and this is how full the pool is.
+    pub fn eviction_tick(&self) {
+        let stats = self.l1.stats();
+        let usage = if stats.capacity == 0 { 0.0 } else { stats.used as f64 / stats.capacity as f64 };
+        let watermark = self.config.watermark;
+        let triggered = usage >= watermark && stats.capacity > 0;
+        self.bus.publish(|| Event::L1EvictionLoopTick { usage, watermark, triggered });
+        if triggered {
+            self.evict_above_watermark();
+        }
+    }
+}

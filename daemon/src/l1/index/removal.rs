@@ -1,0 +1,131 @@
+//! Objects on their way out: evicted, cleared, replaced.
+#![forbid(unsafe_code)]
+
+use lmcache_proto::shm::ObjectState;
+
+use super::super::ObjectId;
+use super::super::pool::Table;
+use super::{Index, Key, RemovalCause, Removed};
+
+impl Index {
+    /// Marks an object as used now.
+    pub(in crate::l1) fn touch(&mut self, key: &Key) {
+        let Some(&index) = self.map.get(key) else { return };
+        let entry = &mut self.entries[index as usize];
+        if entry.state == ObjectState::Committed {
+            entry.reused = true;
+            if entry.leases == 0 && entry.pins == 0 {
+                let subject = self.subject(index);
+                self.policy.remove(&subject);
+                self.policy.insert(&subject);
+            }
+        }
+    }
+
+    /// Drops the objects among the records `range` that nobody holds; with `force` also takes the held ones from their
+    /// keys. Returns how many.
+    pub(in crate::l1) fn clear(&mut self, range: std::ops::Range<usize>, force: bool, table: &Table) -> u64 {
+        let mut dropped = 0;
+        for index in range.start..range.end.min(self.entries.len()) {
+            let entry = &self.entries[index];
+            let held = entry.leases > 0 || entry.pins > 0;
+            if entry.state == ObjectState::Committed && !entry.detached && (force || !held) {
+                self.detach(index as u32, Some(RemovalCause::Cleared), table);
+                dropped += 1;
+            }
+        }
+        dropped
+    }
+
+    /// Drops an object that nobody holds. `false` if it is held or not there.
+    pub(in crate::l1) fn drop_object(&mut self, id: ObjectId, cause: RemovalCause, table: &Table) -> bool {
+        let free = self.entry(id).is_some_and(|entry| {
+            entry.state == ObjectState::Committed && !entry.detached && entry.leases == 0 && entry.pins == 0
+        });
+        if free {
+            self.detach(id.index, Some(cause), table);
+        }
+        free
+    }
+
+    /// Records there are, free ones included.
+    pub(in crate::l1) fn records(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Evicts until `want` bytes are free or nothing can go. Returns the bytes evicted.
+    pub(in crate::l1) fn evict(&mut self, mut want: u64, table: &Table) -> u64 {
+        let mut freed = 0;
+        while want > 0 {
+            let Some(bytes) = self.evict_one(table) else { break };
+            freed += bytes;
+            want = want.saturating_sub(bytes);
+        }
+        freed
+    }
+
+    pub(in crate::l1) fn evict_one(&mut self, table: &Table) -> Option<u64> {
+        let index = self.policy.victim()?;
+        let subject = self.subject(index);
+        self.policy.evicted(&subject);
+        self.totals.evicted += 1;
+        self.totals.evicted_bytes += subject.bytes;
+        self.detach(index, Some(RemovalCause::Policy), table);
+        Some(subject.bytes)
+    }
+
+    /// Objects that have gone since the last call, oldest first.
+    pub(in crate::l1) fn take_removed(&mut self) -> Vec<Removed> {
+        std::mem::take(&mut self.removed)
+    }
+
+    /// Takes an object from its key; frees it now or when its last holder lets go. A committed one is noted with its
+    /// `cause`.
+    pub(in crate::l1) fn detach(&mut self, index: u32, cause: Option<RemovalCause>, table: &Table) {
+        let entry = self.entries[index as usize];
+        if entry.detached {
+            return;
+        }
+        self.map.remove(&entry.key);
+        self.policy.remove(&self.subject(index));
+        self.entries[index as usize].detached = true;
+        if entry.state == ObjectState::Committed {
+            self.committed -= 1;
+            if let Some(cause) = cause {
+                self.removed.push(Removed {
+                    model: self.names.name(entry.key.model),
+                    salt: self.names.name(entry.key.salt),
+                    hash: entry.key.hash,
+                    rank: entry.key.rank,
+                    group: entry.key.group,
+                    cause,
+                });
+            }
+            if entry.leases > 0 || entry.pins > 0 {
+                // The next daemon must not find it under its key; the pins say that its bytes are still in use.
+                table.set_object_state(index, ObjectState::Quarantined);
+            }
+        }
+        if entry.leases == 0 && entry.pins == 0 {
+            self.free(index, table);
+        }
+    }
+
+    pub(in crate::l1) fn free(&mut self, index: u32, table: &Table) {
+        let entry = self.entries[index as usize];
+        // Free in the table first: only then may the bytes become somebody else's (crash rule).
+        table.set_object_state(index, ObjectState::Free);
+        self.allocator.release(entry.offset);
+        match entry.state {
+            ObjectState::Writing => self.writing -= 1,
+            ObjectState::Quarantined => self.quarantined_now -= 1,
+            ObjectState::Committed | ObjectState::Free => {}
+        }
+        self.names.release(entry.key.model, table);
+        self.names.release(entry.key.salt, table);
+        let slot = &mut self.entries[index as usize];
+        slot.state = ObjectState::Free;
+        slot.generation = slot.generation.wrapping_add(1).max(1);
+        self.unused.push(index);
+    }
+}

@@ -1,0 +1,202 @@
+//! L1 as a whole, on real shared memory.
+
+use std::os::unix::fs::MetadataExt;
+
+use lmcache_proto::hash::{ChunkHash, HashAlgorithm};
+
+use super::*;
+
+const OBJECT: u64 = 64 << 10;
+
+fn config(name: &str) -> L1Config {
+    L1Config {
+        pool_name: format!("lmcached_test_{name}_{}", std::process::id()),
+        pool_bytes: 1 << 20,
+        chunk_size: 256,
+        algorithm: HashAlgorithm::Blake3,
+        policy: PolicyKind::Lru,
+        align: 4096,
+        hugepages: false,
+        fresh: false,
+    }
+}
+
+fn open(config: &L1Config) -> (L1, Recovered) {
+    let (l1, recovered) = L1::open(config).expect("memory for a small pool");
+    l1.reserve_memory().expect("memory for a small pool");
+    (l1, recovered)
+}
+
+/// Removes the names when the test is over, whatever comes of it.
+struct Discard(L1Config);
+
+impl Drop for Discard {
+    fn drop(&mut self) {
+        let name = &self.0.pool_name;
+        for path in [name.clone(), format!(".{name}.keep"), format!("lmcached_{name}_table")] {
+            let _ = std::fs::remove_file(format!("{}/{path}", pool::SHM_DIR));
+        }
+    }
+}
+
+fn hash(number: u8) -> ChunkHash {
+    [number; 32]
+}
+
+fn cells(numbers: std::ops::Range<u8>) -> impl Cells {
+    numbers.map(|number| (hash(number), 0, 0))
+}
+
+fn put(l1: &L1, salt: &str, numbers: std::ops::Range<u8>) -> Result<usize, ReserveError> {
+    let reserved = l1.reserve("m", salt, cells(numbers), 7, OBJECT, None)?;
+    let pins: Vec<Pin> = reserved.iter().map(|object| object.pin).collect();
+    Ok(l1.commit(&pins).into_iter().filter(|done| *done).count())
+}
+
+fn row(window: Option<u64>, group: u32) -> Row {
+    Row { rank: 0, group, window, layouts: [7].into() }
+}
+
+fn hashes(count: u8) -> Vec<ChunkHash> {
+    (0..count).map(hash).collect()
+}
+
+#[test]
+fn a_request_larger_than_the_pool_evicts_nothing() {
+    let config = config("large");
+    let _discard = Discard(config.clone());
+    let (l1, _) = open(&config);
+    assert_eq!(put(&l1, "", 0..10), Ok(10));
+    assert_eq!(put(&l1, "", 100..120), Err(ReserveError::Full), "20 of 16 slots");
+    assert_eq!(l1.stats().objects, 10, "what was cached still is");
+    assert_eq!(put(&l1, "", 100..112), Ok(12), "12 fit when the oldest go");
+    assert_eq!(l1.stats().totals.evicted, 6);
+    let removed = l1.take_removed();
+    assert_eq!(removed.len(), 6);
+    assert!(removed.iter().all(|gone| gone.cause == RemovalCause::Policy && &*gone.model == "m"));
+    assert_eq!(removed[0].hash, hash(9), "a batch is committed tail first: the head is the most recent");
+}
+
+#[test]
+fn leases_keep_objects_and_windows_lease_only_what_they_need() {
+    let config = config("windows");
+    let _discard = Discard(config.clone());
+    let (l1, _) = open(&config);
+    put(&l1, "", 0..4).expect("room");
+    let hit = l1.lookup("m", "", &hashes(6), &[row(None, 0)]);
+    assert_eq!((hit.chunks, hit.cells.len(), l1.stats().leases), (4, 4, 4));
+    l1.end_leases(hit.cells.iter().rev().map(|cell| cell.object));
+    let hit = l1.lookup("m", "", &hashes(6), &[row(Some(2), 0)]);
+    assert_eq!((hit.chunks, hit.cells.len(), l1.stats().leases), (4, 2, 2));
+    assert_eq!(hit.cells[0].chunk, 2);
+    // A row that nobody has stored: no hit, and nothing stays leased.
+    let none = l1.lookup("m", "", &hashes(6), &[row(Some(2), 0), row(None, 1)]);
+    assert_eq!((none.chunks, none.cells.len(), l1.stats().leases), (0, 0, 2));
+    assert_eq!(l1.lookup("m", "other", &hashes(4), &[row(None, 0)]).chunks, 0, "salts do not mix");
+}
+
+#[test]
+fn clearing_keeps_what_is_held_unless_forced() {
+    let config = config("clear");
+    let _discard = Discard(config.clone());
+    let (l1, _) = open(&config);
+    put(&l1, "", 0..4).expect("room");
+    let hit = l1.lookup("m", "", &hashes(1), &[row(None, 0)]);
+    assert_eq!(l1.clear(false, || {}), 3);
+    assert_eq!(l1.clear(true, || {}), 1);
+    let used = l1.stats().used;
+    assert_eq!(used, OBJECT, "its bytes stay until the lease ends");
+    l1.end_leases(hit.cells.iter().map(|cell| cell.object));
+    assert_eq!(l1.stats().used, 0);
+    assert!(l1.take_removed().iter().all(|gone| gone.cause == RemovalCause::Cleared));
+}
+
+#[test]
+fn a_pool_whose_table_is_not_believed_is_not_written_into() {
+    let config = config("identity");
+    let _discard = Discard(config.clone());
+    let inode = |config: &L1Config| {
+        std::fs::metadata(format!("{}/{}", pool::SHM_DIR, config.pool_name)).expect("the pool is there").ino()
+    };
+    let (l1, _) = open(&config);
+    put(&l1, "", 0..4).expect("room");
+    drop(l1);
+    let first = inode(&config);
+    let (l1, recovered) = open(&config);
+    assert_eq!((recovered.objects, inode(&config)), (4, first), "the same configuration takes over");
+    drop(l1);
+    for other in [
+        L1Config { align: 8192, ..config.clone() },
+        L1Config { chunk_size: 128, ..config.clone() },
+        L1Config { algorithm: HashAlgorithm::Sha256Cbor, ..config.clone() },
+    ] {
+        let before = inode(&config);
+        let (l1, recovered) = open(&other);
+        assert_eq!(recovered.objects, 0);
+        assert_ne!(inode(&config), before, "an old worker may still write into the old memory");
+        assert_eq!(put(&l1, "", 0..1), Ok(1));
+    }
+}
+
+#[test]
+fn others_files_are_refused() {
+    let config = config("mode");
+    let _discard = Discard(config.clone());
+    drop(open(&config));
+    let path = format!("{}/{}", pool::SHM_DIR, config.pool_name);
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).expect("chmod");
+    let error = L1::open(&config).map(|_| ()).expect_err("others can write into it");
+    assert!(error.to_string().contains("mode 666"), "{error}");
+}
+
+#[test]
+fn a_name_is_found_again_when_all_are_taken() {
+    let config = config("names");
+    let _discard = Discard(config.clone());
+    let (l1, _) = open(&config);
+    l1.index.lock().names.limit_to(4);
+    for tenant in 0..20 {
+        // Model, this salt and the empty name: the table has no room for more than two salts at once.
+        assert_eq!(put(&l1, &format!("tenant-{tenant}"), 0..1), Ok(1), "tenant {tenant}");
+    }
+    assert!(l1.stats().totals.evicted >= 18);
+}
+
+#[test]
+fn what_was_loaded_for_a_request_goes_with_it() {
+    let config = config("temporary");
+    let _discard = Discard(config.clone());
+    let (l1, _) = open(&config);
+    put(&l1, "", 0..1).expect("room");
+    let rows = [row(None, 0)];
+    let held = l1.lease_present("m", "", &hashes(3), &rows);
+    assert_eq!(held.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, false]);
+    let reserved = l1.reserve("m", "", cells(1..3), 7, OBJECT, None).expect("room");
+    // The second chunk is wanted by two requests, the third by one and for good.
+    let second = l1.commit_leased(&reserved[0].pin, 2, true).expect("reserved");
+    let third = l1.commit_leased(&reserved[1].pin, 1, false).expect("reserved");
+    assert_eq!(l1.lookup("m", "", &hashes(3), &rows).chunks, 3);
+    l1.end_leases([second, third, second, second].into_iter());
+    assert_eq!(l1.stats().objects, 2, "the last lease took the temporary one away");
+    assert_eq!(l1.take_removed().last().map(|gone| gone.cause), Some(RemovalCause::Temporary));
+    // A worker that stores it makes it stay.
+    let reserved = l1.reserve("m", "", cells(1..2), 7, OBJECT, None).expect("room");
+    let again = l1.commit_leased(&reserved[0].pin, 1, true).expect("reserved");
+    assert_eq!(put(&l1, "", 1..2), Ok(0), "it is there");
+    l1.end_leases([again].into_iter());
+    assert_eq!(l1.stats().objects, 3);
+    assert_eq!(l1.drop_unheld([again].into_iter()), 1);
+    assert_eq!(l1.drop_unheld([again].into_iter()), 0);
+}
+
+#[test]
+fn the_prefix_rule_agrees_with_the_lookup() {
+    let rows = [row(None, 0), row(Some(2), 1)];
+    let present = |holes: &'static [(u64, usize)]| move |chunk, row| !holes.contains(&(chunk, row));
+    assert_eq!(longest_prefix(&rows, 5, present(&[])), 5);
+    assert_eq!(longest_prefix(&rows, 5, present(&[(3, 0)])), 3);
+    // A hole in the windowed row only matters while the window reaches it.
+    assert_eq!(longest_prefix(&rows, 5, present(&[(1, 1)])), 5);
+    assert_eq!(longest_prefix(&rows, 5, present(&[(3, 1)])), 3);
+    assert_eq!(longest_prefix(&rows, 0, present(&[])), 0);
+}
