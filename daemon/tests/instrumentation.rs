@@ -73,7 +73,10 @@ fn the_documented_catalogue_is_the_code_s() {
         std::env::var_os("UPDATE_DOCS").is_some(),
         "docs/INSTRUMENTATION.md is not the catalogue any more: UPDATE_DOCS=1 cargo test -p lmcached --test instrumentation"
     );
-    std::fs::write(path(), format!("{before}{BEGIN}{wanted}{END}{after}")).expect("written");
+    // In one step: the other tests read it meanwhile.
+    let new = path().with_extension("new");
+    std::fs::write(&new, format!("{before}{BEGIN}{wanted}{END}{after}")).expect("written");
+    std::fs::rename(new, path()).expect("renamed");
 }
 
 #[test]

@@ -150,7 +150,8 @@ async fn a_dashboard_made_for_0_5_6_finds_its_families() {
     assert_eq!(page.value("lmcache_mp_l1_usage_ratio", labels), Some(0.5));
     let stores = r#"l2_name="fs",adapter_index="0",l1_tag="_default""#;
     assert_eq!(page.value("lmcache_mp_num_inflight_l2_stores", stores), Some(1.0));
-    assert_eq!(page.value("lmcache_mp_l1_chunk_lifetime_seconds_count", r#"l1_tag="_default""#), None);
+    let lifetimes = page.value("lmcache_mp_l1_chunk_lifetime_seconds_count", r#"l1_tag="_default""#);
+    assert_eq!(lifetimes, Some(2.0));
 
     let [point] = &collector.points("lmcache_mp.l1_write")[..] else { panic!("one point") };
     let tag = BTreeMap::from([("l1_tag".to_owned(), "_default".to_owned())]);

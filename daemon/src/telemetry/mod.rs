@@ -132,8 +132,10 @@ pub fn start(config: &ObservabilityConfig, outlet: &Outlet) -> Result<Started, C
         subscribers.extend(subscribers::metrics(&store, config.metrics_sample_rate));
     }
     if config.logging {
-        subscribers.extend(subscribers::logging(config.extra_logging));
+        subscribers.push(subscribers::logging());
     }
+    // Asked for by a flag of its own: --disable-logging leaves it.
+    subscribers.extend(config.extra_logging.map(subscribers::statistics));
     if let (true, Some(collector)) = (config.tracing, &outlet.collector) {
         let provider = collector.tracer_provider(outlet.resource.clone())?;
         let spans = subscribers::tracing_spans::Spans::new(provider, outlet.health.clone());

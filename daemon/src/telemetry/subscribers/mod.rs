@@ -12,6 +12,7 @@ mod lines;
 mod lookup;
 mod pending;
 mod real_reuse;
+mod span_parts;
 mod statistics;
 mod storage;
 mod throughput;
@@ -45,10 +46,12 @@ pub(super) fn metrics(store: &Arc<Store>, sample_rate: f64) -> Vec<Box<dyn Subsc
     ]
 }
 
-/// The subscribers that write log lines.
-pub(super) fn logging(statistics: Option<Duration>) -> Vec<Box<dyn Subscriber>> {
-    let mut subscribers: Vec<Box<dyn Subscriber>> = vec![Box::new(lines::Lines::default())];
-    subscribers
-        .extend(statistics.map(|every| Box::new(statistics::Statistics::new(every)) as Box<dyn Subscriber>));
-    subscribers
+/// The subscriber that writes the documented log lines.
+pub(super) fn logging() -> Box<dyn Subscriber> {
+    Box::new(lines::Lines::default())
+}
+
+/// The subscriber that writes throughput and pool use at intervals.
+pub(super) fn statistics(every: Duration) -> Box<dyn Subscriber> {
+    Box::new(statistics::Statistics::new(every))
 }

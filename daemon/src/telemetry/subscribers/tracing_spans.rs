@@ -10,15 +10,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry::trace::{Span as _, SpanBuilder, SpanContext, Status, TraceContextExt, Tracer};
+use opentelemetry::trace::{Span as _, SpanBuilder, Status, TraceContextExt, Tracer};
 use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span};
 
 use super::pending::Pending;
-use crate::events::{
-    CbPhase, Event, LookupEnd, SessionId, Stamped, Subscriber, TransferEnd, TransferId, Worker,
-};
+use super::span_parts::{Carrier, Clock, local, number, of_end, of_worker, rate};
+use crate::events::{CbPhase, Event, LookupEnd, SessionId, Stamped, Subscriber, TransferId};
 use crate::telemetry::health::Health;
 
 /// Requests with an open root.
@@ -78,29 +77,6 @@ pub struct Spans {
     roots: Pending<(SessionId, RootKind), Root>,
     children: Pending<ChildKey, Child>,
     clock: Clock,
-}
-
-/// Turns the events' monotonic times into times of day.
-struct Clock {
-    instant: Instant,
-    time: SystemTime,
-}
-
-impl Clock {
-    fn now() -> Clock {
-        Clock { instant: Instant::now(), time: SystemTime::now() }
-    }
-
-    fn time(&mut self, at: Instant) -> SystemTime {
-        // The time of day may be set; children and parents a moment apart must agree, hours apart need not.
-        if at.saturating_duration_since(self.instant) > Duration::from_secs(60) {
-            *self = Clock::now();
-        }
-        match at.checked_duration_since(self.instant) {
-            Some(since) => self.time + since,
-            None => self.time.checked_sub(self.instant - at).unwrap_or(self.time),
-        }
-    }
 }
 
 impl Spans {
@@ -425,53 +401,4 @@ impl Subscriber for Spans {
         // Bounded: a collector that is gone must not hold the shutdown up.
         let _ = self.provider.shutdown_with_timeout(Duration::from_secs(5));
     }
-}
-
-/// The only header of a request that travels as text.
-struct Carrier<'a>(&'a str);
-
-impl opentelemetry::propagation::Extractor for Carrier<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        key.eq_ignore_ascii_case("traceparent").then_some(self.0)
-    }
-
-    fn keys(&self) -> Vec<&str> {
-        vec!["traceparent"]
-    }
-}
-
-/// A parent of this process: the flag "remote" would be wrong.
-fn local(context: &SpanContext) -> SpanContext {
-    SpanContext::new(
-        context.trace_id(),
-        context.span_id(),
-        context.trace_flags(),
-        false,
-        context.trace_state().clone(),
-    )
-}
-
-fn number(name: &'static str, value: u64) -> KeyValue {
-    KeyValue::new(name, i64::try_from(value).unwrap_or(i64::MAX))
-}
-
-fn rate(hit: u64, requested: u64) -> f64 {
-    if requested == 0 { 0.0 } else { hit as f64 / requested as f64 }
-}
-
-fn of_worker(worker: &Worker) -> Vec<KeyValue> {
-    vec![
-        KeyValue::new("device", Value::from(worker.device.clone())),
-        KeyValue::new("engine_id", worker.engine_id.to_string()),
-        KeyValue::new("model_name", Value::from(worker.model.clone())),
-    ]
-}
-
-fn of_end(count: &'static str, end: &TransferEnd) -> Vec<KeyValue> {
-    vec![
-        number(count, end.count),
-        number("total_bytes", end.total_bytes),
-        number("num_tokens", end.num_tokens),
-        KeyValue::new("cache_salt", Value::from(end.salt.clone())),
-    ]
 }
