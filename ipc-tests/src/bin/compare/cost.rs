@@ -33,7 +33,7 @@ pub(crate) async fn run(daemon: &Path, rounds: usize, cycles: usize) {
     ];
     let mut steps = Vec::new();
     for (name, flags) in &configurations {
-        let target = Target::start_daemon(daemon, flags).await;
+        let target = start(daemon, flags).await;
         steps.push(Step { name, target, cpu: Vec::new(), times: Vec::new() });
     }
     for round in 0..rounds {
@@ -68,6 +68,16 @@ pub(crate) async fn run(daemon: &Path, rounds: usize, cycles: usize) {
     scrape(daemon).await;
 }
 
+/// A daemon whose pool is reserved: until then it refuses stores, and uses CPU for itself.
+async fn start(daemon: &Path, flags: &[&str]) -> Target {
+    let target = Target::start_daemon(daemon, flags).await;
+    ipc_tests::eventually("the pool is reserved", async || {
+        http::get(target.http_port, "/healthcheck").await.filter(|(status, _)| *status == 200)
+    })
+    .await;
+    target
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
@@ -82,7 +92,7 @@ async fn dropped(target: &Target) -> Option<String> {
 /// How long a scrape of a daemon with 100,000 objects takes, and what a ping meanwhile waits.
 async fn scrape(daemon: &Path) {
     const PROMPTS: u32 = 6250;
-    let target = Target::start_daemon(daemon, &[]).await;
+    let target = start(daemon, &[]).await;
     let mut client = Connection::connect(&target.endpoint, Duration::from_secs(60)).await.expect("connect");
     // 1 KiB an object, which takes a page.
     let model = Model { name: "small".into(), world_size: 1, layers: 1, width: 1 };
