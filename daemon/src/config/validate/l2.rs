@@ -9,31 +9,7 @@ use super::ranges;
 use crate::config::error::ConfigError;
 use crate::config::flags::L2Flags;
 use crate::config::types::{EvictionConfig, EvictionPolicy, L2Adapter, L2Config};
-
-/// Types of LMCache 0.5.6, so that a misspelt one is told from one that this daemon lacks.
-const TYPES: &[&str] = &[
-    "aerospike",
-    "bigtable",
-    "dax",
-    "fault_inject",
-    "fs",
-    "fs_native",
-    "hf3fs",
-    "hfbucket",
-    "mock",
-    "mooncake_store",
-    "native_plugin",
-    "nixl_native",
-    "nixl_store",
-    "nixl_store_dynamic",
-    "p2p",
-    "plugin",
-    "raw_block",
-    "resp",
-    "s3",
-    "sagemaker-hyperpod",
-    "valkey",
-];
+use crate::l2::registry;
 
 /// Loads at the same time at most: each holds a staging area in the pool.
 const MAX_IN_FLIGHT: i64 = 65_536;
@@ -67,9 +43,7 @@ fn adapter(number: usize, json: &str) -> Result<L2Adapter, ConfigError> {
 /// Takes what all types have in common out of `settings`.
 fn read_adapter(settings: &mut Map<String, Value>) -> Result<L2Adapter, String> {
     let kind = take_text(settings, "type")?.ok_or("needs a \"type\"")?;
-    if !TYPES.contains(&kind.as_str()) {
-        return Err(format!("\"type\" must be one of {}", TYPES.join(", ")));
-    }
+    registry::is_served(&kind).map_err(|error| error.to_string())?;
     let affinity_tag = take_text(settings, "affinity_tag")?.unwrap_or_else(|| "_default".to_owned());
     let adapter = L2Adapter {
         kind,
