@@ -10,10 +10,12 @@ use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{self, Config, Listen, Notice};
-use crate::engine::{Engine, EngineConfig};
+use crate::engine::{Engine, EngineConfig, L2};
 use crate::events::Bus;
 use crate::http::{self, Admin};
 use crate::l1::{L1, L1Config, OpenError, PolicyKind, Recovered, pool};
+use crate::l2::adapter::L2Adapter as _;
+use crate::l2::control;
 use crate::liveness_watch::DeathWatch;
 use crate::process::{self, ProcessId};
 use crate::ring::{RingConfig, RingError, RingHub, RingTimer};
@@ -34,6 +36,9 @@ pub enum AppError {
     /// The shared ring.
     #[error(transparent)]
     Ring(#[from] RingError),
+    /// An L2 tier.
+    #[error(transparent)]
+    Tier(#[from] control::TierError),
     /// A client endpoint.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -174,6 +179,7 @@ async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(
     );
     admin.drain();
     l1.pool().stop_reserving();
+    let draining = std::time::Instant::now();
     let left = server.drain(config.shutdown.drain).await;
     if left > 0 {
         tracing::warn!(
@@ -182,6 +188,9 @@ async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(
         );
     }
     maintenance.abort();
+    if let Some(l2) = engine.l2() {
+        flush_tiers(l2, config.shutdown.drain.saturating_sub(draining.elapsed())).await;
+    }
     drop(ring_timer);
     engine.ring().unlink();
     // Delivers what is queued, then sends the last numbers; both have limits.
@@ -204,6 +213,20 @@ async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(
         );
     }
     Ok(())
+}
+
+/// Lets the stores under way finish: L1 keeps their objects, but only this daemon knows that the tiers lack them.
+async fn flush_tiers(l2: &L2, limit: Duration) {
+    let left = l2.opened.stores.flush(limit).await;
+    if left > 0 {
+        tracing::warn!(
+            objects = left,
+            "objects were not stored in L2 before --drain-seconds were over; L1 keeps them"
+        );
+    }
+    for attached in &*l2.opened.tiers.all() {
+        attached.tier.close().await;
+    }
 }
 
 async fn listen(on: &Listen, flag: &'static str) -> Result<tokio::net::TcpListener, AppError> {
@@ -295,7 +318,12 @@ fn open_engine(
         layout: config.server.limits.ring.filter(|_| config.observability.enabled),
         max_bytes: l1.pool().segment().bytes(),
     })?;
-    let engine = Engine::new(engine_config, hasher, l1.clone(), recovered.pins, bus, ring, death_watch);
+    let l2 = if config.l2.adapters.is_empty() {
+        None
+    } else {
+        Some(L2 { opened: control::open(&config.l2, &l1, &bus)?, runtime: tokio::runtime::Handle::current() })
+    };
+    let engine = Engine::new(engine_config, hasher, l1.clone(), recovered.pins, bus, ring, death_watch, l2);
     Ok((l1, engine))
 }
 

@@ -8,6 +8,7 @@ pub mod engine;
 pub mod events;
 pub mod http;
 pub mod l1;
+pub mod l2;
 pub mod liveness_watch;
 mod log_limit;
 pub mod logging;

@@ -58,7 +58,7 @@ pub fn key(frame: &[u8]) -> CacheKey<'_> {
     CacheKey::decode(frame).expect("own key")
 }
 
-/// Looks a prompt up and returns the chunks found.
+/// Looks a prompt up and returns the chunks found, as soon as that is known.
 ///
 /// # Panics
 /// If the daemon does not answer as the protocol says.
@@ -69,13 +69,39 @@ pub async fn lookup(
     tokens: &[u32],
     readers: u32,
 ) -> u64 {
+    start_lookup(client, model, request, tokens, readers).await;
+    await_lookup(client, request).await
+}
+
+/// Sends a lookup.
+///
+/// # Panics
+/// If the daemon does not acknowledge it.
+pub async fn start_lookup(
+    client: &mut Connection,
+    model: &Model,
+    request: &str,
+    tokens: &[u32],
+    readers: u32,
+) {
     let frame = model.key(request, tokens).readers(readers).frame(None, 0, tokens.len() as u64);
     let ack = client.call(&Request::Lookup { key: key(&frame), tp_size: 1 }).await.expect("lookup");
     assert_eq!(ack, Response::Nothing);
-    match client.call(&Request::QueryPrefetchStatus { request_id: request }).await.expect("status") {
-        Response::Count(chunks) => chunks,
-        other => panic!("status answered {other:?}"),
-    }
+}
+
+/// Asks for a lookup's result until it is known, as the engine's scheduler does.
+///
+/// # Panics
+/// If the daemon does not answer as the protocol says.
+pub async fn await_lookup(client: &mut Connection, request: &str) -> u64 {
+    crate::eventually("the lookup is done", async || {
+        match client.call(&Request::QueryPrefetchStatus { request_id: request }).await.expect("status") {
+            Response::Count(chunks) => Some(chunks),
+            Response::Nothing => None,
+            other => panic!("status answered {other:?}"),
+        }
+    })
+    .await
 }
 
 /// Prepares a store; `None` is the daemon's "could not".

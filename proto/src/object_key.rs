@@ -71,6 +71,36 @@ impl ObjectKey {
         path
     }
 
+    /// The key that [`Self::fs_filename`] spells like this. `None` for any other file: what is returned always spells
+    /// the very same name, so deleting the key deletes that file.
+    pub fn from_fs_filename(name: &str) -> Option<ObjectKey> {
+        let key = ObjectKey::from_fields(name.strip_suffix(".data")?, |rank| rank.strip_prefix("0x"))?;
+        let key = ObjectKey { model_name: key.model_name.replace("-SEP-", "/"), ..key };
+        (key.fs_filename() == name).then_some(key)
+    }
+
+    /// The key that [`Self::native_key`] spells like this; `None` for any other text.
+    pub fn from_native_key(text: &str) -> Option<ObjectKey> {
+        let key = ObjectKey::from_fields(text, |rank| Some(rank))?;
+        (key.native_key() == text).then_some(key)
+    }
+
+    fn from_fields(text: &str, rank_digits: impl Fn(&str) -> Option<&str>) -> Option<ObjectKey> {
+        let mut fields = text.split('@');
+        let model_name = fields.next().filter(|name| !name.is_empty())?.to_owned();
+        let kv_rank = u32::from_str_radix(rank_digits(fields.next()?)?, 16).ok()?;
+        let object_group_id = u32::from_str_radix(fields.next()?, 16).ok()?;
+        let chunk_hash = parse_hash(fields.next()?)?;
+        let cache_salt = fields.next().unwrap_or_default().to_owned();
+        fields.next().is_none().then_some(ObjectKey {
+            chunk_hash,
+            model_name,
+            kv_rank,
+            object_group_id,
+            cache_salt,
+        })
+    }
+
     /// The chunk hash in lower-case hex.
     pub fn hash_hex(&self) -> String {
         self.chunk_hash.iter().fold(String::with_capacity(64), |mut hex, byte| {
@@ -85,4 +115,17 @@ impl ObjectKey {
             name.push_str(&self.cache_salt);
         }
     }
+}
+
+fn parse_hash(hex: &str) -> Option<ChunkHash> {
+    let mut hash = ChunkHash::default();
+    let hex = hex.as_bytes();
+    if hex.len() != 2 * hash.len() {
+        return None;
+    }
+    for (byte, pair) in hash.iter_mut().zip(hex.chunks_exact(2)) {
+        let digit = |c: u8| (c as char).to_digit(16);
+        *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
+    }
+    Some(hash)
 }

@@ -98,6 +98,33 @@ fn token_hashes_agree() {
 }
 
 #[test]
+fn other_names_are_no_object_keys() {
+    let hash = "0f".repeat(32);
+    let name = |text: &str| text.replace("HASH", &hash);
+    assert!(ObjectKey::from_fs_filename(&name("m@0x0000002a@2@HASH@alice.data")).is_some());
+    for text in [
+        "m@0x0000002a@2@HASH@alice.tmp",
+        "m@0x0000002a@2@HASH@.data",
+        "m@0x0000002a@2@HASH@a@b.data",
+        "m@0000002a@2@HASH.data",
+        "m@0x2a@2@HASH.data",
+        "m@0x0000002a@02@HASH.data",
+        "m@0x0000002a@-2@HASH.data",
+        "m@0x0000002a@2@deadbeef.data",
+        "m@0x0000002a@HASH.data",
+        "@0x0000002a@2@HASH.data",
+        "just-one-field.data",
+        "",
+    ] {
+        assert_eq!(ObjectKey::from_fs_filename(&name(text)), None, "{text}");
+    }
+    assert!(ObjectKey::from_native_key(&name("a/b@0000002a@2@HASH")).is_some());
+    for text in ["a/b@0x0000002a@2@HASH", "a/b@0000002A@2@HASH"] {
+        assert_eq!(ObjectKey::from_native_key(&name(text)), None, "{text}");
+    }
+}
+
+#[test]
 fn object_keys_agree() {
     for case in load(include_str!("vectors/object_keys.json")) {
         let field = |name: &str| case[name].as_str().expect("string").to_owned();
@@ -114,5 +141,7 @@ fn object_keys_agree() {
         assert_eq!(key.native_key(), field("resp_key"));
         assert_eq!(key.native_key(), field("s3_key"));
         assert_eq!(key.s3_path(), field("s3_safe_path"));
+        assert_eq!(ObjectKey::from_fs_filename(&field("fs_filename")).as_ref(), Some(&key));
+        assert_eq!(ObjectKey::from_native_key(&field("resp_key")).as_ref(), Some(&key));
     }
 }

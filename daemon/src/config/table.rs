@@ -34,7 +34,6 @@ const P2P: &str = "pools are not shared between daemons; use an L2 tier that all
 pub(super) const COORDINATOR: &str = "this daemon joins no coordinator; drop the flag or variable";
 const HASH_LOG: &str = "logging of looked-up hashes";
 const TRACE: &str = "recording of .lct files";
-const L2: &str = "L2 tiers; everything stays in L1";
 
 /// In the order of the peer's help.
 pub(super) const TABLE: &[Row] = &[
@@ -101,11 +100,7 @@ pub(super) const TABLE: &[Row] = &[
     neutral("--gds-l1-use-direct-io", Opposite("no-gds-l1-use-direct-io"), GDS),
     neutral("--no-gds-l1-use-direct-io", Opposite("gds-l1-use-direct-io"), GDS),
     neutral("--gds-l1-backend", OneOf(&["auto", "cufile", "hipfile", "mufile", "phx", "ugds"]), GDS),
-    not_yet("--l2-store-policy", &["default"], L2),
-    not_yet("--l2-prefetch-policy", &["default"], L2),
-    not_yet("--l2-prefetch-max-in-flight", &["8"], L2),
     neutral("--periodic-notifier-interval-ms", Int, "controllers are woken by events, not by a timer"),
-    not_yet("--l2-adapter", &[], L2),
     neutral("--disable-grpc-metrics", Nothing, "there is no gRPC transport to measure"),
     not_yet("--lookup-hash-log-dir", &[""], HASH_LOG),
     not_yet("--lookup-hash-log-rotation-interval", &["21600"], HASH_LOG),

@@ -4,12 +4,13 @@
 //! run under one lock, `order`: what has been removed is logged before anything new is made readable, and what is made
 //! readable is logged before its removal can be. It is taken before the index lock and never the other way round.
 
-use lmcache_proto::hash::Chain;
+use lmcache_proto::hash::{Chain, ChunkHash};
 use lmcache_proto::wire::CacheKey;
 
 use super::Engine;
 use crate::events::Event;
 use crate::l1::Pin;
+use crate::l2::control::Batch;
 
 impl Engine {
     /// Tells the KV event log and the bus what has gone.
@@ -54,6 +55,21 @@ impl Engine {
         };
         self.tell_removed(&removed);
         done
+    }
+
+    /// Offers newly readable objects (hash, rank, group) of one shape to the tiers. Never waits.
+    pub(super) fn offer(
+        &self,
+        key: &CacheKey<'_>,
+        cells: Vec<(ChunkHash, u32, u32)>,
+        layout: u64,
+        object_bytes: u64,
+    ) {
+        if let Some(l2) = self.l2.as_ref().filter(|_| !cells.is_empty()) {
+            let model = self.instances.shared_model(key.model_name);
+            let salt = self.shared_salt(key.cache_salt);
+            l2.opened.stores.submit(Batch { model, salt, cells, layout, object_bytes });
+        }
     }
 
     /// After something was stored or freed: what has gone is told, and the evictor wakes if the pool is too full.

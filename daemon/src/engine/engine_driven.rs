@@ -151,6 +151,8 @@ impl Engine {
             pins: reserved.iter().map(|object| object.pin).collect(),
             slots,
             chunk_indices,
+            rank,
+            layout: layout.fingerprint(),
             object_bytes: layout.bytes(),
             started: Instant::now(),
             client: client.id,
@@ -226,6 +228,9 @@ impl Engine {
         let whole = committed == pending.pins.len() as u64;
         let tokens = committed * self.hasher.chunk_size() as u64;
         self.stats.stored_tokens.fetch_add(tokens, Ordering::Relaxed);
+        let cells = done.iter().zip(&pending.chunk_indices).filter(|(done, _)| **done);
+        let cells = cells.map(|(_, index)| (hashes[*index as usize], pending.rank, 0)).collect();
+        self.offer(key, cells, pending.layout, pending.object_bytes);
         if let Some(told) = &pending.told {
             let bytes = committed * pending.object_bytes;
             self.tell_stored(key, told, &done, bytes, if whole { tokens } else { 0 });
@@ -298,6 +303,8 @@ impl Engine {
             pins: pinned.iter().map(|object| object.pin).collect(),
             slots: slots.clone(),
             chunk_indices: Vec::new(),
+            rank,
+            layout: layout.fingerprint(),
             object_bytes: layout.bytes(),
             started: Instant::now(),
             client: client.id,

@@ -133,6 +133,9 @@ pub(super) struct GroupRow {
     pub(super) window: Option<u64>,
     /// Layouts that its objects may have.
     pub(super) layouts: Arc<[u64]>,
+    /// The newest of them, and the bytes of such an object: what is asked of L2.
+    pub(super) layout: u64,
+    pub(super) object_bytes: u64,
 }
 
 /// The shapes that a model's workers have registered for one world size.
@@ -174,7 +177,13 @@ impl Shapes {
                 .collect();
             layouts.sort_unstable();
             layouts.dedup();
-            GroupRow { group: group as u32, window: shape.window, layouts: layouts.into() }
+            GroupRow {
+                group: group as u32,
+                window: shape.window,
+                layouts: layouts.into(),
+                layout: shape.layout.fingerprint(),
+                object_bytes: shape.layout.bytes(),
+            }
         };
         // A connector's private groups are not part of the standard lookup.
         newest.iter().enumerate().filter(|(_, shape)| !shape.aux).map(row).collect()

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::prefetch::{Found, Job};
 use crate::l1::{Hit, LeasedCell, ObjectId, Row};
 
 /// Most readers that a lookup may announce per object; the wire's ranks are a byte, and real deployments have a handful.
@@ -24,8 +25,14 @@ pub(super) struct Lookup {
     pub(super) hit_chunks: u64,
     /// Why nothing was looked up; empty normally.
     pub(super) early_exit: &'static str,
+    /// Of these, what L1 alone could serve.
+    pub(super) l1_chunks: u64,
+    /// Objects that came from L2.
+    pub(super) l2_objects: u64,
     /// Whether the client has been told.
     pub(super) consumed: bool,
+    /// What it still waits for; the hit is unknown until then.
+    pub(super) job: Option<Job>,
     cells: Vec<Cell>,
 }
 
@@ -39,6 +46,18 @@ struct Cell {
     taken_by: Vec<u64>,
 }
 
+impl Cell {
+    fn new(cell: &LeasedCell, readers: u32) -> Cell {
+        Cell {
+            row: cell.row,
+            chunk: cell.chunk,
+            object: cell.object,
+            left: readers.clamp(1, MAX_READERS),
+            taken_by: Vec::new(),
+        }
+    }
+}
+
 impl Lookup {
     /// A lookup that holds the cells of `hit` for `readers` readers each.
     pub(super) fn new(
@@ -49,13 +68,6 @@ impl Lookup {
         hit: &Hit,
         readers: u32,
     ) -> Lookup {
-        let cell = |cell: &LeasedCell| Cell {
-            row: cell.row,
-            chunk: cell.chunk,
-            object: cell.object,
-            left: readers.clamp(1, MAX_READERS),
-            taken_by: Vec::new(),
-        };
         Lookup {
             client,
             model,
@@ -68,9 +80,21 @@ impl Lookup {
             rows,
             requested_chunks,
             hit_chunks: hit.chunks,
+            l1_chunks: hit.chunks,
+            l2_objects: 0,
             consumed: false,
-            cells: hit.cells.iter().map(cell).collect(),
+            job: None,
+            cells: hit.cells.iter().map(|cell| Cell::new(cell, readers)).collect(),
         }
+    }
+
+    /// The job is done: this is what it found.
+    pub(super) fn resolve(&mut self, found: Found, readers: u32) {
+        self.hit_chunks = found.hit.chunks;
+        self.l1_chunks = found.l1_chunks;
+        self.l2_objects = found.l2_objects;
+        self.cells = found.hit.cells.iter().map(|cell| Cell::new(cell, readers)).collect();
+        self.job = None;
     }
 
     /// Objects found.
@@ -78,9 +102,9 @@ impl Lookup {
         self.cells.len() as u64
     }
 
-    /// Whether it still holds anything.
+    /// Whether it still holds anything, or will.
     pub(super) fn holds(&self) -> bool {
-        self.cells.iter().any(|cell| cell.left > 0)
+        self.job.is_some() || self.cells.iter().any(|cell| cell.left > 0)
     }
 
     /// Ends the leases of `chunks`, tail first; all rows, whatever readers are left.

@@ -152,6 +152,11 @@ impl Engine {
         let objects = std::mem::take(&mut writing.objects);
         let pins: Vec<Pin> = objects.iter().map(|(_, _, object)| object.pin).collect();
         let done = self.commit_and_log(key, &chain, &pins, |at| range.start + objects[at].1);
+        for (group, shape) in worker.geometry.object_groups.iter().enumerate() {
+            let of_group = objects.iter().zip(&done).filter(|((at, ..), done)| **done && *at == group);
+            let cells = of_group.map(|((_, chunk, _), _)| (hashes[*chunk], rank, group as u32)).collect();
+            self.offer(key, cells, shape.layout.fingerprint(), shape.layout.bytes());
+        }
         let tokens = (range.len() * self.hasher.chunk_size()) as u64;
         self.stats.stored_tokens.fetch_add(tokens, Ordering::Relaxed);
         if let Some(told) = &told {

@@ -2,18 +2,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use lmcache_proto::hash::{Chain, ChunkHash};
 use lmcache_proto::object_key::kv_rank;
 use lmcache_proto::wire::{CacheKey, Response};
 
 use super::leases::Lookup;
-use super::{Client, Engine, Refusal};
+use super::prefetch::{Ask, Job, Shape};
+use super::{Client, Engine, Outcome, Refusal};
 use crate::events::{Cell, Event, Keys, LookupEnd, SessionId};
 use crate::l1::{Hit, LeasedCell, ObjectId, Row};
 
 /// Cells that the end of a request touches on its own thread: about a millisecond.
 const TOUCH_INLINE: usize = 8192;
+/// Longest wait that a client may ask for.
+const MAX_PATIENCE: Duration = Duration::from_secs(3600);
 
 impl Engine {
     /// Leases the longest prefix of the prompt that can be served.
@@ -33,7 +37,7 @@ impl Engine {
             let detail = format!("request {:?}: --max-sessions requests are in flight", key.request_id);
             return Err((Refusal::Limit, detail));
         };
-        let rows = self.rows(key);
+        let (rows, shapes) = self.rows(key);
         self.tell_lookup(key, &session_id, &chain, new);
         // A client that names no readers is older than 0.5.6's lookup protocol: its leases would never end.
         let hit = if key.num_kv_readers == 0 {
@@ -51,8 +55,32 @@ impl Engine {
         self.stats.requested_tokens.fetch_add(chain.hashes.len() as u64 * chunk_size, Ordering::Relaxed);
         self.stats.hit_tokens.fetch_add(hit.chunks * chunk_size, Ordering::Relaxed);
         let names = (self.instances.shared_model(key.model_name), self.shared_salt(key.cache_salt));
+        let incomplete = hit.chunks < chain.hashes.len() as u64 && !rows.is_empty();
+        let started = match &self.l2 {
+            Some(l2) if incomplete && key.num_kv_readers > 0 && !crowded && l2.opened.tiers.any_usable() => {
+                let ask = Ask {
+                    request_id: key.request_id.into(),
+                    session: session_id.clone(),
+                    model: names.0.clone(),
+                    salt: names.1.clone(),
+                    hashes: chain.hashes.clone(),
+                    rows: rows.clone(),
+                    shapes,
+                    readers: key.num_kv_readers,
+                };
+                self.start_prefetch(l2, ask)
+            }
+            _ => None,
+        };
+        if let Some((job, gate)) = started {
+            // The job has leases of its own.
+            self.l1.end_leases(hit.cells.iter().rev().map(|cell| cell.object));
+            self.remember(client, key, names, rows, &chain, &Hit::default(), Some(job));
+            let _ = gate.send(());
+            return Ok(());
+        }
         self.tell_prefetched(&names, &chain.hashes, &rows, &hit);
-        self.remember(client, key, names, rows, &chain, &hit);
+        self.remember(client, key, names, rows, &chain, &hit, None);
         match (key.num_kv_readers, crowded) {
             (0, _) => Err((Refusal::BadValue, "num_kv_readers is 0".into())),
             (_, true) => Err((Refusal::Limit, "the requests in flight hold too many objects".into())),
@@ -60,7 +88,8 @@ impl Engine {
         }
     }
 
-    /// Puts the lookup's leases into its session.
+    /// Puts the lookup's leases, or its job, into its session.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one lookup")]
     fn remember(
         &self,
         client: &Client,
@@ -69,9 +98,12 @@ impl Engine {
         rows: Vec<Row>,
         chain: &Chain,
         hit: &Hit,
+        job: Option<Job>,
     ) {
         let requested = chain.hashes.len() as u64;
-        let mut lookup = Some(Lookup::new(client.id, names, rows, requested, hit, key.num_kv_readers));
+        let mut lookup = Lookup::new(client.id, names, rows, requested, hit, key.num_kv_readers);
+        lookup.job = job;
+        let mut lookup = Some(lookup);
         let mut replaced = Vec::new();
         let kept = self.sessions.with(key.request_id, |session, _| {
             // The same client looks up the same request again: the new result replaces the old one.
@@ -93,8 +125,8 @@ impl Engine {
         self.l1.end_leases(replaced.iter().map(|cell| cell.object));
     }
 
-    /// The rows that a lookup of `key` must find: object groups of the model, group-major, ranks within.
-    fn rows(&self, key: &CacheKey<'_>) -> Vec<Row> {
+    /// The rows that a lookup of `key` must find (object groups of the model, group-major, ranks within), and their shapes.
+    fn rows(&self, key: &CacheKey<'_>) -> (Vec<Row>, Vec<Shape>) {
         let groups = self.instances.rows(key.model_name, key.world_size);
         let ranks = match key.worker_id {
             Some(id) => id..id + 1,
@@ -106,21 +138,51 @@ impl Engine {
             window: group.window,
             layouts: group.layouts.clone(),
         };
-        groups.iter().flat_map(|group| ranks.clone().map(move |rank| row(group, rank))).collect()
+        let row = |group| ranks.clone().map(move |rank| (row(group, rank), Shape::of(group)));
+        groups.iter().flat_map(row).unzip()
     }
 
-    /// Chunks that the request's lookup found. The first time it is asked, the lookup counts as used.
-    pub(super) fn query_status(&self, client: &Client, request_id: &str) -> Response {
+    /// Chunks that the request's lookup found; nothing while it waits for L2. The first time it is told, the lookup counts
+    /// as used.
+    pub(super) fn query_status(&self, client: u64, request_id: &str) -> Response {
         // Unknown means 0, and final: the client's lookup has been executed before (order), so there is none.
         let Some(session) = self.sessions.get(request_id) else { return Response::Count(0) };
         let mut session = session.lock();
         session.touch();
         let id = session.id.clone();
         let is_connected = |client| self.liveness.lock().is_connected(client);
-        let Some(lookup) = session.lookup_of(client.id, is_connected) else { return Response::Count(0) };
+        let Some(lookup) = session.lookup_of(client, is_connected) else { return Response::Count(0) };
+        if lookup.job.is_some() {
+            return Response::Nothing;
+        }
         let hit = lookup.hit_chunks;
         self.consume(lookup, &id);
         Response::Count(hit)
+    }
+
+    /// The same, with patience: the answer comes when the lookup is done, or after `timeout` seconds.
+    pub(super) fn wait_status(&self, client: &Client, request_id: &str, timeout: f64) -> Outcome {
+        let now = self.query_status(client.id, request_id);
+        let waits = (now == Response::Nothing).then(|| {
+            let session = self.sessions.get(request_id)?;
+            let mut session = session.lock();
+            let is_connected = |client| self.liveness.lock().is_connected(client);
+            let job = session.lookup_of(client.id, is_connected)?.job.as_ref()?;
+            Some((self.me.upgrade()?, job.done.clone()))
+        });
+        let Some(Some((engine, mut done))) = waits else {
+            // Done between the two looks, or not known at all.
+            let again = if now == Response::Nothing { self.query_status(client.id, request_id) } else { now };
+            return Outcome::Reply(again);
+        };
+        let (client, request_id) = (client.id, request_id.to_owned());
+        let patience = Duration::try_from_secs_f64(timeout).unwrap_or(MAX_PATIENCE).min(MAX_PATIENCE);
+        let wait = async move {
+            // An error means that the job is over, which is what we wait for.
+            let _ = tokio::time::timeout(patience, done.changed()).await;
+            engine.query_status(client, &request_id)
+        };
+        Outcome::Later { wait: Box::pin(wait), otherwise: Response::Nothing }
     }
 
     /// The client knows the result now.
@@ -133,10 +195,10 @@ impl Engine {
             found_count: lookup.hit_chunks,
             requested_tokens: lookup.requested_chunks * chunk,
             hit_tokens: lookup.hit_chunks * chunk,
-            l1_hit_tokens: lookup.hit_chunks * chunk,
-            l2_hit_tokens: 0,
-            l1_hit_keys: lookup.hit_objects(),
-            l2_hit_keys: 0,
+            l1_hit_tokens: lookup.l1_chunks * chunk,
+            l2_hit_tokens: (lookup.hit_chunks - lookup.l1_chunks) * chunk,
+            l1_hit_keys: lookup.hit_objects() - lookup.l2_objects,
+            l2_hit_keys: lookup.l2_objects,
             early_exit_reason: lookup.early_exit,
             model: lookup.model.clone(),
             salt: lookup.salt.clone(),
@@ -157,7 +219,9 @@ impl Engine {
             session.touch();
             let (id, hashes) = (session.id.clone(), session.known_hashes().to_vec());
             for lookup in session.lookups.iter_mut().filter(|lookup| lookup.client == client.id) {
-                self.consume(lookup, &id);
+                if lookup.job.is_none() {
+                    self.consume(lookup, &id);
+                }
                 let cells = lookup.end_leases(range.clone());
                 if self.bus.enabled() {
                     let keys = keys_of(&lookup.model, &lookup.salt, &lookup.rows, &hashes, &cells);

@@ -66,6 +66,7 @@ impl Engine {
             "trigger_watermark": self.config.watermark,
             "eviction_ratio": self.config.eviction_ratio,
         });
+        let adapters = self.l2.as_ref().map(|l2| l2.opened.tiers.status()).unwrap_or_default();
         let (mut device_ids, mut devices, mut engine_ids, mut engines) =
             (Vec::new(), serde_json::Map::new(), Vec::new(), serde_json::Map::new());
         for instance in self.instances.all() {
@@ -93,8 +94,8 @@ impl Engine {
                 "is_healthy": true,
                 "l1_managers": {"_default": manager.clone()},
                 "l1_eviction_controllers": {"_default": eviction.clone()},
-                "l2_adapters": [],
-                "num_l2_adapters": 0,
+                "num_l2_adapters": adapters.len(),
+                "l2_adapters": adapters,
                 "l1_usage": [l1.used, l1.capacity],
                 "l1_capacity_bytes_by_backend": {"dram": l1.capacity},
                 "l1_manager": manager,
@@ -102,7 +103,7 @@ impl Engine {
                 // `lmcache describe kvcache` still reads the older name.
                 "eviction_controller": eviction,
             },
-            "active_prefetch_jobs": 0,
+            "active_prefetch_jobs": self.l2.as_ref().map_or(0, |l2| l2.opened.loader.jobs()),
             "active_transfers": self.transfers.lock().len(),
             "active_p2p_lookup_jobs": 0,
             "p2p_enabled": false,

@@ -2,7 +2,7 @@
 //!
 //! One file per group of operations: `lookup`, `engine_driven`, `lmcache_driven`, `liveness`, `kv_events`,
 //! `management`. State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
-//! `prompt`s and `leases`), `transfers` (slots that workers are touching). `changes` is what follows when the cache changes,
+//! `prompt`s, `leases` and `prefetch` jobs), `transfers` (slots that workers are touching). `changes` is what follows when the cache changes,
 //! `publish` what the events say.
 //!
 //! Locks, outermost first: a session, then liveness or transfers, then the order lock of `changes`, then L1's index; the
@@ -18,6 +18,7 @@ mod liveness;
 mod lmcache_driven;
 mod lookup;
 mod management;
+mod prefetch;
 mod prompt;
 mod publish;
 mod refusal;
@@ -28,7 +29,8 @@ mod transfers;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use lmcache_proto::hash::{Chain, TokenHasher};
@@ -36,6 +38,7 @@ use lmcache_proto::wire::{CacheKey, Operation, Request, Response, TokenMemo};
 use parking_lot::Mutex;
 
 pub use kv_events::{EventSource, KvEvents};
+pub use prefetch::L2;
 pub use refusal::Refusal;
 pub use stats::{OpOutcome, Stats};
 
@@ -174,6 +177,10 @@ pub struct Engine {
     bus: Arc<Bus>,
     ring: Arc<RingHub>,
     deaths: Arc<DeathWatch>,
+    l2: Option<L2>,
+    next_job: AtomicU64,
+    /// For what outlives a call: jobs and waits.
+    me: Weak<Engine>,
     /// The empty salt.
     empty: Arc<str>,
     stats: Stats,
@@ -192,8 +199,12 @@ impl Engine {
         bus: Arc<Bus>,
         ring: Arc<RingHub>,
         deaths: Arc<DeathWatch>,
+        l2: Option<L2>,
     ) -> Arc<Engine> {
-        Arc::new(Engine {
+        Arc::new_cyclic(|me| Engine {
+            l2,
+            next_job: AtomicU64::new(1),
+            me: me.clone(),
             instances: Instances::default(),
             sessions: Sessions::new(config.max_sessions),
             transfers: Mutex::new(Transfers::new(adopted)),
@@ -221,6 +232,11 @@ impl Engine {
     /// The memory underneath.
     pub fn l1(&self) -> &L1 {
         &self.l1
+    }
+
+    /// The colder tiers, if there are any.
+    pub fn l2(&self) -> Option<&L2> {
+        self.l2.as_ref()
     }
 
     /// The configuration.
@@ -277,9 +293,10 @@ impl Engine {
             Request::Lookup { key, .. } => {
                 self.lookup(client, &key).map(|()| Outcome::Reply(Response::Nothing))
             }
-            Request::QueryPrefetchStatus { request_id } => reply(self.query_status(client, request_id)),
-            // Without L2 every lookup has its result when it returns: there is nothing to wait for yet.
-            Request::WaitPrefetchStatus { request_id, .. } => reply(self.query_status(client, request_id)),
+            Request::QueryPrefetchStatus { request_id } => reply(self.query_status(client.id, request_id)),
+            Request::WaitPrefetchStatus { request_id, timeout } => {
+                Ok(self.wait_status(client, request_id, timeout))
+            }
             Request::FreeLookupLocks { key, .. } => {
                 self.free_lookup_locks(client, &key);
                 reply(Response::Nothing)

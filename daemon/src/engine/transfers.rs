@@ -73,6 +73,8 @@ pub(super) struct Transfer {
     pub(super) pins: Vec<Pin>,
     pub(super) slots: Vec<Slot>,
     pub(super) chunk_indices: Vec<u64>,
+    pub(super) rank: u32,
+    pub(super) layout: u64,
     pub(super) object_bytes: u64,
     pub(super) started: Instant,
     /// Connection that prepared it.

@@ -101,6 +101,21 @@ impl L1 {
         found
     }
 
+    /// Leases one object (hash, rank, group), if it is there with that layout.
+    pub fn lease_one(
+        &self,
+        model: &str,
+        salt: &str,
+        (hash, rank, group): (ChunkHash, u32, u32),
+        layout: u64,
+    ) -> Option<ObjectId> {
+        let index = &mut *self.index.lock();
+        let (model, salt) = index.names.find(model).zip(index.names.find(salt))?;
+        let object = index.find(&Key { hash, model, salt, rank, group }, &[layout])?;
+        index.lease(object);
+        Some(object)
+    }
+
     /// Ends leases. Give them tail first: the head of a prompt is worth most and should be the most recently used.
     pub fn end_leases(&self, objects: impl Iterator<Item = ObjectId>) {
         let mut objects = objects.peekable();

@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lmcache_proto::wire::Operation;
 
-use super::readings::{Gauges, L1Readings, OperationTiming, Readings};
+use crate::l2::adapter::L2Adapter;
+use crate::l2::control::Attached;
+
+use super::readings::{AdapterReading, Gauges, L1Readings, OperationTiming, Readings};
 use crate::engine::{Engine, OpOutcome};
 use crate::server::{BadMessage, Server};
 
@@ -19,6 +22,26 @@ pub struct DaemonGauges {
 }
 
 impl DaemonGauges {
+    /// The L2 tiers.
+    fn adapters(&self) -> Vec<AdapterReading> {
+        let Some(l2) = self.engine.l2() else { return Vec::new() };
+        let reading = |attached: &Arc<Attached>| {
+            let in_flight = attached.in_flight();
+            AdapterReading {
+                name: attached.id.name.to_string(),
+                index: attached.id.index,
+                inflight_stores: in_flight.stores,
+                inflight_loads: in_flight.loads,
+                inflight_load_bytes: in_flight.load_bytes,
+                used_bytes: Some(attached.tier.usage().bytes),
+                draining: attached.is_draining(),
+                stores: true,
+                loads: true,
+            }
+        };
+        l2.opened.tiers.all().iter().map(reading).collect()
+    }
+
     /// Operations that have been asked for.
     fn timings(&self) -> Vec<OperationTiming> {
         let timing = |operation: Operation| {
@@ -77,6 +100,8 @@ impl Gauges for DaemonGauges {
             workers_reaped: load(&stats.reaped),
             leases_expired: load(&stats.leases_expired),
             timings: self.timings(),
+            active_prefetch_jobs: self.engine.l2().map_or(0, |l2| l2.opened.loader.jobs()),
+            adapters: self.adapters(),
             workers: self.engine.workers() as u64,
             sessions: self.engine.session_usage().0 as u64,
             kv_events_log_depth: self.engine.kv_event_status().depth as u64,

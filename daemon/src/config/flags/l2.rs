@@ -22,4 +22,12 @@ pub(crate) struct L2Flags {
     /// Lookups that may load from L2 at the same time
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub(crate) l2_prefetch_max_in_flight: i64,
+
+    /// Time after which a lookup that waits for L2 is answered with what has arrived
+    #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
+    pub(crate) l2_prefetch_deadline_seconds: f64,
+
+    /// Bytes of L1 that stores to L2 may hold at the same time
+    #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
+    pub(crate) l2_store_max_bytes_in_flight: i64,
 }

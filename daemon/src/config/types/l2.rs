@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::time::Duration;
 
 use clap::ValueEnum;
 
@@ -19,6 +20,10 @@ pub struct L2Config {
     pub prefetch_policy: L2PrefetchPolicy,
     /// Lookups that may load from L2 at the same time. Default: 8.
     pub prefetch_max_in_flight: NonZeroUsize,
+    /// Time after which a lookup is answered with what has arrived. Default: 30 s.
+    pub prefetch_deadline: Duration,
+    /// Bytes of L1 that stores may hold at the same time. Default: 256 MiB.
+    pub store_max_bytes_in_flight: NonZeroU64,
 }
 
 /// One `--l2-adapter`. Its `Debug` hides the values of `settings`: they may be passwords.

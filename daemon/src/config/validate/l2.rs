@@ -9,31 +9,7 @@ use super::ranges;
 use crate::config::error::ConfigError;
 use crate::config::flags::L2Flags;
 use crate::config::types::{EvictionConfig, EvictionPolicy, L2Adapter, L2Config};
-
-/// Types of LMCache 0.5.6, so that a misspelt one is told from one that this daemon lacks.
-const TYPES: &[&str] = &[
-    "aerospike",
-    "bigtable",
-    "dax",
-    "fault_inject",
-    "fs",
-    "fs_native",
-    "hf3fs",
-    "hfbucket",
-    "mock",
-    "mooncake_store",
-    "native_plugin",
-    "nixl_native",
-    "nixl_store",
-    "nixl_store_dynamic",
-    "p2p",
-    "plugin",
-    "raw_block",
-    "resp",
-    "s3",
-    "sagemaker-hyperpod",
-    "valkey",
-];
+use crate::l2::registry;
 
 /// Loads at the same time at most: each holds a staging area in the pool.
 const MAX_IN_FLIGHT: i64 = 65_536;
@@ -49,6 +25,14 @@ pub(super) fn l2(flags: &L2Flags) -> Result<L2Config, ConfigError> {
             flags.l2_prefetch_max_in_flight,
             MAX_IN_FLIGHT,
         )?,
+        prefetch_deadline: ranges::positive_seconds(
+            "--l2-prefetch-deadline-seconds",
+            flags.l2_prefetch_deadline_seconds,
+        )?,
+        store_max_bytes_in_flight: ranges::bytes(
+            "--l2-store-max-bytes-in-flight",
+            flags.l2_store_max_bytes_in_flight,
+        )?,
     })
 }
 
@@ -61,15 +45,17 @@ fn adapter(number: usize, json: &str) -> Result<L2Adapter, ConfigError> {
             "must be a JSON object such as {\"type\":\"fs\",\"base_path\":\"/data\"}".to_owned(),
         ));
     };
-    read_adapter(&mut settings).map_err(wrong).map(|adapter| L2Adapter { settings, ..adapter })
+    let adapter = read_adapter(&mut settings).map_err(wrong)?;
+    let adapter = L2Adapter { settings, ..adapter };
+    // The keys of its type, too, so that a mistake in them is an error of the command line.
+    registry::plan(number, &adapter).map_err(|error| wrong(error.to_string()))?;
+    Ok(adapter)
 }
 
 /// Takes what all types have in common out of `settings`.
 fn read_adapter(settings: &mut Map<String, Value>) -> Result<L2Adapter, String> {
     let kind = take_text(settings, "type")?.ok_or("needs a \"type\"")?;
-    if !TYPES.contains(&kind.as_str()) {
-        return Err(format!("\"type\" must be one of {}", TYPES.join(", ")));
-    }
+    registry::is_served(&kind).map_err(|error| error.to_string())?;
     let affinity_tag = take_text(settings, "affinity_tag")?.unwrap_or_else(|| "_default".to_owned());
     let adapter = L2Adapter {
         kind,
