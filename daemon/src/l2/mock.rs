@@ -32,7 +32,7 @@ pub(super) fn recipe(settings: &mut Settings, _timeout: Duration) -> Result<Reci
     let mock = Mock { bytes_per_second: Some(gib(bandwidth) as f64), ..Mock::default() };
     Ok(Recipe {
         capacity: Some(gib(size)),
-        ..Recipe::new(Counting::Always, Box::new(move || Ok(Arc::new(mock) as Arc<dyn L2Adapter>)))
+        ..Recipe::new(Counting::Always, 64, Box::new(move || Ok(Arc::new(mock) as Arc<dyn L2Adapter>)))
     })
 }
 

@@ -12,7 +12,7 @@ use super::breaker::BreakerConfig;
 use super::error::Trouble;
 use super::ledger::{Bounds, Ledger};
 use super::settings::{Settings, SettingsError, gib};
-use super::tier::Tier;
+use super::tier::{Limits, Tier};
 use crate::config;
 
 /// Reads an adapter's own keys; the second argument is the deadline of a request without payload.
@@ -27,8 +27,11 @@ const KINDS: &[(&str, ReadRecipe)] = &[
     ("fs", super::fs::recipe),
     ("fs_native", super::fs::recipe_native),
     ("mock", super::mock::recipe),
+    ("raw_block", super::raw_block::recipe),
     #[cfg(feature = "l2-redis")]
     ("resp", super::redis::recipe_resp),
+    #[cfg(feature = "l2-s3")]
+    ("s3", super::s3::recipe),
     #[cfg(feature = "l2-redis")]
     ("valkey", super::redis::recipe_valkey),
 ];
@@ -70,12 +73,14 @@ pub struct Recipe {
     pub counting: Counting,
     /// The adapter's own limit, if it has one beside `max_capacity_gb`.
     pub capacity: Option<u64>,
+    /// Transfers at the same time that the store gains from. More wait, with their deadlines not running yet.
+    pub transfers: usize,
 }
 
 impl Recipe {
     /// Without a limit of its own.
-    pub fn new(counting: Counting, open: Open) -> Recipe {
-        Recipe { open, counting, capacity: None }
+    pub fn new(counting: Counting, transfers: usize, open: Open) -> Recipe {
+        Recipe { open, counting, capacity: None, transfers }
     }
 }
 
@@ -85,8 +90,7 @@ pub struct Plan {
     recipe: Recipe,
     bounds: Bounds,
     keys: Option<Keys>,
-    request_timeout: Duration,
-    breaker: BreakerConfig,
+    limits: Limits,
     /// Keys of the JSON that mean nothing to this adapter.
     pub unknown: Vec<String>,
 }
@@ -108,8 +112,11 @@ pub fn plan(number: usize, config: &config::L2Adapter) -> Result<Plan, SettingsE
         label: format!("{}#{number}", config.kind),
         bounds: Bounds { capacity, eviction: config.eviction.clone() },
         keys,
-        request_timeout,
-        breaker: BreakerConfig::read(breaker, request_timeout)?,
+        limits: Limits {
+            request_timeout,
+            transfers: recipe.transfers,
+            breaker: BreakerConfig::read(breaker, request_timeout)?,
+        },
         recipe,
         unknown: settings.left(),
     })
@@ -181,7 +188,7 @@ impl Plan {
             Some(keys) => Arc::new(AesGcm::new(adapter, keys)) as Arc<dyn L2Adapter>,
             None => adapter,
         };
-        Ok(Tier::new(self.label, adapter, self.request_timeout, self.breaker))
+        Ok(Tier::new(self.label, adapter, self.limits))
     }
 }
 
