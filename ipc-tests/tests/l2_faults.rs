@@ -188,7 +188,7 @@ async fn permission_denied() {
         return;
     }
     let path = open_dir.join(key("denied", 1, "").fs_filename());
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0)).expect("permits");
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o000)).expect("permits");
     for _ in 0..2 {
         let error = get(&tier, &key("denied", 1, ""), 5).await.expect_err("denied");
         assert!(matches!(error, LoadError::Store(Trouble::Denied(_))), "{error:?}");

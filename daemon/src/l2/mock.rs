@@ -15,10 +15,13 @@ use super::memory::{SourceBuf, TargetBuf};
 use super::registry::{Counting, Recipe};
 use super::settings::{Settings, SettingsError, gib};
 
+/// Bytes and, unless a peer wrote them, their checksum.
+type Value = (Arc<[u8]>, Option<Checksum>);
+
 /// Values under their native keys.
 #[derive(Debug, Default)]
 pub struct Mock {
-    values: Mutex<BTreeMap<String, (Arc<[u8]>, Option<Checksum>)>>,
+    values: Mutex<BTreeMap<String, Value>>,
     bytes_per_second: Option<f64>,
 }
 

@@ -110,7 +110,7 @@ pub fn plan(number: usize, config: &config::L2Adapter) -> Result<Plan, SettingsE
     let capacity = capacity.into_iter().chain(recipe.capacity).min();
     Ok(Plan {
         label: format!("{}#{number}", config.kind),
-        bounds: Bounds { capacity, eviction: config.eviction.clone() },
+        bounds: Bounds { capacity, eviction: config.eviction },
         keys,
         limits: Limits {
             request_timeout,
