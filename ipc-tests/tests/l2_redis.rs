@@ -315,3 +315,45 @@ async fn a_server_that_is_down_at_the_start_is_found_later() {
         .await;
     assert_eq!(get(&tier, &key, 1).await.expect("loads"), b"v");
 }
+
+/// A certificate for 127.0.0.1 and its key, in files.
+fn certificate(dir: &std::path::Path) -> (String, String) {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned(), "localhost".to_owned()])
+        .expect("makes one");
+    let path = |name: &str| dir.join(name).display().to_string();
+    std::fs::write(path("cert.pem"), made.cert.pem()).expect("writes");
+    std::fs::write(path("key.pem"), made.signing_key.serialize_pem()).expect("writes");
+    (path("cert.pem"), path("key.pem"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (cert, private) = certificate(dir.path());
+    let port = ipc_tests::daemon::free_port().to_string();
+    let args = [
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &private,
+        "--tls-auth-clients",
+        "no",
+    ];
+    let Some(server) = RedisServer::start(Flavor::Redis, &args).await else { return };
+    let encrypted = |extra: &Value| {
+        let mut json = valkey(&[&server], extra);
+        json["startup_nodes"] = format!("localhost:{port}").into();
+        json["tls_enable"] = true.into();
+        l2_suite::open(&json)
+    };
+    let tier = encrypted(&json!({"tls_ca_path": cert}));
+    let key = key("tls", 1, "");
+    put(&tier, &key, &bytes(3 << 20, 1)).await;
+    assert!(get(&tier, &key, 3 << 20).await.expect("loads") == bytes(3 << 20, 1));
+    // A certificate that nobody vouches for is refused.
+    let stranger = encrypted(&json!({}));
+    let error = get(&stranger, &key, 3 << 20).await.expect_err("not trusted");
+    assert!(matches!(error, LoadError::Store(_)), "{error:?}");
+}

@@ -120,9 +120,9 @@ pub enum StoreError {
         /// Largest value.
         limit: u64,
     },
-    /// The key's spelling is too long for the store.
-    #[error("the key is too long for the store: {0}")]
-    KeyTooLong(String),
+    /// The store cannot spell the key: it is too long, or its characters are not allowed.
+    #[error("the store cannot hold such a key: {0}")]
+    BadKey(String),
     /// The store could not be used.
     #[error(transparent)]
     Store(#[from] Trouble),
@@ -133,7 +133,7 @@ impl StoreError {
     pub fn retryable(&self) -> bool {
         match self {
             StoreError::Full(_) => true,
-            StoreError::TooLarge { .. } | StoreError::KeyTooLong(_) => false,
+            StoreError::TooLarge { .. } | StoreError::BadKey(_) => false,
             StoreError::Store(trouble) => trouble.retryable(),
         }
     }
@@ -143,7 +143,9 @@ impl StoreError {
         match self {
             StoreError::Full(_) => "free space, or set max_capacity_gb and an eviction block",
             StoreError::TooLarge { .. } => "raise the store's limit (slot_bytes), or lower the chunk size",
-            StoreError::KeyTooLong(_) => "serve the model under a shorter name, or use shorter cache salts",
+            StoreError::BadKey(_) => {
+                "serve the model under a shorter or plainer name, or use shorter cache salts"
+            }
             StoreError::Store(trouble) => trouble.advice(),
         }
     }
@@ -154,7 +156,7 @@ impl StoreError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
                 StoreError::Full(format!("{doing}: {error}"))
             }
-            io::ErrorKind::InvalidFilename => StoreError::KeyTooLong(format!("{doing}: {error}")),
+            io::ErrorKind::InvalidFilename => StoreError::BadKey(format!("{doing}: {error}")),
             _ => StoreError::Store(Trouble::from_io(doing, error)),
         }
     }
@@ -173,7 +175,7 @@ mod tests {
         for code in [libc::EACCES, libc::EPERM, libc::EROFS] {
             assert!(matches!(sort(code), StoreError::Store(Trouble::Denied(_))), "{code}");
         }
-        assert!(matches!(sort(libc::ENAMETOOLONG), StoreError::KeyTooLong(_)));
+        assert!(matches!(sort(libc::ENAMETOOLONG), StoreError::BadKey(_)));
         let io = sort(libc::EIO);
         assert!(io.retryable() && io.to_string().contains("writing x"), "{io}");
         assert!(!sort(libc::EACCES).retryable());

@@ -178,6 +178,9 @@ impl Ledger {
             deleted: Some(HashSet::new()),
         };
         let evicting = AtomicBool::new(false);
+        // A device has its own limit.
+        let capacity = bounds.capacity.into_iter().chain(inner.usage().capacity).min();
+        let bounds = Bounds { capacity, ..bounds };
         let ledger = Arc::new_cyclic(|me| Ledger {
             label,
             inner,

@@ -15,10 +15,13 @@ use super::memory::{SourceBuf, TargetBuf};
 use super::registry::{Counting, Recipe};
 use super::settings::{Settings, SettingsError, gib};
 
+/// Bytes and, unless a peer wrote them, their checksum.
+type Value = (Arc<[u8]>, Option<Checksum>);
+
 /// Values under their native keys.
 #[derive(Debug, Default)]
 pub struct Mock {
-    values: Mutex<BTreeMap<String, (Arc<[u8]>, Option<Checksum>)>>,
+    values: Mutex<BTreeMap<String, Value>>,
     bytes_per_second: Option<f64>,
 }
 
@@ -32,7 +35,7 @@ pub(super) fn recipe(settings: &mut Settings, _timeout: Duration) -> Result<Reci
     let mock = Mock { bytes_per_second: Some(gib(bandwidth) as f64), ..Mock::default() };
     Ok(Recipe {
         capacity: Some(gib(size)),
-        ..Recipe::new(Counting::Always, Box::new(move || Ok(Arc::new(mock) as Arc<dyn L2Adapter>)))
+        ..Recipe::new(Counting::Always, 64, Box::new(move || Ok(Arc::new(mock) as Arc<dyn L2Adapter>)))
     })
 }
 

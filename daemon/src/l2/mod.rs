@@ -25,8 +25,11 @@ mod io;
 pub mod ledger;
 pub mod memory;
 pub mod mock;
+mod raw_block;
 #[cfg(feature = "l2-redis")]
 mod redis;
 pub mod registry;
+#[cfg(feature = "l2-s3")]
+mod s3;
 pub mod settings;
 pub mod tier;

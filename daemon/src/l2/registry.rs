@@ -12,7 +12,7 @@ use super::breaker::BreakerConfig;
 use super::error::Trouble;
 use super::ledger::{Bounds, Ledger};
 use super::settings::{Settings, SettingsError, gib};
-use super::tier::Tier;
+use super::tier::{Limits, Tier};
 use crate::config;
 
 /// Reads an adapter's own keys; the second argument is the deadline of a request without payload.
@@ -27,8 +27,11 @@ const KINDS: &[(&str, ReadRecipe)] = &[
     ("fs", super::fs::recipe),
     ("fs_native", super::fs::recipe_native),
     ("mock", super::mock::recipe),
+    ("raw_block", super::raw_block::recipe),
     #[cfg(feature = "l2-redis")]
     ("resp", super::redis::recipe_resp),
+    #[cfg(feature = "l2-s3")]
+    ("s3", super::s3::recipe),
     #[cfg(feature = "l2-redis")]
     ("valkey", super::redis::recipe_valkey),
 ];
@@ -70,12 +73,14 @@ pub struct Recipe {
     pub counting: Counting,
     /// The adapter's own limit, if it has one beside `max_capacity_gb`.
     pub capacity: Option<u64>,
+    /// Transfers at the same time that the store gains from. More wait, with their deadlines not running yet.
+    pub transfers: usize,
 }
 
 impl Recipe {
     /// Without a limit of its own.
-    pub fn new(counting: Counting, open: Open) -> Recipe {
-        Recipe { open, counting, capacity: None }
+    pub fn new(counting: Counting, transfers: usize, open: Open) -> Recipe {
+        Recipe { open, counting, capacity: None, transfers }
     }
 }
 
@@ -85,8 +90,7 @@ pub struct Plan {
     recipe: Recipe,
     bounds: Bounds,
     keys: Option<Keys>,
-    request_timeout: Duration,
-    breaker: BreakerConfig,
+    limits: Limits,
     /// Keys of the JSON that mean nothing to this adapter.
     pub unknown: Vec<String>,
 }
@@ -106,10 +110,13 @@ pub fn plan(number: usize, config: &config::L2Adapter) -> Result<Plan, SettingsE
     let capacity = capacity.into_iter().chain(recipe.capacity).min();
     Ok(Plan {
         label: format!("{}#{number}", config.kind),
-        bounds: Bounds { capacity, eviction: config.eviction.clone() },
+        bounds: Bounds { capacity, eviction: config.eviction },
         keys,
-        request_timeout,
-        breaker: BreakerConfig::read(breaker, request_timeout)?,
+        limits: Limits {
+            request_timeout,
+            transfers: recipe.transfers,
+            breaker: BreakerConfig::read(breaker, request_timeout)?,
+        },
         recipe,
         unknown: settings.left(),
     })
@@ -181,12 +188,128 @@ impl Plan {
             Some(keys) => Arc::new(AesGcm::new(adapter, keys)) as Arc<dyn L2Adapter>,
             None => adapter,
         };
-        Ok(Tier::new(self.label, adapter, self.request_timeout, self.breaker))
+        Ok(Tier::new(self.label, adapter, self.limits))
     }
 }
 
 impl std::fmt::Debug for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Plan").field("label", &self.label).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn plan_of(json: &Value) -> Result<Plan, SettingsError> {
+        let mut settings = json.as_object().expect("an object").clone();
+        let kind = settings.remove("type").and_then(|kind| kind.as_str().map(str::to_owned)).expect("a type");
+        let config = config::L2Adapter {
+            kind,
+            affinity_tag: "_default".into(),
+            shared: false,
+            persist: true,
+            eviction: None,
+            settings,
+        };
+        plan(1, &config)
+    }
+
+    #[test]
+    fn every_type_of_the_peer_is_served_or_refused_with_advice() {
+        let peers = [
+            "aerospike",
+            "bigtable",
+            "dax",
+            "fault_inject",
+            "fs",
+            "fs_native",
+            "hf3fs",
+            "hfbucket",
+            "mock",
+            "mooncake_store",
+            "native_plugin",
+            "nixl_native",
+            "nixl_store",
+            "nixl_store_dynamic",
+            "p2p",
+            "plugin",
+            "raw_block",
+            "resp",
+            "s3",
+            "sagemaker-hyperpod",
+            "valkey",
+        ];
+        let mut known: Vec<&str> = KINDS.iter().map(|(name, _)| *name).collect();
+        known.extend(REFUSED.iter().map(|(name, _)| *name));
+        known.sort_unstable();
+        assert_eq!(known, peers);
+        for (name, instead) in REFUSED {
+            let line = is_served(name).expect_err("refused").to_string();
+            assert!(line.contains(name) && line.contains(instead), "{line}");
+        }
+        let line = is_served("hunter2").expect_err("unknown").to_string();
+        assert!(line.contains("valkey") && !line.contains("hunter2"), "{line}");
+    }
+
+    #[test]
+    fn wrong_keys_end_the_start_with_a_line_that_names_them() {
+        let resp = |extra: Value| {
+            let mut json = json!({"type": "resp", "host": "h", "port": 1, "password": "hunter2"});
+            json.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+            json
+        };
+        let cases = [
+            (json!({"type": "fs"}), "base_path"),
+            (json!({"type": "fs", "base_path": "/x", "relative_tmp_dir": "../y"}), "relative_tmp_dir"),
+            (json!({"type": "fs", "base_path": "/x", "relative_tmp_dir": "/y"}), "relative_tmp_dir"),
+            (json!({"type": "fs", "base_path": "/x", "io_engine": "aio"}), "io_engine"),
+            (json!({"type": "fs", "base_path": "/x", "serde": {"type": "fp8"}}), "aesgcm"),
+            (json!({"type": "fs", "base_path": "/x", "serde": {"type": "aesgcm"}}), "master_key_path"),
+            (resp(json!({"port": 0})), "port"),
+            (resp(json!({"key_prefix": "a@b"})), "key_prefix"),
+            (resp(json!({"ttl_seconds": 0})), "ttl_seconds"),
+            (resp(json!({"request_timeout": 0})), "request_timeout"),
+            (resp(json!({"max_capacity_gb": -1})), "max_capacity_gb"),
+            (resp(json!({"breaker": {"failure": 3}})), "failure"),
+            (json!({"type": "valkey", "startup_nodes": "h"}), "startup_nodes"),
+            (json!({"type": "s3", "s3_region": "r", "s3_endpoint": "host"}), "s3_bucket"),
+            (
+                json!({"type": "s3", "s3_region": "r", "s3_endpoint": "b.h", "aws_access_key_id": "i"}),
+                "together",
+            ),
+            (json!({"type": "raw_block", "device_path": "/x", "slot_bytes": 5000}), "slot_bytes"),
+            (
+                json!({"type": "raw_block", "device_path": "/x", "slot_bytes": 4096, "fdp_enabled": true}),
+                "fdp_enabled",
+            ),
+            (json!({"type": "mock", "max_size_gb": 0, "mock_bandwidth_gb": 1}), "max_size_gb"),
+            (json!({"type": "fault_inject"}), "inner"),
+            (json!({"type": "fault_inject", "inner": {"type": "p2p"}}), "p2p"),
+            (json!({"type": "fault_inject", "inner": {"type": "mock"}, "gap_indices": [1]}), "rate"),
+        ];
+        for (json, named) in cases {
+            let line = plan_of(&json).expect_err("wrong").to_string();
+            assert!(line.contains(named) && !line.contains("hunter2"), "{json}: {line}");
+        }
+    }
+
+    #[test]
+    fn the_peers_own_examples_are_taken_and_unknown_keys_are_told() {
+        let fs = json!({"type": "fs_native", "base_path": "/x", "num_workers": 4, "relative_tmp_dir": "",
+                        "use_odirect": true, "read_ahead_size": 4096, "max_capacity_gb": 0});
+        assert!(plan_of(&fs).expect("taken").unknown.is_empty());
+        let raw = json!({"type": "raw_block", "device_path": "/dev/x", "slot_bytes": 1 << 20, "capacity_bytes": 0,
+                         "block_align": 4096, "header_bytes": 4096, "meta_total_bytes": 268_435_456, "meta_magic": "LMCIDX01",
+                         "io_engine": "io_uring", "use_uring_cmd": false, "fdp_enabled": false, "num_load_workers": 4});
+        assert!(plan_of(&raw).expect("taken").unknown.is_empty());
+        let s3 = json!({"type": "s3", "s3_endpoint": "s3://b.s3.us-east-1.amazonaws.com", "s3_region": "us-east-1",
+                        "s3_num_io_threads": 64, "s3_prefer_http2": true, "s3_enable_s3express": false, "disable_tls": false});
+        assert!(plan_of(&s3).expect("taken").unknown.is_empty());
+        let typo = json!({"type": "resp", "host": "h", "port": 1, "pasword": "hunter2"});
+        assert_eq!(plan_of(&typo).expect("taken").unknown, ["pasword"]);
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use lmcache_proto::object_key::ObjectKey;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
 use super::adapter::{BoxFuture, L2Adapter, ListPage, LoadOutcome, Presence, Stored, Usage};
@@ -51,12 +52,25 @@ fn bump(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
 }
 
+/// How long and how much at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Deadline of a request without payload.
+    pub request_timeout: Duration,
+    /// Loads and stores at the same time.
+    pub transfers: usize,
+    /// When to stop asking.
+    pub breaker: BreakerConfig,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Tier {
     label: String,
     inner: Arc<dyn L2Adapter>,
     request_timeout: Duration,
+    /// Transfers wait here before their deadlines run: a store that is busy is not a store that hangs.
+    transfers: Semaphore,
     breaker: Breaker,
     counters: Counters,
     /// When the last failure was logged, and how many were not since.
@@ -66,17 +80,13 @@ pub struct Tier {
 
 impl Tier {
     /// `label` is how log lines call it.
-    pub fn new(
-        label: String,
-        inner: Arc<dyn L2Adapter>,
-        request_timeout: Duration,
-        breaker: BreakerConfig,
-    ) -> Arc<Tier> {
+    pub fn new(label: String, inner: Arc<dyn L2Adapter>, limits: Limits) -> Arc<Tier> {
         Arc::new_cyclic(|me| Tier {
             label,
             inner,
-            request_timeout,
-            breaker: Breaker::new(breaker, Instant::now()),
+            request_timeout: limits.request_timeout,
+            transfers: Semaphore::new(limits.transfers),
+            breaker: Breaker::new(limits.breaker, Instant::now()),
             counters: Counters::default(),
             logged: Mutex::new((None, 0)),
             me: me.clone(),
@@ -140,6 +150,16 @@ impl Tier {
 
     fn deadline(&self, bytes: usize) -> Duration {
         self.request_timeout + Duration::from_secs_f64(bytes as f64 / SLOWEST)
+    }
+
+    /// Waits for its turn; refused if the breaker is open by then.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, Trouble> {
+        if let Some(refused) = self.refused() {
+            return Err(refused);
+        }
+        let permit = self.transfers.acquire().await.expect("never closed");
+        // It may have opened meanwhile.
+        self.refused().map_or(Ok(permit), Err)
     }
 
     fn refused(&self) -> Option<Trouble> {
@@ -294,14 +314,16 @@ impl L2Adapter for Tier {
 
     fn load<'a>(&'a self, key: &'a ObjectKey, target: TargetBuf) -> BoxFuture<'a, LoadOutcome> {
         Box::pin(async move {
-            if let Some(refused) = self.refused() {
-                return LoadOutcome::failed(refused, target);
-            }
+            let turn = match self.turn().await {
+                Ok(turn) => turn,
+                Err(refused) => return LoadOutcome::failed(refused, target),
+            };
             let (started, bytes) = (Instant::now(), target.len());
             let outcome = match self.limited(bytes, self.inner.load(key, target)).await {
                 Ok(outcome) => outcome,
                 Err(timeout) => LoadOutcome::abandoned(timeout),
             };
+            drop(turn);
             self.judge_load(key, &outcome, started, bytes).await;
             outcome
         })
@@ -313,9 +335,7 @@ impl L2Adapter for Tier {
         source: SourceBuf,
     ) -> BoxFuture<'a, Result<Stored, StoreError>> {
         Box::pin(async move {
-            if let Some(refused) = self.refused() {
-                return Err(refused.into());
-            }
+            let _turn = self.turn().await?;
             let (started, bytes) = (Instant::now(), source.len());
             let result = match self.limited(bytes, self.inner.store(key, source)).await {
                 Ok(result) => result,

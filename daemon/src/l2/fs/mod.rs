@@ -109,7 +109,8 @@ fn read_recipe(
     };
     let open =
         move || Ok(Fs::open(kind, options, Engine::new(choice, workers, depth)?)? as Arc<dyn L2Adapter>);
-    Ok(Recipe::new(Counting::Always, Box::new(open)))
+    let transfers = if choice == Choice::Threads { workers } else { depth as usize };
+    Ok(Recipe::new(Counting::Always, transfers, Box::new(open)))
 }
 
 impl Fs {
@@ -135,16 +136,25 @@ impl Fs {
             }
         }
         let fs = Arc::new(Fs { kind, options: Arc::new(options), engine: Arc::new(engine) });
-        let (engine, options) = (fs.engine.clone(), fs.options.clone());
         // In the background: a directory may have a million entries.
-        tokio::spawn(async move {
-            let dir = options.temp_dir.clone();
-            let removed = engine.run(move || temp::remove_abandoned(&dir)).await;
-            if removed > 0 {
-                tracing::info!(path = %options.temp_dir.display(), removed, "removed half-written files of daemons that are gone");
-            }
-        });
+        tokio::spawn(clean(fs.engine.clone(), fs.options.temp_dir.clone()));
         Ok(fs)
+    }
+}
+
+/// Removes what writers that died have left. More than once, because the kernel may hold a dead writer's lock a little
+/// longer, until the last transfer of its ring is over.
+async fn clean(engine: Arc<Engine>, dir: PathBuf) {
+    for wait in [0, 1, 10, 60].map(Duration::from_secs) {
+        tokio::time::sleep(wait).await;
+        let cleaned = dir.clone();
+        let (removed, busy) = engine.run(move || temp::remove_abandoned(&cleaned)).await;
+        if removed > 0 {
+            tracing::info!(path = %dir.display(), removed, "removed half-written files of daemons that are gone");
+        }
+        if busy == 0 {
+            return;
+        }
     }
 }
 
@@ -266,12 +276,15 @@ impl L2Adapter for Fs {
 
     fn lookup<'a>(&'a self, keys: &'a [ObjectKey]) -> BoxFuture<'a, Result<Vec<Presence>, Trouble>> {
         let slices = keys.chunks(LOOKUP_SLICE).map(|slice| {
+            let padded = self.options.padded;
             let paths: Vec<PathBuf> = slice.iter().map(|key| self.options.path(key)).collect();
             let look = move || {
                 paths
                     .iter()
                     .map(|path| match fs::metadata(path) {
-                        Ok(meta) if meta.is_file() => Ok(Presence::Present { bytes: Some(meta.len()) }),
+                        Ok(meta) if meta.is_file() => {
+                            Ok(Presence::Present { bytes: (!padded).then_some(meta.len()) })
+                        }
                         Ok(_) => Ok(Presence::Absent),
                         Err(error) => match error.kind() {
                             io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename => Ok(Presence::Absent),

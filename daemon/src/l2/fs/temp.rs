@@ -80,10 +80,10 @@ impl Drop for Temp {
     }
 }
 
-/// Removes what writers that died have left; their number. Blocks.
-pub(super) fn remove_abandoned(dir: &Path) -> usize {
-    let Ok(entries) = fs::read_dir(dir) else { return 0 };
-    let mut removed = 0;
+/// Removes what writers that died have left; how many, and how many others somebody still writes to. Blocks.
+pub(super) fn remove_abandoned(dir: &Path) -> (usize, usize) {
+    let Ok(entries) = fs::read_dir(dir) else { return (0, 0) };
+    let (mut removed, mut busy) = (0, 0);
     for entry in entries.flatten() {
         let name = entry.file_name();
         let ours = name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
@@ -100,11 +100,13 @@ pub(super) fn remove_abandoned(dir: &Path) -> usize {
                 .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > ABANDONED)),
         };
         // Still locked while it is unlinked: see `Temp::create`.
-        if abandoned && fs::remove_file(entry.path()).is_ok() {
+        if !abandoned {
+            busy += 1;
+        } else if fs::remove_file(entry.path()).is_ok() {
             removed += 1;
         }
     }
-    removed
+    (removed, busy)
 }
 
 #[cfg(test)]
@@ -121,7 +123,7 @@ mod tests {
         let busy = Temp::create(dir.path(), false).expect("a file");
         fs::write(dir.path().join(".lmcached-00000000deadbeef.tmp"), "half").expect("writes");
         fs::write(dir.path().join("x@0x01000100@0@00.tmp"), "the peer's").expect("writes");
-        assert_eq!(remove_abandoned(dir.path()), 1);
+        assert_eq!(remove_abandoned(dir.path()), (1, 1));
         assert_eq!(names(dir.path()), 2);
         drop(busy);
         assert_eq!(names(dir.path()), 1);

@@ -95,8 +95,8 @@ impl Uring {
         self.submit(Job { file, offset, done: 0, kind: Kind::Read { target, reply } });
         match answer.await {
             Ok(outcome) => outcome,
-            // The driver unwound and the buffer is lost to it; an empty one stands in for it.
-            Err(_) => (Err(io::Error::other("the io_uring thread is gone")), TargetBuf::with_len(0)),
+            // The driver unwound and the buffer is lost to the kernel: this read never ends, and its deadline says so.
+            Err(_) => std::future::pending().await,
         }
     }
 

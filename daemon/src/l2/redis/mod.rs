@@ -18,7 +18,6 @@ use ::redis::{
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use lmcache_proto::object_key::ObjectKey;
 use serde_json::Map;
-use tokio::sync::Semaphore;
 
 use super::adapter::{BoxFuture, L2Adapter, ListPage, LoadOutcome, Presence, Stored};
 use super::checksum::Checksum;
@@ -42,7 +41,6 @@ const SUM_PREFIX: &str = "lmcached@sum@";
 pub struct Redis {
     kind: &'static str,
     connections: Connections,
-    transfers: Semaphore,
     /// With its `@`, or empty.
     prefix: String,
     ttl_seconds: Option<u64>,
@@ -114,13 +112,12 @@ fn recipe(
         let redis = Redis {
             kind,
             connections: Connections::open(address, workers)?,
-            transfers: Semaphore::new(workers * IN_FLIGHT),
             prefix: if prefix.is_empty() { prefix } else { prefix + "@" },
             ttl_seconds,
         };
         Ok(Arc::new(redis) as Arc<dyn L2Adapter>)
     };
-    Ok(Recipe::new(Counting::WithCapacity, Box::new(open)))
+    Ok(Recipe::new(Counting::WithCapacity, workers * IN_FLIGHT, Box::new(open)))
 }
 
 impl Redis {
@@ -243,7 +240,6 @@ impl L2Adapter for Redis {
 
     fn load<'a>(&'a self, key: &'a ObjectKey, target: TargetBuf) -> BoxFuture<'a, LoadOutcome> {
         Box::pin(async move {
-            let _permit = self.transfers.acquire().await.expect("never closed");
             let mut link = match self.connections.next().await {
                 Ok(link) => link,
                 Err(trouble) => return LoadOutcome::failed(trouble, target),
@@ -277,7 +273,6 @@ impl L2Adapter for Redis {
             if bytes > MOST {
                 return Err(StoreError::TooLarge { bytes, limit: MOST });
             }
-            let _permit = self.transfers.acquire().await.expect("never closed");
             let name = self.key(key);
             let mut link = self.connections.next().await?;
             let sum = Checksum::of_source(key, &source);

@@ -13,11 +13,16 @@ fn key(n: u8) -> ObjectKey {
 }
 
 fn tier() -> (Arc<Tier>, FaultInject, Arc<Mock>) {
+    tier_with(64)
+}
+
+fn tier_with(transfers: usize) -> (Arc<Tier>, FaultInject, Arc<Mock>) {
     let mock = Arc::new(Mock::default());
     let faults = FaultInject::new(mock.clone());
-    let timeout = Duration::from_secs(2);
-    let breaker = BreakerConfig::read(None, timeout).expect("the defaults");
-    (Tier::new("mock#1".into(), Arc::new(faults.clone()), timeout, breaker), faults, mock)
+    let request_timeout = Duration::from_secs(2);
+    let breaker = BreakerConfig::read(None, request_timeout).expect("the defaults");
+    let limits = Limits { request_timeout, transfers, breaker };
+    (Tier::new("mock#1".into(), Arc::new(faults.clone()), limits), faults, mock)
 }
 
 async fn load(tier: &Tier, n: u8, len: usize) -> Result<(), LoadError> {
@@ -137,4 +142,36 @@ async fn a_dropped_tier_ends_its_probes() {
     drop(tier);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(weak.upgrade().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_is_no_hang() {
+    let (tier, faults, _) = tier_with(2);
+    tier.store(&key(1), SourceBuf::copy_of(&[1; 10])).await.expect("stores");
+    faults.set(Fault::Delay(Duration::from_millis(900)));
+    // The last of these is served after 9 s, each within its second.
+    let loads = (0..20).map(|_| super::super::adapter::Load { key: key(1), target: TargetBuf::with_len(10) });
+    let mut loads = tier.load_many(loads.collect());
+    let mut good = 0;
+    while let Some((_, outcome)) = futures_util::StreamExt::next(&mut loads).await {
+        assert_eq!(outcome.result, Ok(()));
+        good += 1;
+    }
+    assert_eq!((good, position(&tier)), (20, Position::Closed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_is_refused_when_the_breaker_opens() {
+    let (tier, faults, _) = tier_with(1);
+    faults.set(Fault::Hang);
+    let loads = (0..8).map(|_| super::super::adapter::Load { key: key(1), target: TargetBuf::with_len(10) });
+    let mut loads = tier.load_many(loads.collect());
+    let before = Instant::now();
+    let mut kept = 0;
+    while let Some((_, outcome)) = futures_util::StreamExt::next(&mut loads).await {
+        kept += u32::from(outcome.target.is_some());
+    }
+    // Five run into their deadline one after the other and open it; the other three get their memory back at once.
+    assert_eq!(kept, 3);
+    assert!(before.elapsed() < Duration::from_secs(11), "{:?}", before.elapsed());
 }
