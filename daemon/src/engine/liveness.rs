@@ -8,6 +8,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::instances::{Instances, Mode};
 use super::transfers::Preparer;
 use super::{Client, Engine};
+use crate::events::Event;
 use crate::process::ProcessId;
 
 /// Most unknown workers whose pings are remembered.
@@ -135,10 +136,11 @@ impl Engine {
         self.sweep();
     }
 
-    /// A worker has unregistered, was reaped or is dead: its lane is free, unless it is registered in the other mode still.
+    /// A worker has unregistered, was reaped or is dead: its lane is free and its series may retire, unless it is registered in the other mode still.
     pub(super) fn worker_gone(&self, instance: u64) {
         if !self.instances.is_known(instance) {
             self.ring.detach(instance);
+            self.bus.publish(|| Event::WorkerGone { instance });
         }
     }
 

@@ -12,6 +12,9 @@ use super::{Client, Engine, Refusal};
 use crate::events::{Cell, Event, Keys, LookupEnd, SessionId};
 use crate::l1::{Hit, LeasedCell, ObjectId, Row};
 
+/// Cells that the end of a request touches on its own thread: about a millisecond.
+const TOUCH_INLINE: usize = 8192;
+
 impl Engine {
     /// Leases the longest prefix of the prompt that can be served.
     pub(super) fn lookup(&self, client: &Client, key: &CacheKey<'_>) -> Result<(), (Refusal, String)> {
@@ -189,20 +192,7 @@ impl Engine {
             };
             self.l1.end_leases(ended.into_iter());
             if let Some(lookup) = over {
-                // Used as a whole: the head must not be older than the tail, or eviction would take the head first.
-                let cells = || {
-                    let rows = lookup.rows.iter();
-                    hashes
-                        .iter()
-                        .rev()
-                        .flat_map(move |hash| rows.clone().map(|row| (*hash, row.rank, row.group)))
-                };
-                self.l1.touch(&lookup.model, &lookup.salt, cells());
-                if self.bus.enabled() {
-                    let cells = cells().map(|(hash, rank, group)| Cell { hash, rank, group }).collect();
-                    let keys = Keys::new(lookup.model.clone(), lookup.salt.clone(), cells);
-                    self.bus.publish(|| Event::L1KeysAccessed { keys });
-                }
+                self.touch_prompt(lookup, hashes);
             }
             self.sessions.remove_unless(request_id, |session| !session.lookups.is_empty());
             self.bus.publish(|| Event::MpVllmEndSession { session: id.clone() });
@@ -210,6 +200,28 @@ impl Engine {
         } else {
             self.bus.publish(|| Event::MpVllmEndSession { session: request_id.into() });
             self.bus.publish(|| Event::MpRequestEnd { session: request_id.into() });
+        }
+    }
+
+    /// A prompt was used as a whole: its head must not be older than its tail, or eviction would take the head first.
+    fn touch_prompt(&self, lookup: Lookup, hashes: Vec<ChunkHash>) {
+        let (l1, bus, count) = (self.l1.clone(), self.bus.clone(), lookup.rows.len() * hashes.len());
+        let touch = move || {
+            let cells = || {
+                let rows = &lookup.rows;
+                hashes.iter().rev().flat_map(move |hash| rows.iter().map(|row| (*hash, row.rank, row.group)))
+            };
+            l1.touch(&lookup.model, &lookup.salt, cells());
+            if bus.enabled() {
+                let cells = cells().map(|(hash, rank, group)| Cell { hash, rank, group }).collect();
+                let keys = Keys::new(lookup.model.clone(), lookup.salt.clone(), cells);
+                bus.publish(|| Event::L1KeysAccessed { keys });
+            }
+        };
+        // The end of a request is a short message and runs on the threads that read sockets; millions of cells must not.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if count > TOUCH_INLINE => drop(runtime.spawn_blocking(touch)),
+            _ => touch(),
         }
     }
 

@@ -4,7 +4,6 @@
 //! same and leaves nothing behind. What all sessions remember together has a budget: over it, prompts are hashed anew each
 //! time and lookups miss.
 
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -125,17 +124,19 @@ impl Sessions {
     }
 
     /// Takes the session out if `keep` says that nothing of it is needed.
+    ///
+    /// The session is locked before the map, here and everywhere: a long prompt is hashed under its session's lock, and
+    /// nobody else's session must wait for that.
     pub(super) fn remove_unless(&self, request_id: &str, keep: impl Fn(&Session) -> bool) {
-        if let Entry::Occupied(entry) = self.map.lock().entry(request_id.into()) {
-            let mut session = entry.get().lock();
-            if !keep(&session) {
-                session.dead = true;
-                self.used.fetch_sub(session.charged, Ordering::Relaxed);
-                session.charged = 0;
-                drop(session);
-                entry.remove();
-            }
+        let Some(shared) = self.get(request_id) else { return };
+        let mut session = shared.lock();
+        if session.dead || keep(&session) {
+            return;
         }
+        session.dead = true;
+        self.used.fetch_sub(session.charged, Ordering::Relaxed);
+        session.charged = 0;
+        self.map.lock().remove(request_id);
     }
 
     /// All sessions now.

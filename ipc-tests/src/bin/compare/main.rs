@@ -3,6 +3,7 @@
 //! Timings of these machines are noisy, so everything that is compared is measured in one run, in alternating rounds.
 #![deny(unsafe_code)]
 
+mod cost;
 mod load;
 mod report;
 mod target;
@@ -28,6 +29,21 @@ enum Command {
     },
     /// The comparison.
     Run(Run),
+    /// What observability costs.
+    Cost(Cost),
+}
+
+#[derive(clap::Args)]
+struct Cost {
+    /// lmcached's binary.
+    #[arg(long)]
+    daemon: PathBuf,
+    /// Alternating rounds.
+    #[arg(long, default_value_t = 10)]
+    rounds: usize,
+    /// Cycles of each round.
+    #[arg(long, default_value_t = 500)]
+    cycles: usize,
 }
 
 #[derive(clap::Args)]
@@ -60,12 +76,13 @@ fn main() {
     match cli.command {
         Command::Echo { port } => runtime.block_on(target::echo(port)),
         Command::Run(run) => runtime.block_on(compare(&run)),
+        Command::Cost(cost) => runtime.block_on(cost::run(&cost.daemon, cost.rounds, cost.cycles)),
     }
 }
 
 async fn compare(run: &Run) {
     let mut targets =
-        vec![target::Target::start_echo().await, target::Target::start_daemon(&run.daemon).await];
+        vec![target::Target::start_echo().await, target::Target::start_daemon(&run.daemon, &[]).await];
     if let Some(peer) = &run.peer {
         targets.push(target::Target::start_peer(peer).await);
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ipc_tests::daemon::free_port;
@@ -38,6 +39,8 @@ impl Kind {
 pub(crate) struct Target {
     pub(crate) kind: Kind,
     pub(crate) endpoint: String,
+    /// Port of its admin API, where it has one.
+    pub(crate) http_port: u16,
     /// From process start to the first answer.
     pub(crate) first_ping: Duration,
     child: Child,
@@ -50,29 +53,41 @@ impl Target {
         let exe = std::env::current_exe().expect("own path");
         let mut command = Command::new(exe);
         command.args(["echo", &port.to_string()]);
-        Target::start(Kind::Echo, command, port, None).await
+        Target::start(Kind::Echo, command, (port, 0), None).await
     }
 
-    pub(crate) async fn start_daemon(binary: &Path) -> Target {
-        let (port, name) = (free_port(), format!("compare{}", std::process::id()));
+    pub(crate) async fn start_daemon(binary: &Path, extra: &[&str]) -> Target {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (port, name) = (free_port(), format!("compare{}_{number}", std::process::id()));
         let mut command = Command::new(binary);
-        command.args(common(port, &name)).arg(format!("--prometheus-port={}", free_port()));
+        let http_port = free_port();
+        command
+            .args(common(port, http_port, &name))
+            .arg(format!("--prometheus-port={}", free_port()))
+            .args(extra);
         // Both log to nowhere at their default levels.
-        Target::start(Kind::Lmcached, command, port, Some(name)).await
+        Target::start(Kind::Lmcached, command, (port, http_port), Some(name)).await
     }
 
     pub(crate) async fn start_peer(binary: &Path) -> Target {
         let (port, name) = (free_port(), format!("comparepeer{}", std::process::id()));
         let mut command = Command::new(binary);
-        command.arg("server").args(common(port, &name)).args([
+        let http_port = free_port();
+        command.arg("server").args(common(port, http_port, &name)).args([
             "--supported-transfer-mode",
             "auto",
             "--no-l1-use-lazy",
         ]);
-        Target::start(Kind::Peer, command, port, Some(name)).await
+        Target::start(Kind::Peer, command, (port, http_port), Some(name)).await
     }
 
-    async fn start(kind: Kind, mut command: Command, port: u16, pool: Option<String>) -> Target {
+    async fn start(
+        kind: Kind,
+        mut command: Command,
+        (port, http_port): (u16, u16),
+        pool: Option<String>,
+    ) -> Target {
         let started = Instant::now();
         let child = command
             .stdin(Stdio::null())
@@ -96,7 +111,7 @@ impl Target {
             assert_eq!(answer[0], uid);
             break;
         }
-        Target { kind, endpoint, first_ping: started.elapsed(), child, pool }
+        Target { kind, endpoint, http_port, first_ping: started.elapsed(), child, pool }
     }
 
     /// CPU time that the process has used.
@@ -106,6 +121,16 @@ impl Target {
         let ticks: u64 = [11, 12].iter().map(|field| fields[*field].parse::<u64>().expect("ticks")).sum();
         // USER_HZ is 100 on every Linux.
         Duration::from_millis(ticks * 10)
+    }
+
+    /// The same in nanoseconds, of the threads that live.
+    pub(crate) fn cpu_ns(&self) -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("threads");
+        let of_task = |task: std::fs::DirEntry| {
+            let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+            text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0)
+        };
+        tasks.flatten().map(of_task).sum()
     }
 
     /// Anonymous memory.
@@ -126,6 +151,7 @@ impl Drop for Target {
                 format!("/dev/shm/lmcache_l1_pool_{name}"),
                 format!("/dev/shm/.lmcache_l1_pool_{name}.keep"),
                 format!("/dev/shm/lmcached_lmcache_l1_pool_{name}_table"),
+                format!("/dev/shm/lmcached_lmcache_l1_pool_{name}_ring"),
             ] {
                 let _ = std::fs::remove_file(path);
             }
@@ -133,11 +159,11 @@ impl Drop for Target {
     }
 }
 
-fn common(port: u16, name: &str) -> Vec<String> {
+fn common(port: u16, http_port: u16, name: &str) -> Vec<String> {
     vec![
         "--host=127.0.0.1".into(),
         format!("--port={port}"),
-        format!("--http-port={}", free_port()),
+        format!("--http-port={http_port}"),
         format!("--l1-size-gb={POOL_GIB}"),
         "--eviction-policy=LRU".into(),
         format!("--shm-name={name}"),
