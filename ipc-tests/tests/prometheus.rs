@@ -10,7 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use common::{Rig, session, text};
-use ipc_tests::daemon::free_port;
+use ipc_tests::daemon::{Daemon, free_port};
+use ipc_tests::pool::Pool;
+use ipc_tests::worker::{CHUNK, Model, lookup as look_up, prompt, store};
 use ipc_tests::{eventually, http};
 use lmcached::events::{Event, LookupEnd};
 use lmcached::telemetry::{Readings, Telemetry};
@@ -214,4 +216,43 @@ async fn prometheus_answers_the_documented_queries() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prometheus_answers_them_with_both_sets_of_names() {
     hit_rates("both").await;
+}
+
+/// The real daemon on its Prometheus port: of each prompt of eight chunks the first four are known.
+async fn hit_rate_of_the_daemon(compat: &str) {
+    let Some(binary) = binary() else { return };
+    let daemon = Daemon::start(&["--metrics-compat", compat]).await;
+    let (mut scheduler, mut worker) = (daemon.connect().await, daemon.connect().await);
+    let model = Model::small("m");
+    worker.call(&model.registration(7)).await.expect("register");
+    let pool = Pool::open(&daemon.pool_path());
+    assert_eq!(store(&mut worker, &pool, &model, "first", &prompt(1, 4), 7, 100).await, 4);
+    let prometheus = Prometheus::start(binary, daemon.prometheus_port()).await;
+    let tokens = prompt(1, 8);
+    for round in 1..=4 {
+        let request = format!("r{round}");
+        assert_eq!(look_up(&mut scheduler, &model, &request, &tokens, 1).await, 4);
+        let requested = (round * 8 * CHUNK) as f64;
+        prometheus.until("sum(lmcache_mp_lookup_requested_tokens_total)", requested).await;
+    }
+    for query in [AGGREGATE, PER_MODEL] {
+        let series = prometheus.query(query).await;
+        let [(labels, value)] = &series[..] else { panic!("{query}: {series:?}") };
+        assert!((value - 0.5).abs() < 1e-9 && labels["model_name"] == "m", "{query}: {series:?}");
+    }
+    prometheus.until("up{job=\"lmcache-mp\"}", 1.0).await;
+    if compat == "both" {
+        prometheus.until("sum(lmcache_mp_lookups_requests_total)", 4.0).await;
+        prometheus.until("sum(lmcache_mp_l1_write_chunks_total)", 4.0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prometheus_scrapes_the_real_daemon() {
+    hit_rate_of_the_daemon("seed").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prometheus_scrapes_the_real_daemon_with_both_sets_of_names() {
+    hit_rate_of_the_daemon("both").await;
 }
