@@ -10,7 +10,7 @@ use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{self, Config, Listen, Notice};
-use crate::engine::{Engine, EngineConfig, L2};
+use crate::engine::{Engine, EngineConfig, L2, Parts};
 use crate::events::Bus;
 use crate::http::{self, Admin};
 use crate::l1::{L1, L1Config, OpenError, PolicyKind, Recovered, pool};
@@ -323,7 +323,10 @@ fn open_engine(
     } else {
         Some(L2 { opened: control::open(&config.l2, &l1, &bus)?, runtime: tokio::runtime::Handle::current() })
     };
-    let engine = Engine::new(engine_config, hasher, l1.clone(), recovered.pins, bus, ring, death_watch, l2);
+    let engine = {
+        let (l1, adopted, deaths) = (l1.clone(), recovered.pins, death_watch);
+        Engine::new(engine_config, hasher, Parts { l1, adopted, bus, ring, deaths, l2 })
+    };
     Ok((l1, engine))
 }
 

@@ -31,7 +31,14 @@ async fn stored(dir: &Path, files: usize) {
     eventually("the tier has them", async || (count() == files).then_some(())).await;
 }
 
-async fn check(client: &mut Connection, pool: &Pool, model: &Model, request: &str, tokens: &[u32], seed: u64) {
+async fn check(
+    client: &mut Connection,
+    pool: &Pool,
+    model: &Model,
+    request: &str,
+    tokens: &[u32],
+    seed: u64,
+) {
     let frame = model.key(request, tokens).frame(Some(0), 0, tokens.len() as u64);
     let slots = prepare_retrieve(client, &frame, 7).await.expect("slots");
     for (chunk, slot) in slots.iter().enumerate() {
@@ -104,7 +111,8 @@ async fn two_requests_for_the_same_objects_load_them_once() {
     let tokens = prompt(3, 4);
     store(&mut one, &pool, &model, "a", &tokens, 7, 10).await;
     one.call(&Request::EndSession { request_id: "a" }).await.expect("end");
-    let stored = async || (daemon.status().await["storage_manager"]["l2_adapters"][0]["stores"] == 4).then_some(());
+    let stored =
+        async || (daemon.status().await["storage_manager"]["l2_adapters"][0]["stores"] == 4).then_some(());
     eventually("the tier has them", stored).await;
     clear(&daemon).await;
     start_lookup(&mut one, &model, "b", &tokens, 1).await;
@@ -123,7 +131,8 @@ async fn two_requests_for_the_same_objects_load_them_once() {
 #[tokio::test]
 async fn a_tier_that_hangs_costs_a_deadline_and_nothing_else() {
     let dir = tempfile::tempdir().expect("a directory");
-    let hanging = r#"--l2-adapter={"type":"fault_inject","inner":{"type":"mock"},"fault":"hang","request_timeout":60}"#;
+    let hanging =
+        r#"--l2-adapter={"type":"fault_inject","inner":{"type":"mock"},"fault":"hang","request_timeout":60}"#;
     let daemon = Daemon::start(&[hanging, &fs_tier(dir.path()), "--l2-prefetch-deadline-seconds=1"]).await;
     let mut client = daemon.connect().await;
     let model = Model::small("m");

@@ -161,6 +161,23 @@ pub struct EngineConfig {
     pub publish_lookups: bool,
 }
 
+/// What the engine works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// The memory underneath.
+    pub l1: Arc<L1>,
+    /// Pins that an earlier daemon's workers may still use.
+    pub adopted: Vec<(Owner, crate::l1::Pin)>,
+    /// Where events go.
+    pub bus: Arc<Bus>,
+    /// The workers' lanes.
+    pub ring: Arc<RingHub>,
+    /// Tells of processes that end.
+    pub deaths: Arc<DeathWatch>,
+    /// The colder tiers, if there are any.
+    pub l2: Option<L2>,
+}
+
 /// The engine.
 #[derive(Debug)]
 pub struct Engine {
@@ -190,17 +207,9 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over `l1`. `adopted` are the pins that an earlier daemon's workers may still use.
-    pub fn new(
-        config: EngineConfig,
-        hasher: TokenHasher,
-        l1: Arc<L1>,
-        adopted: Vec<(Owner, crate::l1::Pin)>,
-        bus: Arc<Bus>,
-        ring: Arc<RingHub>,
-        deaths: Arc<DeathWatch>,
-        l2: Option<L2>,
-    ) -> Arc<Engine> {
+    /// An engine over what it works with.
+    pub fn new(config: EngineConfig, hasher: TokenHasher, parts: Parts) -> Arc<Engine> {
+        let Parts { l1, adopted, bus, ring, deaths, l2 } = parts;
         Arc::new_cyclic(|me| Engine {
             l2,
             next_job: AtomicU64::new(1),

@@ -13,7 +13,7 @@ use super::queue::MAX_QUEUED;
 use super::zmtp;
 use super::*;
 use crate::config::Endpoint;
-use crate::engine::{Client, EngineConfig, Outcome};
+use crate::engine::{Client, EngineConfig, Outcome, Parts};
 use crate::events::Bus;
 use crate::l1::{L1, L1Config, PolicyKind};
 
@@ -67,7 +67,8 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
     let hasher = TokenHasher::new(HashAlgorithm::Blake3, 16, None);
     let engine = {
         let (ring, deaths) = (crate::ring::RingHub::disabled(), crate::liveness_watch::DeathWatch::new().0);
-        Engine::new(config, hasher, l1.clone(), Vec::new(), Bus::disabled(), ring, deaths)
+        let (l1, adopted, bus) = (l1.clone(), Vec::new(), Bus::disabled());
+        Engine::new(config, hasher, Parts { l1, adopted, bus, ring, deaths, l2: None })
     };
     (l1, engine)
 }

@@ -14,7 +14,7 @@ const AT_A_TIME: usize = 4;
 
 #[tokio::main]
 async fn main() {
-    lmcached::logging::start(lmcached::config::LogLevel::Info);
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let mut args = std::env::args().skip(1);
     let mut next = || args.next().expect("l2-writer JSON LENGTH COUNT");
     let (json, length, count) = (next(), next(), next());
