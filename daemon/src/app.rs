@@ -10,13 +10,15 @@ use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{self, Config, Listen, Notice};
+use crate::config::{self, Config, Endpoint, Listen, Notice};
 use crate::engine::{Engine, EngineConfig};
 use crate::events::Bus;
+use crate::http::history::{self, History};
 use crate::http::{self, Admin};
 use crate::l1::{L1, L1Config, OpenError, PolicyKind, Recovered, pool};
 use crate::process;
 use crate::server::{BindError, Listener, Server, ServerConfig};
+use crate::systemd::{self, SocketError, Sockets, Supervisor};
 
 /// Time for a ZMTP greeting.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,6 +32,9 @@ pub enum AppError {
     /// A client endpoint.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A socket of the service manager.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// An HTTP port.
     #[error(
         "cannot listen on {host}:{port} ({flag}): {source}; stop the other process or choose another port"
@@ -59,19 +64,20 @@ pub enum AppError {
 /// # Errors
 /// See [`AppError`].
 pub fn run(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
+    let sockets = Sockets::take()?;
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().thread_name("lmcached-io");
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     builder.worker_threads(cores.clamp(2, 8));
     builder.max_blocking_threads(config.server.compute_threads.map_or(cores.max(4), usize::from));
     let runtime = builder.build().map_err(AppError::Runtime)?;
-    let result = runtime.block_on(serve(config, notices));
+    let result = runtime.block_on(serve(config, notices, sockets));
     // Copies that are still running belong to peers that get no answer any more; the process ends with them.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
+async fn serve(config: &Config, notices: &[Notice], mut sockets: Sockets) -> Result<(), AppError> {
     for notice in notices {
         tracing::info!(flag = notice.flag, "{}", notice.line);
     }
@@ -90,7 +96,17 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
     // Endpoints first: a second daemon by mistake must not touch the first one's pool.
     let mut listeners = Vec::new();
     for endpoint in &config.server.endpoints {
-        listeners.push(Listener::bind(endpoint.clone()).await?);
+        let handed_over = match endpoint {
+            Endpoint::Ipc { path } => sockets.at(path),
+            Endpoint::Tcp { .. } => None,
+        };
+        listeners.push(match (handed_over, endpoint) {
+            (Some(socket), Endpoint::Ipc { path }) => Listener::adopt(path.clone(), socket)?,
+            _ => Listener::bind(endpoint.clone()).await?,
+        });
+    }
+    for (path, socket) in sockets.rest() {
+        listeners.push(Listener::adopt(path, socket)?);
     }
     let admin_listener = listen(&config.http.listen, "--http-port").await?;
     let metrics_listener = match &config.observability.prometheus {
@@ -118,6 +134,7 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
         server: server.clone(),
         hash_algorithm: hash_algorithm(config).name(),
         draining: AtomicBool::new(false),
+        history: Arc::new(History::new()),
     });
     announce(config, &l1, &listeners, &admin_listener, metrics_listener.as_ref());
     for listener in listeners {
@@ -127,6 +144,13 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
     if let Some(listener) = metrics_listener {
         tokio::spawn(http::serve_metrics(listener, admin.clone()));
     }
+    tokio::spawn(history::keep(admin.history.clone(), admin.clone()));
+    let supervisor = Supervisor::from_env();
+    tokio::spawn(supervisor.clone().watch(systemd::probe(&l1)));
+    let pool = l1.clone();
+    tokio::spawn(
+        supervisor.clone().follow_start(move || (pool.pool().frontier(), pool.pool().segment().bytes())),
+    );
     let reserved = reserve(&l1);
     let maintenance = tokio::spawn(maintain(engine.clone()));
 
@@ -148,6 +172,7 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
                 return Err(AppError::Reserve(error));
             }
             tracing::info!(bytes = l1.stats().frontier, "pool reserved; ready");
+            supervisor.ready();
             stopped.await
         }
     };
@@ -156,6 +181,7 @@ async fn serve(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
         drain_s = config.shutdown.drain.as_secs_f64(),
         "stopping: no new connections, finishing what is in flight"
     );
+    supervisor.stopping().await;
     admin.draining.store(true, Ordering::Relaxed);
     l1.pool().stop_reserving();
     let left = server.drain(config.shutdown.drain).await;

@@ -11,4 +11,5 @@ pub mod l1;
 pub mod logging;
 pub mod process;
 pub mod server;
+pub mod systemd;
 pub mod telemetry;

@@ -1,6 +1,8 @@
 //! The admin API and `/metrics`.
 #![forbid(unsafe_code)]
 
+pub mod history;
+mod page;
 mod routes;
 
 use std::io;
@@ -12,6 +14,8 @@ use tokio::net::TcpListener;
 
 use crate::engine::Engine;
 use crate::server::Server;
+use crate::telemetry;
+use history::{History, Source, State};
 
 /// What the routes look at.
 #[derive(Debug)]
@@ -24,6 +28,23 @@ pub struct Admin {
     pub hash_algorithm: &'static str,
     /// Set while the daemon drains.
     pub draining: AtomicBool,
+    /// Numbers of the last minutes, for the live page.
+    pub history: Arc<History>,
+}
+
+impl Source for Admin {
+    fn exposition(&self) -> Result<String, String> {
+        telemetry::exposition(&self.engine, &self.server).map_err(|error| error.to_string())
+    }
+
+    fn state(&self) -> State {
+        State {
+            not_ready: self.not_ready(),
+            draining: self.draining.load(Ordering::Relaxed),
+            // There are no tiers yet; what their breakers say belongs here.
+            tiers_down: Vec::new(),
+        }
+    }
 }
 
 impl Admin {

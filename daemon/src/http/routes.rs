@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use warp::http::{Response, StatusCode};
 use warp::{Filter, Rejection, Reply};
 
-use super::Admin;
+use super::{Admin, page};
 use crate::device::checksum::{ChecksumError, Checksums};
 use crate::telemetry;
 
@@ -43,9 +43,25 @@ fn detail(status: StatusCode, detail: String) -> Answer {
 
 /// Everything.
 pub(super) fn admin(admin: Arc<Admin>) -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
-    let root = warp::path::end()
+    let root = warp::path::end().and(warp::get()).and(warp::header::optional::<String>("accept")).map(
+        |accept: Option<String>| {
+            if page::wants_page(accept.as_deref()) {
+                return page::page();
+            }
+            json_answer(StatusCode::OK, &json!({"status": "ok", "service": "LMCache HTTP API"}))
+        },
+    );
+    let data = warp::path!("page" / "data")
         .and(warp::get())
-        .map(|| json_answer(StatusCode::OK, &json!({"status": "ok", "service": "LMCache HTTP API"})));
+        .and(warp::query::<DataQuery>())
+        .and(with(&admin))
+        .then(|query: DataQuery, admin: Arc<Admin>| async move {
+            // Fifteen minutes are half a megabyte of JSON: not on an I/O thread.
+            let work = tokio::task::spawn_blocking(move || {
+                json_answer(StatusCode::OK, &admin.history.data(&*admin, query.since))
+            });
+            work.await.unwrap_or_else(|error| detail(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+        });
     let health = warp::path!("healthcheck")
         .and(warp::get())
         .and(with(&admin))
@@ -76,7 +92,9 @@ pub(super) fn admin(admin: Arc<Admin>) -> impl Filter<Extract = (impl Reply,), E
             let work = tokio::task::spawn_blocking(move || checksums(&admin, &body));
             work.await.unwrap_or_else(|error| detail(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
         });
-    root.or(health)
+    root.or(data)
+        .unify()
+        .or(health)
         .unify()
         .or(status)
         .unify()
@@ -105,6 +123,12 @@ fn healthcheck(admin: &Admin) -> Answer {
             json_answer(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "unhealthy", "reason": reason}))
         }
     }
+}
+
+#[derive(Deserialize)]
+struct DataQuery {
+    /// Time of the newest point that the page has.
+    since: Option<u64>,
 }
 
 #[derive(Deserialize)]

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::ToSocketAddrs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use thiserror::Error;
@@ -39,6 +39,8 @@ pub enum BindError {
 pub struct Listener {
     endpoint: Endpoint,
     socket: Socket,
+    /// Whether its file is ours to remove.
+    owns_file: bool,
 }
 
 #[derive(Debug)]
@@ -85,7 +87,20 @@ impl Listener {
                 Socket::Ipc(listener)
             }
         };
-        Ok(Listener { endpoint, socket })
+        Ok(Listener { endpoint, socket, owns_file: true })
+    }
+
+    /// Listens on a socket that the service manager has bound to `path`, and will go on holding: its file is left alone.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn adopt(path: PathBuf, listener: std::os::unix::net::UnixListener) -> Result<Listener, BindError> {
+        let endpoint = Endpoint::Ipc { path };
+        let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+        match listener {
+            Ok(listener) => Ok(Listener { endpoint, socket: Socket::Ipc(listener), owns_file: false }),
+            Err(source) => Err(BindError::Os { endpoint, source }),
+        }
     }
 
     /// Where it listens; with the real port if 0 was asked for.
@@ -126,7 +141,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Endpoint::Ipc { path } = &self.endpoint {
+        if let (Endpoint::Ipc { path }, true) = (&self.endpoint, self.owns_file) {
             let _ = std::fs::remove_file(path);
         }
     }
