@@ -185,9 +185,9 @@ export class Page {
 
   async onPhone(what) {
     await this.page.setViewportSize({ width: 375, height: 800 });
-    const [wide, screen] = await this.page.evaluate(() =>
-      [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
-    check(wide <= screen, `${what}: ${wide} pixels wide on a screen of ${screen}`);
+    // The size reaches the layout a moment later.
+    await eventually(`${what} fits on a phone`, () => this.page.evaluate(() =>
+      document.documentElement.scrollWidth <= document.documentElement.clientWidth));
   }
 
   async close() {

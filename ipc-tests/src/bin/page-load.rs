@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
@@ -35,19 +37,17 @@ struct Options {
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let options = Options::parse();
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let stop = Arc::new(AtomicBool::new(false));
+    let ended = stop.clone();
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        let _ = stop.send(());
+        ended.store(true, Ordering::Relaxed);
     });
-    tokio::select! {
-        () = load(&options) => {}
-        _ = stopped => {}
-    }
-    println!("stopped");
+    load(&options, &stop).await;
 }
 
-async fn load(options: &Options) {
+/// Ends between two rounds, so that nothing is left half done.
+async fn load(options: &Options, stop: &AtomicBool) {
     let endpoint = format!("tcp://127.0.0.1:{}", options.port);
     let mut client =
         Connection::connect(&endpoint, Duration::from_secs(30)).await.expect("the daemon listens");
@@ -55,9 +55,11 @@ async fn load(options: &Options) {
     for (instance, model) in (1..).zip(&models) {
         client.call(&model.registration(instance)).await.expect("register");
     }
-    println!("registered");
     let pool = Pool::open(&options.pool);
     for round in 0_u32.. {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
         for (instance, model) in (1..).zip(&models) {
             let tokens = prompt(round * 10 + instance as u32, 4);
             let request = format!("r{round}-{instance}");

@@ -181,11 +181,12 @@
     put("clients-note", `connections${now("workers") === null ? "" : `, ${count(now("workers"))} workers`}, ` +
       `${some(now("queued_bytes"), bytes)} queued`);
     put("queue", some(now("queue_depth"), count), now("queue_depth"));
-    put("queue-note", now("drain_lag") === null ? "events waiting" : `events waiting, ${seconds(now("drain_lag"))} behind`);
+    put("queue-note", now("queue_depth") === null ? "the event bus is off, or does not tell"
+      : now("drain_lag") === null ? "events waiting" : `events waiting, ${seconds(now("drain_lag"))} behind`);
     const dropped = DROPS.map(([key]) => now(key)).filter((value) => value !== null);
     put("drops", dropped.length ? count(dropped.reduce((total, value) => total + value, 0)) : "–");
     put("drops-note", DROPS.filter(([key]) => now(key)).map(([key, name]) => `${name} ${count(now(key))}`).join(", ")
-      || "nothing lost since the start");
+      || (dropped.length ? "nothing lost since the start" : "not counted"));
     $("hint").hidden = Boolean(now("connections")) || Boolean(now("requests"));
   }
 
