@@ -1,9 +1,9 @@
 //! The live page: one document without anything from outside, and the numbers it draws.
 //!
 //! * `page.html`, `page.css`, `charts.js`, `page.js`: the document, put together when the daemon is built;
-//! * [`exposition`], [`wanted`], [`sample`]: from the text of `/metrics` to the numbers that are kept;
-//! * [`latency`]: percentiles;
-//! * [`alerts`]: what is wrong, in words.
+//! * `exposition`, `wanted`, `sample`: from the text of `/metrics` to the numbers that are kept;
+//! * `latency`: percentiles;
+//! * `alerts`: what is wrong, in words.
 
 pub(super) mod alerts;
 pub(super) mod exposition;
