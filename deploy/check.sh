@@ -107,10 +107,11 @@ rm -f "$work"/*.deb
 cargo deb --quiet -p lmcached --no-build --output "$work/"
 deb=$(ls "$work"/*.deb)
 dpkg-deb --info "$deb" | sed -n 's/^ \(Package\|Version\|Depends\)/\1/p'
+contents=$(dpkg-deb --contents "$deb")
 for file in ./usr/bin/lmcached ./etc/lmcached/lmcached.toml ./usr/lib/systemd/system/lmcached.service \
   ./usr/lib/systemd/system/lmcached.socket ./usr/lib/sysusers.d/lmcached.conf ./usr/lib/tmpfiles.d/lmcached.conf \
   ./usr/share/doc/lmcached/guide/operating.md; do
-  dpkg-deb --contents "$deb" | grep -q " $file\$" || { echo "$file is not in the package" >&2; exit 1; }
+  grep -q " $file\$" <<<"$contents" || { echo "$file is not in the package" >&2; exit 1; }
 done
 echo "ok package"
 

@@ -2,7 +2,7 @@
 // Line charts of one kind: time to the right, gaps where nothing is known, a cursor for pointer and keyboard.
 const Charts = (() => {
   const NS = "http://www.w3.org/2000/svg";
-  const LEFT = 58, RIGHT = 8, TOP = 8, BOTTOM = 20, HEIGHT = 170, MOST_LINES = 8;
+  const LEFT = 58, RIGHT = 8, TOP = 8, BOTTOM = 20, HEIGHT = 170, EMPTY = 40, MOST_LINES = 8;
 
   function svg(name, attributes, ...children) {
     const element = document.createElementNS(NS, name);
@@ -115,12 +115,13 @@ const Charts = (() => {
       const text = known.map((line) => `${line.name} ${format(this.value(line))}`).join(", ");
       const when = this.cursor === null ? "now" : this.ago(this.times[this.cursor] || 0);
       this.picture.setAttribute("aria-label", `${this.title}, ${known.length ? `${when}: ${text}` : this.options.none}`);
-      this.picture.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
+      this.figure.classList.toggle("none", !known.length);
+      this.picture.setAttribute("viewBox", `0 0 ${this.width} ${known.length ? HEIGHT : EMPTY}`);
       this.picture.replaceChildren(...(known.length ? this.content(known) : [this.nothing()]));
     }
 
     nothing() {
-      return svg("text", { x: this.width / 2, y: HEIGHT / 2, "text-anchor": "middle", class: "none" },
+      return svg("text", { x: this.width / 2, y: EMPTY / 2, "text-anchor": "middle", class: "nothing" },
         this.options.none);
     }
 
