@@ -48,7 +48,7 @@ binary="$CARGO_TARGET_DIR/release/lmcached"
 pids=()
 cleanup() {
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  rm -f /dev/shm/*"lmcache_l1_pool_deploycheck$$"*
+  rm -f /dev/shm/{,.}*"deploycheck$$"*
 }
 trap cleanup EXIT
 

@@ -102,6 +102,10 @@ def main():
         for family in re.findall(r"^# TYPE (\S+) ", options.scrape.read_text(), re.M):
             if family not in metrics:
                 found.append(f"the daemon exposes {family}, which is not in metrics.txt")
+        exposed = set(re.findall(r"^# TYPE (\S+) ", options.scrape.read_text(), re.M))
+        # Every family is announced on every scrape, also one without samples.
+        for name in sorted(set(metrics) - exposed - {"up"}):
+            found.append(f"metrics.txt has {name}, which the daemon does not expose")
     if count < 30:
         found.append(f"only {count} queries were found: the files are not read as they should be")
     for problem in found:

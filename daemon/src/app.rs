@@ -3,7 +3,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
@@ -13,15 +12,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{self, Config, Endpoint, Listen, Notice};
 use crate::engine::{Engine, EngineConfig};
 use crate::events::Bus;
-use crate::http::history::{self, History};
+use crate::http::history;
 use crate::http::{self, Admin};
 use crate::l1::{L1, L1Config, OpenError, PolicyKind, Recovered, pool};
-use crate::process;
+use crate::liveness_watch::DeathWatch;
+use crate::process::{self, ProcessId};
+use crate::ring::{RingConfig, RingError, RingHub, RingTimer};
 use crate::server::{BindError, Listener, Server, ServerConfig};
-use crate::systemd::{self, SocketError, Sockets, Supervisor};
+use crate::systemd::{self, Sockets, Supervisor};
+use crate::telemetry::{self, CollectorError, DaemonGauges, Outlet};
 
 /// Time for a ZMTP greeting.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for one whole message: the largest comes at 1 MiB/s.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why the daemon could not start or go on. Each is one line, and exit code 1.
 #[derive(Debug, Error)]
@@ -29,12 +33,12 @@ pub enum AppError {
     /// Memory.
     #[error(transparent)]
     L1(#[from] OpenError),
+    /// The shared ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
     /// A client endpoint.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// A socket of the service manager.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
     /// An HTTP port.
     #[error(
         "cannot listen on {host}:{port} ({flag}): {source}; stop the other process or choose another port"
@@ -49,6 +53,9 @@ pub enum AppError {
         /// Why.
         source: io::Error,
     },
+    /// The OTLP collector.
+    #[error(transparent)]
+    Collector(#[from] CollectorError),
     /// The runtime or signals.
     #[error("cannot start: {0}")]
     Runtime(io::Error),
@@ -63,21 +70,25 @@ pub enum AppError {
 ///
 /// # Errors
 /// See [`AppError`].
-pub fn run(config: &Config, notices: &[Notice]) -> Result<(), AppError> {
-    let sockets = Sockets::take()?;
+pub fn run(config: &Config, notices: &[Notice], outlet: &Outlet, sockets: Sockets) -> Result<(), AppError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().thread_name("lmcached-io");
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     builder.worker_threads(cores.clamp(2, 8));
     builder.max_blocking_threads(config.server.compute_threads.map_or(cores.max(4), usize::from));
     let runtime = builder.build().map_err(AppError::Runtime)?;
-    let result = runtime.block_on(serve(config, notices, sockets));
+    let result = runtime.block_on(serve(config, notices, outlet, sockets));
     // Copies that are still running belong to peers that get no answer any more; the process ends with them.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: &Config, notices: &[Notice], mut sockets: Sockets) -> Result<(), AppError> {
+async fn serve(
+    config: &Config,
+    notices: &[Notice],
+    outlet: &Outlet,
+    mut sockets: Sockets,
+) -> Result<(), AppError> {
     for notice in notices {
         tracing::info!(flag = notice.flag, "{}", notice.line);
     }
@@ -121,21 +132,26 @@ async fn serve(config: &Config, notices: &[Notice], mut sockets: Sockets) -> Res
         None => None,
     };
 
-    let (bus, _drain) = if config.observability.enabled {
-        let (bus, drain) = Bus::start(config.observability.event_bus_queue_size.get(), Vec::new());
+    let telemetry::Started { telemetry, subscribers } = telemetry::start(&config.observability, outlet)?;
+    let (bus, events) = if config.observability.enabled {
+        let (bus, drain) = Bus::start(config.observability.event_bus_queue_size.get(), subscribers);
         (bus, Some(drain))
     } else {
         (Bus::disabled(), None)
     };
-    let (l1, engine) = open_engine(config, bus)?;
+    let (death_watch, deaths) = DeathWatch::new();
+    let (l1, engine) = open_engine(config, bus.clone(), death_watch)?;
+    tokio::spawn(deaths.run(on_death(engine.clone())));
+    let ring_timer = RingTimer::start(engine.ring().clone());
     let server = Server::new(engine.clone(), server_config(config));
-    let admin = Arc::new(Admin {
-        engine: engine.clone(),
-        server: server.clone(),
-        hash_algorithm: hash_algorithm(config).name(),
-        draining: AtomicBool::new(false),
-        history: Arc::new(History::new()),
-    });
+    telemetry.attach(bus, Arc::new(DaemonGauges { engine: engine.clone(), server: server.clone() }));
+    let admin = Arc::new(Admin::new(
+        engine.clone(),
+        server.clone(),
+        telemetry.clone(),
+        hash_algorithm(config).name(),
+        config.eviction.policy.name(),
+    ));
     announce(config, &l1, &listeners, &admin_listener, metrics_listener.as_ref());
     for listener in listeners {
         tokio::spawn(server.clone().accept(listener));
@@ -182,7 +198,7 @@ async fn serve(config: &Config, notices: &[Notice], mut sockets: Sockets) -> Res
         "stopping: no new connections, finishing what is in flight"
     );
     supervisor.stopping().await;
-    admin.draining.store(true, Ordering::Relaxed);
+    admin.drain();
     l1.pool().stop_reserving();
     let left = server.drain(config.shutdown.drain).await;
     if left > 0 {
@@ -192,6 +208,16 @@ async fn serve(config: &Config, notices: &[Notice], mut sockets: Sockets) -> Res
         );
     }
     maintenance.abort();
+    drop(ring_timer);
+    engine.ring().unlink();
+    // Delivers what is queued, then sends the last numbers; both have limits.
+    let last = tokio::task::spawn_blocking(move || {
+        drop(events);
+        telemetry.shutdown();
+    });
+    if let Err(error) = last.await {
+        tracing::error!(%error, "the last events were lost to a panic; this is a bug in lmcached, please report it");
+    }
     let name = &config.l1.pool_name;
     if config.shutdown.discard_on_exit {
         l1.discard();
@@ -222,7 +248,19 @@ fn hash_algorithm(config: &Config) -> HashAlgorithm {
     }
 }
 
-fn open_engine(config: &Config, bus: Arc<Bus>) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
+/// What is done about a dead process; it takes locks and may free much, so not on an I/O thread.
+fn on_death(engine: Arc<Engine>) -> impl Fn(ProcessId) {
+    move |process| {
+        let engine = engine.clone();
+        tokio::task::spawn_blocking(move || engine.process_died(process));
+    }
+}
+
+fn open_engine(
+    config: &Config,
+    bus: Arc<Bus>,
+    death_watch: Arc<DeathWatch>,
+) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
     let chunk_size = config.server.chunk_size.get();
     let algorithm = hash_algorithm(config);
     let (l1, recovered) = L1::open(&L1Config {
@@ -277,7 +315,13 @@ fn open_engine(config: &Config, bus: Arc<Bus>) -> Result<(Arc<L1>, Arc<Engine>),
         publish_lookups: config.observability.lookup_hash_log.is_some(),
     };
     let hasher = TokenHasher::new(algorithm, chunk_size as usize, config.server.hash_seed.as_deref());
-    let engine = Engine::new(engine_config, hasher, l1.clone(), recovered.pins, bus);
+    let ring = RingHub::open(&RingConfig {
+        name: format!("lmcached_{}_ring", config.l1.pool_name),
+        // Its only use is events.
+        layout: config.server.limits.ring.filter(|_| config.observability.enabled),
+        max_bytes: l1.pool().segment().bytes(),
+    })?;
+    let engine = Engine::new(engine_config, hasher, l1.clone(), recovered.pins, bus, ring, death_watch);
     Ok((l1, engine))
 }
 
@@ -290,6 +334,7 @@ fn server_config(config: &Config) -> ServerConfig {
         max_total_bytes: bytes(limits.max_total_bytes),
         max_connections: limits.max_connections,
         handshake_timeout: HANDSHAKE_TIMEOUT,
+        message_timeout: MESSAGE_TIMEOUT,
     }
 }
 

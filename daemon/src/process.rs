@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::ErrorKind;
 
+use lmcache_proto::wire::ProcessIdentity;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// A process, for ever.
@@ -23,6 +24,18 @@ impl ProcessId {
             Look::Lives(start_time) => Some(ProcessId { pid, start_time }),
             Look::Gone | Look::Unknown => None,
         }
+    }
+
+    /// The process that a worker says it is, if what it says fits what is seen here. A worker in another pid namespace, or
+    /// on another machine, is nobody we could watch.
+    pub fn declared(identity: &ProcessIdentity) -> Option<ProcessId> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
+        if boot.trim() != identity.boot_id || namespace.to_str()? != identity.pid_namespace {
+            return None;
+        }
+        let process = ProcessId::of(i32::try_from(identity.pid).ok()?)?;
+        (process.start_time == identity.start_time).then_some(process)
     }
 
     /// Whether it still exists. A zombie is gone: it cannot touch memory any more. Where the system does not say (no
@@ -78,6 +91,27 @@ fn look(pid: u32) -> Look {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_declared_identity_must_fit() {
+        let own = ProcessId::of(std::process::id() as i32).expect("identity");
+        let identity = ProcessIdentity {
+            pid: own.pid,
+            start_time: own.start_time,
+            pid_namespace: fs::read_link("/proc/self/ns/pid").expect("link").display().to_string(),
+            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("file").trim().to_owned(),
+        };
+        assert_eq!(ProcessId::declared(&identity), Some(own));
+        for wrong in [
+            ProcessIdentity { start_time: own.start_time + 1, ..identity.clone() },
+            ProcessIdentity { pid_namespace: "pid:[1]".into(), ..identity.clone() },
+            ProcessIdentity { boot_id: String::new(), ..identity.clone() },
+            ProcessIdentity { pid: u32::MAX, ..identity.clone() },
+            ProcessIdentity { pid: 0, ..identity.clone() },
+        ] {
+            assert_eq!(ProcessId::declared(&wrong), None, "{wrong:?}");
+        }
+    }
 
     #[test]
     fn a_child_lives_and_dies() {

@@ -1,6 +1,6 @@
 // A daemon, a browser, and the checks that hold for every page.
 import { spawn } from "node:child_process";
-import { rmSync } from "node:fs";
+import { readdirSync, rmSync } from "node:fs";
 import http from "node:http";
 import net from "node:net";
 import path from "node:path";
@@ -40,7 +40,14 @@ function freePort() {
 }
 
 const children = new Set();
-process.on("exit", () => children.forEach((child) => child.kill("SIGKILL")));
+// Whatever a daemon of this process has left in shared memory.
+function sweep(name) {
+  for (const file of readdirSync("/dev/shm")) if (file.includes(name)) rmSync(`/dev/shm/${file}`, { force: true });
+}
+process.on("exit", () => {
+  children.forEach((child) => child.kill("SIGKILL"));
+  sweep(`page${process.pid}_`);
+});
 for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(1));
 
 export function run(binary, args) {
@@ -102,8 +109,7 @@ export class Daemon {
 
   async stop() {
     await this.kill();
-    for (const file of [this.pool, `/dev/shm/.lmcache_l1_pool_${this.name}.keep`,
-      `/dev/shm/lmcached_lmcache_l1_pool_${this.name}_table`]) rmSync(file, { force: true });
+    sweep(this.name);
   }
 }
 

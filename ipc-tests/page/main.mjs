@@ -21,7 +21,7 @@ const SAMPLE = {
   l1_full: ["lmcached_l1_full_total"],
   l1_evicted: ["lmcache_mp_l1_evicted_keys_total", "lmcache_mp_l1_evicted_chunks_total"],
   l1_evicted_bytes: ["lmcached_l1_evicted_bytes_total"],
-  l2_used: ["lmcache_mp_l2_usage_bytes"],
+  l2_used: ["lmcached_l2_usage_bytes", "lmcache_mp_l2_usage_bytes"],
   l2_stores: ["lmcache_mp_num_inflight_l2_stores"],
   l2_loads: ["lmcache_mp_num_inflight_l2_loads"],
   l2_stored: ["lmcache_mp_l2_store_completed_total", "lmcache_mp_l2_store_completed_requests_total"],

@@ -18,7 +18,9 @@ pub struct Daemon {
     name: String,
     port: u16,
     http_port: u16,
+    prometheus_port: u16,
     args: Vec<String>,
+    environment: Vec<(String, String)>,
     log: Arc<Mutex<Vec<String>>>,
     dir: tempfile::TempDir,
 }
@@ -51,15 +53,20 @@ impl Daemon {
     /// Starts a daemon with a pool of 64 MiB and `extra` flags, and waits until it is ready. In a flag, `{dir}` stands for
     /// the daemon's directory.
     pub async fn start(extra: &[&str]) -> Daemon {
+        Daemon::start_in(&[], extra).await
+    }
+
+    /// [`Daemon::start`] with these variables besides the test's own.
+    pub async fn start_in(environment: &[(&str, &str)], extra: &[&str]) -> Daemon {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let name = format!("test{}_{number}", std::process::id());
-        let (port, http_port) = (free_port(), free_port());
+        let (port, http_port, prometheus_port) = (free_port(), free_port(), free_port());
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut args = vec![
             format!("--port={port}"),
             format!("--http-port={http_port}"),
-            format!("--prometheus-port={}", free_port()),
+            format!("--prometheus-port={prometheus_port}"),
             format!("--shm-name={name}"),
         ];
         if !extra.iter().any(|arg| arg.starts_with("--l1-size-gb")) {
@@ -67,8 +74,11 @@ impl Daemon {
         }
         args.extend(extra.iter().map(|arg| arg.replace("{dir}", &dir.path().display().to_string())));
         let log = Arc::new(Mutex::new(Vec::new()));
-        let child = spawn(&args, &log);
-        let mut daemon = Daemon { child, name, port, http_port, args, log, dir };
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let environment: Vec<_> = environment.iter().map(own).collect();
+        let child = spawn(&args, &environment, &log);
+        let mut daemon =
+            Daemon { child, name, port, http_port, prometheus_port, args, environment, log, dir };
         daemon.ready().await;
         daemon
     }
@@ -91,7 +101,7 @@ impl Daemon {
     pub async fn crash_and_restart(&mut self) {
         self.child.kill().expect("kill");
         self.child.wait().expect("wait");
-        self.child = spawn(&self.args, &self.log);
+        self.child = spawn(&self.args, &self.environment, &self.log);
         self.ready().await;
     }
 
@@ -143,6 +153,11 @@ impl Daemon {
         self.http_port
     }
 
+    /// Port of the Prometheus page.
+    pub fn prometheus_port(&self) -> u16 {
+        self.prometheus_port
+    }
+
     /// A directory that lives as long as the daemon; `{dir}` in flags.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -151,6 +166,11 @@ impl Daemon {
     /// Pool segment in the file system.
     pub fn pool_path(&self) -> PathBuf {
         format!("/dev/shm/lmcache_l1_pool_{}", self.name).into()
+    }
+
+    /// Ring segment in the file system.
+    pub fn ring_path(&self) -> PathBuf {
+        format!("/dev/shm/lmcached_lmcache_l1_pool_{}_ring", self.name).into()
     }
 
     /// A new client.
@@ -201,6 +221,8 @@ impl Drop for Daemon {
             format!("/dev/shm/lmcache_l1_pool_{}", self.name),
             format!("/dev/shm/.lmcache_l1_pool_{}.keep", self.name),
             format!("/dev/shm/lmcached_lmcache_l1_pool_{}_table", self.name),
+            format!("/dev/shm/lmcached_lmcache_l1_pool_{}_ring", self.name),
+            format!("/dev/shm/.lmcached_lmcache_l1_pool_{}_ring.keep", self.name),
         ] {
             let _ = std::fs::remove_file(path);
         }
@@ -210,9 +232,10 @@ impl Drop for Daemon {
     }
 }
 
-fn spawn(args: &[String], log: &Arc<Mutex<Vec<String>>>) -> Child {
+fn spawn(args: &[String], environment: &[(String, String)], log: &Arc<Mutex<Vec<String>>>) -> Child {
     let mut child = Command::new(binary())
         .args(args)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

@@ -4,7 +4,9 @@
 pub mod daemon;
 pub mod http;
 pub mod kv_cache;
+pub mod otlp;
 pub mod pool;
+pub mod scrape;
 pub mod worker;
 
 /// A value that comes in time; panics with `what` otherwise. The bound is generous: it is there to end a hang, not to

@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ipc_tests::daemon::Daemon;
-use ipc_tests::worker::{Model, lookup, store};
+use ipc_tests::worker::{Model, lookup, prepare_store, store};
 use ipc_tests::{eventually, pool::Pool};
-use lmcache_client::{Connection, operation_frame};
-use lmcache_proto::wire::{Operation, Request, Response, Writer};
+use lmcache_client::operation_frame;
+use lmcache_proto::wire::{KeyBuilder, Operation, Request, Response, Writer, encode_request};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Frames of the bulk test; split over this many connections.
-const FRAMES: u64 = 120_000;
-const CONNECTIONS: u64 = 6;
+/// Frames that the bulk test must have sent, and the connections that it takes for them: some 600 frames each.
+const FRAMES: usize = 100_000;
+const CASES: u32 = 220;
 
 fn greeting() -> Vec<u8> {
     let mut greeting = vec![0u8; 64];
@@ -29,7 +32,11 @@ const READY: &[u8] = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER";
 
 /// A ZMTP client by hand, past its handshake.
 async fn raw(daemon: &Daemon) -> TcpStream {
-    let mut stream = TcpStream::connect(("127.0.0.1", daemon.port())).await.expect("connect");
+    raw_on(daemon.port()).await
+}
+
+async fn raw_on(port: u16) -> TcpStream {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connect");
     stream.write_all(&greeting()).await.expect("greeting");
     stream.write_all(READY).await.expect("ready");
     stream
@@ -69,6 +76,17 @@ async fn served(daemon: &mut Daemon) {
     assert_eq!(client.call(&Request::Noop).await.expect("noop"), Response::Text("OK"));
 }
 
+/// The daemon stops in order, and nothing in it has panicked, not even where the panic was caught.
+async fn ends_well(mut daemon: Daemon) {
+    assert_eq!(daemon.terminate(), Some(0));
+    eventually("the last line is logged", async || {
+        daemon.log().iter().any(|line| line.contains("pool kept")).then_some(())
+    })
+    .await;
+    let panics: Vec<_> = daemon.log().into_iter().filter(|line| line.contains("panicked")).collect();
+    assert!(panics.is_empty(), "{panics:#?}");
+}
+
 fn anonymous_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("RssAnon");
@@ -87,6 +105,7 @@ async fn announced_giants_close_their_own_connection() {
     first.write_all(&[6, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]).await.expect("header");
     closed(&mut first).await;
     served(&mut daemon).await;
+    ends_well(daemon).await;
 }
 
 #[tokio::test]
@@ -102,6 +121,7 @@ async fn other_protocols_are_turned_away() {
     subscriber.write_all(b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB").await.expect("ready");
     closed(&mut subscriber).await;
     served(&mut daemon).await;
+    ends_well(daemon).await;
 }
 
 #[tokio::test]
@@ -126,93 +146,166 @@ async fn short_messages_do_not_deafen_the_daemon() {
     };
     tokio::time::timeout(Duration::from_secs(60), until).await.expect("an answer");
     served(&mut daemon).await;
+    ends_well(daemon).await;
 }
 
-#[tokio::test]
-async fn a_hundred_thousand_bad_frames() {
-    let mut daemon = Daemon::start(&[]).await;
-    served(&mut daemon).await;
-    let before = anonymous_kib(daemon.pid());
-    let senders = (0..CONNECTIONS).map(|connection| {
-        let endpoint = daemon.endpoint();
-        tokio::spawn(async move {
-            let mut client = Connection::connect(&endpoint, Duration::from_secs(60)).await.expect("connect");
-            let mut random = 0x2545_f491_4f6c_dd1du64 ^ (connection + 1);
-            let mut next = move || {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                random
-            };
-            let mut sent = 0;
-            while sent < FRAMES / CONNECTIONS {
-                let operation = Operation::all().nth(next() as usize % Operation::COUNT).expect("in range");
-                // A stream would stay open; everything else is answered or dropped at once.
-                let op = if next().is_multiple_of(8) || operation == Operation::SubscribeKvEvents {
-                    Bytes::from((0..next() % 9).map(|_| next() as u8).collect::<Vec<_>>())
-                } else {
-                    operation_frame(operation)
-                };
-                let count = next() % 8;
-                let payload: Vec<Bytes> = (0..count).map(|_| bad_frame(&mut next)).collect();
-                sent += count + 2;
-                client
-                    .send_raw(op, payload.into_iter())
-                    .await
-                    .expect("the daemon does not hang up on bad requests");
+/// An operation frame: mostly one that the daemon serves, by id or name.
+fn operation() -> impl Strategy<Value = Vec<u8>> {
+    let known = (0..Operation::COUNT).prop_map(|at| Operation::all().nth(at).expect("in range"));
+    prop_oneof![
+        7 => known.clone().prop_map(|operation| operation_frame(operation).to_vec()),
+        1 => known.prop_map(|operation| {
+            let mut name = Writer::new();
+            name.str(operation.name());
+            name.into_vec()
+        }),
+        1 => vec(any::<u8>(), 0..9),
+    ]
+}
+
+/// A frame that is right or wrong in one of many ways.
+fn frame() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![4 => value_frame(), 1 => key_frame()]
+}
+
+fn value_frame() -> impl Strategy<Value = Vec<u8>> {
+    fn one(write: impl FnOnce(&mut Writer) -> &mut Writer) -> Vec<u8> {
+        let mut w = Writer::new();
+        write(&mut w);
+        w.into_vec()
+    }
+    prop_oneof![
+        vec(any::<u8>(), 0..300),
+        (1usize..5000).prop_map(|depth| vec![0x91; depth]),
+        // Announced lengths of 4 G elements, 2 G pairs, 4 G bytes.
+        Just(vec![0xdd, 0xff, 0xff, 0xff, 0xff]),
+        Just(vec![0xdf, 0x7f, 0xff, 0xff, 0xff, 0xc0]),
+        Just(vec![0xc9, 0xff, 0xff, 0xff, 0xff, 1]),
+        any::<u64>().prop_map(move |number| one(|w| w.uint(number))),
+        any::<i64>().prop_map(move |number| one(|w| w.int(number))),
+        (0u64..2000).prop_map(move |number| one(|w| w.uint(number))),
+        any::<f64>().prop_map(move |number| one(|w| w.f64(number))),
+        Just(one(|w| w.str("../../etc/passwd"))),
+        "\\PC{0,40}".prop_map(move |text| one(|w| w.str(&text))),
+        Just(one(|w| w.nil())),
+        any::<bool>().prop_map(move |value| one(|w| w.bool(value))),
+        vec(vec(0u64..100, 0..20), 0..4).prop_map(move |lists| one(|w| {
+            w.array(lists.len());
+            for list in &lists {
+                w.array(list.len());
+                for id in list {
+                    w.uint(*id);
+                }
             }
-            // Whatever the daemon answers to all that: the last request gets its answer.
-            let uid = client.send(&Request::Noop).await.expect("send");
-            assert_eq!(client.wait(Operation::Noop, &uid).await.expect("noop"), Response::Text("OK"));
+            w
+        })),
+    ]
+}
+
+/// A key, some with a byte broken.
+fn key_frame() -> impl Strategy<Value = Vec<u8>> {
+    let names = (prop_oneof![Just("m"), Just("a@b")], 0u32..300, proptest::option::of(0u32..300));
+    let numbers = (0u32..600, 0u32..3, 0u64..1000, any::<u64>(), 0u32..64);
+    let broken = proptest::option::of((any::<prop::sample::Index>(), any::<u8>()));
+    (names, numbers, broken).prop_map(
+        |((model, world, worker), (count, readers, start, end, shift), broken)| {
+            let tokens: Vec<u32> = (0..count).collect();
+            let builder = KeyBuilder::new(model, world, "r", &tokens).readers(readers);
+            let mut frame = builder.frame(worker, start, end >> shift);
+            if let Some((at, byte)) = broken {
+                let at = at.index(frame.len());
+                frame[at] = byte;
+            }
+            frame
+        },
+    )
+}
+
+/// Sends the messages on a connection of their own, then a noop, whose answer shows that all of them have been handled.
+async fn survives(port: u16, messages: &[(Vec<u8>, Vec<Vec<u8>>)]) {
+    const LAST: &[u8] = b"the last one";
+    let mut stream = raw_on(port).await;
+    let (mut read, mut write) = stream.split();
+    let sender = async {
+        for (number, (operation, payload)) in messages.iter().enumerate() {
+            // Ids come back after 100 requests: an open stream may meet its id again.
+            let uid = [(number % 100) as u8];
+            let mut frames: Vec<&[u8]> = vec![&uid, operation];
+            frames.extend(payload.iter().map(Vec::as_slice));
+            write.write_all(&message(&frames)).await.expect("the daemon does not hang up on bad requests");
+        }
+        let noop = operation_frame(Operation::Noop);
+        write.write_all(&message(&[LAST, &noop])).await.expect("send");
+    };
+    let reader = async {
+        let mut tail = Vec::new();
+        let mut buf = vec![0; 64 << 10];
+        while !tail.windows(LAST.len()).any(|window| window == LAST) {
+            tail.drain(..tail.len().saturating_sub(LAST.len()));
+            let n = read.read(&mut buf).await.expect("read");
+            assert!(n > 0, "the daemon closed the connection");
+            tail.extend_from_slice(&buf[..n]);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(sender, reader) })
+        .await
+        .expect("the last request is answered");
+}
+
+#[test]
+fn a_hundred_thousand_bad_frames() {
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let mut daemon = runtime.block_on(Daemon::start(&[]));
+    runtime.block_on(served(&mut daemon));
+    let before = anonymous_kib(daemon.pid());
+    let port = daemon.port();
+    // A failure is shrunk on the same daemon, within bounds; the counter is of everything that was sent.
+    let config =
+        Config { cases: CASES, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new(config);
+    let sent = std::cell::Cell::new(0);
+    let messages = vec((operation(), vec(frame(), 0..8)), 80..160);
+    let result = runner.run(&messages, |messages| {
+        sent.set(sent.get() + messages.iter().map(|(_, payload)| payload.len() + 2).sum::<usize>());
+        let one = std::panic::AssertUnwindSafe(|| runtime.block_on(survives(port, &messages)));
+        std::panic::catch_unwind(one).map_err(|panic| {
+            let why = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+            TestCaseError::fail(why)
         })
     });
-    for sender in senders.collect::<Vec<_>>() {
-        sender.await.expect("sender");
-    }
-    served(&mut daemon).await;
-    let after = anonymous_kib(daemon.pid());
-    assert!(after < before + 64 * 1024, "grew from {before} to {after} KiB");
+    result.unwrap_or_else(|error| panic!("{error}\n{}", daemon.log().join("\n")));
+    assert!(sent.get() >= FRAMES, "{} frames", sent.get());
+    runtime.block_on(async {
+        served(&mut daemon).await;
+        let after = anonymous_kib(daemon.pid());
+        assert!(after < before + 64 * 1024, "grew from {before} to {after} KiB");
+        ends_well(daemon).await;
+    });
 }
 
-/// A frame that is wrong in one of many ways.
-fn bad_frame(next: &mut impl FnMut() -> u64) -> Bytes {
-    let mut w = Writer::new();
-    match next() % 12 {
-        0 => return Bytes::new(),
-        1 => return Bytes::from((0..next() % 300).map(|_| next() as u8).collect::<Vec<_>>()),
-        2 => return Bytes::from(vec![0x91; 1 + next() as usize % 5000]),
-        3 => return Bytes::from_static(&[0xdd, 0xff, 0xff, 0xff, 0xff]),
-        4 => return Bytes::from_static(&[0xdf, 0x7f, 0xff, 0xff, 0xff, 0xc0]),
-        5 => return Bytes::from_static(&[0xc9, 0xff, 0xff, 0xff, 0xff, 1]),
-        6 => {
-            w.uint(next());
-        }
-        7 => {
-            w.int(-(next() as i64 >> 2).abs());
-        }
-        8 => {
-            w.str("../../etc/passwd");
-        }
-        9 => {
-            w.nil();
-        }
-        10 => {
-            // A key with one field broken.
-            let tokens: Vec<u32> = (0..next() % 600).map(|i| i as u32).collect();
-            let model = if next().is_multiple_of(2) { "m" } else { "a@b" };
-            let builder = lmcache_proto::wire::KeyBuilder::new(model, (next() % 300) as u32, "r", &tokens);
-            let worker = next().is_multiple_of(2).then_some((next() % 300) as u32);
-            let mut frame =
-                builder.readers((next() % 3) as u32).frame(worker, next() % 1000, next() >> (next() % 64));
-            let at = next() as usize % frame.len();
-            frame[at] = next() as u8;
-            return Bytes::from(frame);
-        }
-        _ => {
-            w.bool(true);
-        }
+proptest! {
+    #![proptest_config(Config { cases: 4, max_shrink_iters: 50, failure_persistence: None, ..Config::default() })]
+
+    #[test]
+    fn bytes_that_are_no_frames_close_their_own_connection(
+        streams in vec((any::<bool>(), vec(any::<u8>(), 1..200)), 50),
+    ) {
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        runtime.block_on(async {
+            let mut daemon = Daemon::start(&[]).await;
+            for (greeted, bytes) in streams {
+                let mut stream = if greeted {
+                    raw(&daemon).await
+                } else {
+                    TcpStream::connect(("127.0.0.1", daemon.port())).await.expect("connect")
+                };
+                // The daemon may have closed it after the first of the bytes.
+                let _ = stream.write_all(&bytes).await;
+            }
+            served(&mut daemon).await;
+            ends_well(daemon).await;
+        });
     }
-    Bytes::from(w.into_vec())
 }
 
 #[tokio::test]
@@ -227,6 +320,7 @@ async fn keys_of_ten_million_tokens_are_served() {
     assert_eq!(lookup(&mut client, &model, "long", &tokens, 1).await, 2);
     client.call(&Request::EndSession { request_id: "long" }).await.expect("end");
     served(&mut daemon).await;
+    ends_well(daemon).await;
 }
 
 #[tokio::test]
@@ -245,6 +339,7 @@ async fn idle_connections_cost_little_and_others_are_served() {
     served(&mut daemon).await;
     let after = anonymous_kib(daemon.pid());
     assert!(after < before + 300 * 64, "grew from {before} to {after} KiB for 300 idle connections");
+    ends_well(daemon).await;
 }
 
 #[tokio::test]
@@ -266,6 +361,7 @@ async fn a_long_request_does_not_delay_anothers_ping() {
     // The busy client's own ping overtakes its lookups too.
     assert_eq!(busy.wait(Operation::Ping, &own_ping).await.expect("ping"), Response::Flag(true));
     assert_eq!(busy.wait(Operation::Lookup, &last).await.expect("lookup"), Response::Nothing);
+    ends_well(daemon).await;
 }
 
 #[tokio::test]
@@ -279,4 +375,40 @@ async fn unknown_operations_and_other_releases_are_named_in_the_log() {
     })
     .await;
     assert_eq!(client.call(&Request::Noop).await.expect("noop"), Response::Text("OK"));
+    ends_well(daemon).await;
+}
+
+#[tokio::test]
+async fn a_commit_of_a_worker_that_has_gone_is_kept() {
+    let daemon = Daemon::start(&[]).await;
+    let mut client = daemon.connect().await;
+    let model = Model::small("m");
+    client.call(&model.registration(7)).await.expect("register");
+    let tokens: Vec<u32> = (0..512).collect();
+    let frame = model.key("short", &tokens).frame(Some(0), 0, 512);
+    prepare_store(&mut client, &frame, 7).await.expect("slots");
+    // The commit waits behind a request of some tenths of a second when its connection closes.
+    let long: Vec<u32> = (0..5_000_000).collect();
+    let long = model.key("long", &long).frame(None, 0, 5_000_000);
+    let lookup_long = Request::Lookup { key: ipc_tests::worker::key(&long), tp_size: 1 };
+    let commit = Request::CommitStore { key: ipc_tests::worker::key(&frame), instance_id: 7, data: b"" };
+    let mut worker = raw(&daemon).await;
+    // The daemon's greeting and READY, read so that the close below is no reset, which would take back what was sent.
+    let mut hello = [0; 64 + 2];
+    worker.read_exact(&mut hello).await.expect("greeting");
+    let mut ready = vec![0; usize::from(hello[65])];
+    worker.read_exact(&mut ready).await.expect("ready");
+    for request in [&lookup_long, &commit] {
+        let (operation, payload) = (operation_frame(request.operation()), encode_request(request));
+        let mut frames: Vec<&[u8]> = vec![b"\x01", &operation];
+        frames.extend(payload.iter().map(Vec::as_slice));
+        worker.write_all(&message(&frames)).await.expect("send");
+    }
+    drop(worker);
+    eventually("the commit is done", async || {
+        (daemon.metric("lmcached_requests_total", &["commit_store", "ok"]).await >= 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(lookup(&mut client, &model, "again", &tokens, 1).await, 2);
+    ends_well(daemon).await;
 }

@@ -99,12 +99,9 @@ impl Drop for Unit {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        for path in [
-            format!("/dev/shm/lmcache_l1_pool_{}", self.name),
-            format!("/dev/shm/.lmcache_l1_pool_{}.keep", self.name),
-            format!("/dev/shm/lmcached_lmcache_l1_pool_{}_table", self.name),
-        ] {
-            let _ = std::fs::remove_file(path);
+        let files = std::fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+        for file in files.filter(|file| file.file_name().to_string_lossy().contains(&self.name)) {
+            let _ = std::fs::remove_file(file.path());
         }
     }
 }

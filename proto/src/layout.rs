@@ -4,6 +4,8 @@
 //! engine's element type, token-major whatever the engine's own layout is (LMCache calls it "2LTD").
 #![forbid(unsafe_code)]
 
+use crate::fnv::Fnv;
+
 /// Element types by their torch names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "torch's names")]
@@ -106,15 +108,13 @@ impl ObjectLayout {
     /// A number that is equal for equal layouts, stored with each object so that an object written under
     /// another shape is never served. FNV-1a of the regions' numbers: stable across releases and machines.
     pub fn fingerprint(&self) -> u64 {
-        let mut hash = 0xcbf2_9ce4_8422_2325u64;
+        let mut hash = Fnv::new();
         for region in &self.regions {
             for number in [region.planes, region.layers, region.slots, region.width, region.dtype as u64] {
-                for byte in number.to_le_bytes() {
-                    hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-                }
+                hash.bytes(&number.to_le_bytes());
             }
         }
-        hash
+        hash.finish()
     }
 }
 

@@ -17,8 +17,27 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    lmcached::logging::start(parsed.config.observability.log_level);
-    match lmcached::app::run(&parsed.config, &parsed.notices) {
+    // First of all: it takes variables out of the environment, which only a process of one thread may do.
+    let sockets = match lmcached::systemd::Sockets::take() {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            eprintln!("lmcached: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    let observability = &parsed.config.observability;
+    let started = lmcached::telemetry::Outlet::new(observability).and_then(|outlet| {
+        let guard = lmcached::logging::start(observability, &outlet)?;
+        Ok((outlet, guard))
+    });
+    let (outlet, _writes_what_is_left_at_the_end) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            eprintln!("lmcached: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    match lmcached::app::run(&parsed.config, &parsed.notices, &outlet, sockets) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lmcached: {error}");

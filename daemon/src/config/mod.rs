@@ -26,8 +26,9 @@ pub use endpoint::Endpoint;
 pub use error::{ConfigError, Exit};
 pub use types::{
     Config, EvictionConfig, EvictionPolicy, HashAlgorithm, HttpConfig, L1Config, L2Adapter, L2Config,
-    L2PrefetchPolicy, L2StorePolicy, Limits, Listen, LivenessConfig, LogLevel, LookupHashLogConfig,
-    ObservabilityConfig, ServerConfig, ShutdownConfig, TraceConfig, TraceLevel, TransferModes,
+    L2PrefetchPolicy, L2StorePolicy, Limits, Listen, LivenessConfig, LogFormat, LogLevel,
+    LookupHashLogConfig, MetricsCompat, ObservabilityConfig, ServerConfig, ShutdownConfig, TraceConfig,
+    TraceLevel, TransferModes,
 };
 
 /// Something the operator should read once at start, at INFO.

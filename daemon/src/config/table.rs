@@ -34,7 +34,6 @@ const P2P: &str = "pools are not shared between daemons; use an L2 tier that all
 pub(super) const COORDINATOR: &str = "this daemon joins no coordinator; drop the flag or variable";
 const HASH_LOG: &str = "logging of looked-up hashes";
 const TRACE: &str = "recording of .lct files";
-const OTLP: &str = "export over OTLP; metrics are on the Prometheus port and on the admin API";
 const L2: &str = "L2 tiers; everything stays in L1";
 
 /// In the order of the peer's help.
@@ -108,8 +107,6 @@ pub(super) const TABLE: &[Row] = &[
     neutral("--periodic-notifier-interval-ms", Int, "controllers are woken by events, not by a timer"),
     not_yet("--l2-adapter", &[], L2),
     neutral("--disable-grpc-metrics", Nothing, "there is no gRPC transport to measure"),
-    not_yet("--enable-tracing", &[], "export of spans"),
-    not_yet("--otlp-endpoint", &[""], OTLP),
     not_yet("--lookup-hash-log-dir", &[""], HASH_LOG),
     not_yet("--lookup-hash-log-rotation-interval", &["21600"], HASH_LOG),
     not_yet("--lookup-hash-log-rotation-max-size", &["104857600"], HASH_LOG),

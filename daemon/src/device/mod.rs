@@ -32,6 +32,8 @@ use cpu_shm::{CpuShm, Limits, MapError};
 use format::HeadOrder;
 use groups::{GeometryError, GeometryInput, KvGeometry};
 use plan::{ChunkPlan, PlanError};
+pub(crate) use sigbus::Guard as SigbusGuard;
+pub use sigbus::GuardError as SigbusGuardError;
 
 /// Memory of a registered worker. One variant per kind of device.
 #[derive(Debug)]

@@ -60,7 +60,7 @@ pub enum GuardError {
 
 /// Guards one mapping for as long as it lives.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub struct Guard {
     slot: usize,
 }
 
@@ -70,7 +70,7 @@ impl Guard {
     /// # Safety
     /// `start` begins a mapping of `len` bytes that the caller owns, keeps mapped until the guard is dropped, and
     /// touches only through raw pointers and only while it holds the guard: its pages may become zeros at any time.
-    pub(super) unsafe fn new(start: *mut u8, len: usize) -> Result<Guard, GuardError> {
+    pub(crate) unsafe fn new(start: *mut u8, len: usize) -> Result<Guard, GuardError> {
         install().map_err(GuardError::Install)?;
         let _writers = WRITERS.lock();
         let free = TABLE.iter().position(|slot| slot.start.load(Ordering::Relaxed) == 0);
@@ -82,7 +82,7 @@ impl Guard {
 
     /// True once a page of the region was missing. Everything read from the region by then may be zeros, and
     /// everything written may be lost. Stays true.
-    pub(super) fn poisoned(&self) -> bool {
+    pub(crate) fn poisoned(&self) -> bool {
         // The handler sets the flag before it maps zeros; a copy that saw those zeros must see the flag, also when
         // another thread faulted.
         fence(Ordering::SeqCst);

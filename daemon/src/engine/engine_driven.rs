@@ -97,6 +97,7 @@ impl Engine {
             .remove(id, Mode::EngineDriven)
             .ok_or_else(|| (Refusal::UnknownInstance, format!("instance {id}")))?;
         self.forget_reservations(id);
+        self.worker_gone(id);
         tracing::info!(instance = id, "worker unregistered (engine-driven)");
         Ok(())
     }
@@ -153,7 +154,7 @@ impl Engine {
             object_bytes: layout.bytes(),
             started: Instant::now(),
             client: client.id,
-            process: client.process,
+            process: client.process(),
             quarantined: false,
             told: told.clone(),
         };
@@ -300,7 +301,7 @@ impl Engine {
             object_bytes: layout.bytes(),
             started: Instant::now(),
             client: client.id,
-            process: client.process,
+            process: client.process(),
             quarantined: false,
             told: told.clone(),
         };
@@ -401,7 +402,7 @@ pub(super) fn rank_of(key: &CacheKey<'_>) -> Result<u32, Failure> {
 }
 
 fn owner(client: &Client, instance: u64) -> Owner {
-    let (pid, start_time) = client.process.map_or((0, 0), |process| (process.pid, process.start_time));
+    let (pid, start_time) = client.process().map_or((0, 0), |process| (process.pid, process.start_time));
     Owner { instance, pid, start_time }
 }
 

@@ -201,6 +201,10 @@ impl Instances {
         map.contains_key(&(id, Mode::EngineDriven)) || map.contains_key(&(id, Mode::LmcacheDriven))
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.map.read().len()
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<Instance>> {
         self.map.read().values().cloned().collect()
     }

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::instances::Instances;
+use super::instances::{Instances, Mode};
 use super::transfers::Preparer;
 use super::{Client, Engine};
+use crate::process::ProcessId;
 
 /// Most unknown workers whose pings are remembered.
 const MAX_UNKNOWN: usize = 4096;
@@ -20,8 +21,40 @@ pub(super) struct Liveness {
     left: FxHashMap<u64, Instant>,
     /// Newest connection of each worker.
     heard_on: FxHashMap<u64, u64>,
-    /// Answer to the next ping of a worker that is not registered.
-    unknown: FxHashMap<u64, bool>,
+    /// Connection on which each worker registered: its process is the worker's. Others may speak for a worker, a tool that
+    /// pings for one, say; their end is not its end.
+    registered_on: FxHashMap<u64, u64>,
+    /// Process of each connection, where it is known; kept as long as `connected` and `left` know the connection.
+    processes: FxHashMap<u64, ProcessId>,
+    /// Connections whose process is dead: gone for ever, however lately.
+    dead: FxHashSet<u64>,
+    /// Pings of workers that are not registered.
+    unknown: UnknownPings,
+}
+
+/// Workers that ping and are not registered; the one not heard for longest goes when there are too many.
+#[derive(Debug, Default)]
+struct UnknownPings {
+    /// The answer to the next ping, and the number of the last one.
+    workers: FxHashMap<u64, (bool, u64)>,
+    pings: u64,
+}
+
+impl UnknownPings {
+    /// `false`, `true`, `false` … for each worker.
+    fn answer(&mut self, id: u64) -> bool {
+        if self.workers.len() >= MAX_UNKNOWN && !self.workers.contains_key(&id) {
+            // A walk over 4096 entries, microseconds, and only while somebody floods.
+            let oldest = self.workers.iter().min_by_key(|(_, (_, ping))| *ping).map(|(id, _)| *id);
+            oldest.map(|id| self.workers.remove(&id));
+        }
+        self.pings += 1;
+        let (next, ping) = self.workers.entry(id).or_insert((false, 0));
+        *ping = self.pings;
+        let answer = *next;
+        *next = !answer;
+        answer
+    }
 }
 
 impl Liveness {
@@ -31,6 +64,9 @@ impl Liveness {
 
     /// Whether a connection has been gone for `timeout`. Connection 0 is "before this daemon".
     fn gone_for(&self, client: u64, timeout: Duration, started: Instant) -> bool {
+        if self.dead.contains(&client) {
+            return true;
+        }
         if self.connected.contains(&client) {
             return false;
         }
@@ -42,7 +78,16 @@ impl Engine {
     /// A client has connected.
     pub fn client_arrived(&self, client: &Client) {
         self.liveness.lock().connected.insert(client.id);
+        self.process_of(client);
         tracing::debug!(client = client.id, peer = %client.peer, "client connected");
+    }
+
+    /// The process of a connection is known: from now on its death is noticed.
+    pub(super) fn process_of(&self, client: &Client) {
+        if let Some(process) = client.process() {
+            self.liveness.lock().processes.insert(client.id, process);
+            self.deaths.watch(process);
+        }
     }
 
     /// A client's connection has ended. Its leases end after a grace period (the sweep sees to it), in which it may finish
@@ -54,11 +99,47 @@ impl Engine {
             live.left.insert(client.id, Instant::now());
         }
         tracing::debug!(client = client.id, peer = %client.peer, "client disconnected");
+        // Its last requests may have been executed after its death was noticed: once more.
+        if let Some(process) = client.process().filter(|process| !process.alive()) {
+            self.deaths.watch(process);
+        }
     }
 
-    /// The daemon has ended a peer's connection.
-    pub fn refuse_peer(&self, client: &Client, why: impl std::fmt::Display) {
-        self.stats.peer_refused(client, why);
+    /// A process is dead: its workers, their lanes and pins, and the leases of its connections go at once.
+    ///
+    /// Nothing here can belong to somebody who lives: a connection has one process, and a process that has ended touches no
+    /// memory and sends no request.
+    pub fn process_died(&self, process: ProcessId) {
+        let workers: Vec<u64> = {
+            let mut live = self.liveness.lock();
+            let Liveness { processes, registered_on, dead, .. } = &mut *live;
+            dead.extend(processes.iter().filter(|(_, p)| **p == process).map(|(client, _)| *client));
+            let theirs = registered_on.iter().filter(|(_, client)| processes.get(client) == Some(&process));
+            theirs.map(|(worker, _)| *worker).collect()
+        };
+        for worker in workers {
+            let removed = [Mode::EngineDriven, Mode::LmcacheDriven]
+                .into_iter()
+                .filter_map(|mode| self.instances.remove(worker, mode))
+                .count();
+            self.worker_gone(worker);
+            if removed > 0 {
+                self.stats.reaped.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    instance = worker,
+                    pid = process.pid,
+                    "worker is dead; its slots, leases and lane are free again, and what it had not committed is dropped"
+                );
+            }
+        }
+        self.sweep();
+    }
+
+    /// A worker has unregistered, was reaped or is dead: its lane is free, unless it is registered in the other mode still.
+    pub(super) fn worker_gone(&self, instance: u64) {
+        if !self.instances.is_known(instance) {
+            self.ring.detach(instance);
+        }
     }
 
     /// Ends the leases of connections that have been gone beyond the grace period.
@@ -83,7 +164,7 @@ impl Engine {
                     tracing::warn!(
                         request = &*session.id,
                         leases = ended.len(),
-                        "connection gone beyond --lease-grace-seconds; its leases end"
+                        "connection gone beyond --lease-grace-seconds, or its process dead; its leases end"
                     );
                 }
             }
@@ -96,15 +177,21 @@ impl Engine {
     /// A request has named a worker.
     pub(super) fn heard(&self, client: &Client, instance: u64) {
         self.instances.touch(instance, Instances::now(self.started), false);
+        self.ring.drain_instance(instance);
         // Only registered workers and those with slots matter: an id from the wire must not grow a map.
         if self.instances.is_known(instance) || self.transfers.lock().has(instance) {
             self.liveness.lock().heard_on.insert(instance, client.id);
         }
     }
 
+    /// A worker registers over this connection.
+    pub(super) fn speaks_for(&self, client: &Client, instance: u64) {
+        self.liveness.lock().registered_on.insert(instance, client.id);
+    }
+
     /// A worker has registered: its pings are answered `true` from now on.
     pub(super) fn registered(&self, instance: u64) {
-        self.liveness.lock().unknown.remove(&instance);
+        self.liveness.lock().unknown.workers.remove(&instance);
     }
 
     /// The answer to a ping.
@@ -118,16 +205,7 @@ impl Engine {
             self.instances.touch(id, Instances::now(self.started), true);
             return true;
         }
-        let mut live = self.liveness.lock();
-        if live.unknown.len() >= MAX_UNKNOWN && !live.unknown.contains_key(&id) {
-            // Any other: it starts over with `false`, which is what an unknown worker is told first anyway.
-            let other = live.unknown.keys().next().copied();
-            other.map(|other| live.unknown.remove(&other));
-        }
-        let next = live.unknown.entry(id).or_insert(false);
-        let answer = *next;
-        *next = !answer;
-        answer
+        self.liveness.lock().unknown.answer(id)
     }
 
     /// Reaps silent workers, quarantines overdue reservations, frees what the dead have left, forgets idle sessions.
@@ -143,6 +221,7 @@ impl Engine {
                 "worker reaped: not heard for longer than --worker-reap-timeout-seconds; if it lives, its next ping makes it register again"
             );
             self.forget_reservations(instance.id);
+            self.worker_gone(instance.id);
         }
         self.end_orphaned_leases();
         self.sessions.expire(self.config.session_ttl);
@@ -174,8 +253,12 @@ impl Engine {
         let mut live = self.liveness.lock();
         let remember = dead_after.max(self.config.lease_grace) * 2;
         live.left.retain(|_, left| left.elapsed() < remember);
-        let Liveness { connected, left, heard_on, .. } = &mut *live;
-        heard_on.retain(|_, client| connected.contains(client) || left.contains_key(client));
+        let Liveness { connected, left, heard_on, registered_on, processes, dead, .. } = &mut *live;
+        let known = |client: &u64| connected.contains(client) || left.contains_key(client);
+        heard_on.retain(|_, client| known(client));
+        registered_on.retain(|_, client| known(client));
+        processes.retain(|client, _| known(client));
+        dead.retain(known);
         drop(live);
         self.after_change();
     }
@@ -193,5 +276,26 @@ impl Engine {
             None => is_gone(&self.liveness.lock(), suspect),
         });
         suspects
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_unknown_workers_does_not_reset_those_still_pinging() {
+        let mut pings = UnknownPings::default();
+        assert!(!pings.answer(0));
+        for id in 1..2 * MAX_UNKNOWN as u64 {
+            assert!(!pings.answer(id), "first ping of {id}");
+            if id % 1000 == 0 {
+                // Worker 0 pings on, and sees its edge each time.
+                assert!(pings.answer(0));
+                assert!(!pings.answer(0));
+            }
+        }
+        assert_eq!(pings.workers.len(), MAX_UNKNOWN);
+        assert!(!pings.answer(1), "forgotten as the oldest");
     }
 }

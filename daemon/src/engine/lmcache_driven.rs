@@ -86,6 +86,7 @@ impl Engine {
         self.instances
             .remove(id, Mode::LmcacheDriven)
             .ok_or_else(|| (Refusal::UnknownInstance, format!("instance {id}")))?;
+        self.worker_gone(id);
         tracing::info!(instance = id, "worker unregistered (server-driven)");
         Ok(())
     }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::Engine;
 use super::instances::Kind;
+use super::kv_events::KvEventStatus;
 use crate::device::Registration;
 
 impl Engine {
@@ -23,6 +24,16 @@ impl Engine {
     /// Requests remembered, and the bytes that their prompts and leases take.
     pub fn session_usage(&self) -> (usize, usize) {
         (self.sessions.len(), self.sessions.bytes())
+    }
+
+    /// Registered workers.
+    pub fn workers(&self) -> usize {
+        self.instances.len()
+    }
+
+    /// Numbers of the KV event log.
+    pub fn kv_event_status(&self) -> KvEventStatus {
+        self.kv_events.status()
     }
 
     /// `/status`: the peer's keys, with this daemon's numbers.
@@ -109,10 +120,50 @@ impl Engine {
                 "next_seq": events.next_seq,
                 "subscribers": events.subscribers,
             },
+            "ring": self.ring_status(),
             "registered_gpu_ids": device_ids,
             "cache_context_meta": devices,
             "registered_non_cuda_instance_ids": engine_ids,
             "non_cuda_context_meta": engines,
+        })
+    }
+}
+
+impl Engine {
+    fn ring_status(&self) -> Value {
+        self.ring.drain_all();
+        let status = self.ring.status();
+        let counters = |c: &crate::ring::Counters| {
+            json!({
+                "records": c.records,
+                "matched": c.matched,
+                "unmatched": c.unmatched,
+                "lost": c.lost,
+                "rejected": {
+                    "corrupt": c.corrupt,
+                    "unknown_kind": c.unknown_kind,
+                    "bad_time": c.bad_time,
+                    "bad_range": c.bad_range,
+                },
+            })
+        };
+        let workers: Vec<Value> = status
+            .workers
+            .iter()
+            .map(|worker| {
+                let mut row = counters(&worker.counters);
+                row["instance"] = json!(worker.instance);
+                row["lane"] = json!(worker.lane);
+                row["epoch"] = json!(worker.epoch);
+                row["open_transfers"] = json!(worker.open);
+                row
+            })
+            .collect();
+        json!({
+            "lanes": status.lanes,
+            "broken": status.broken,
+            "workers": workers,
+            "total": counters(&status.total),
         })
     }
 }

@@ -21,13 +21,14 @@ mod management;
 mod prompt;
 mod publish;
 mod refusal;
+mod ring;
 mod sessions;
 mod stats;
 mod transfers;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use lmcache_proto::hash::{Chain, TokenHasher};
@@ -40,7 +41,9 @@ pub use stats::{OpOutcome, Stats};
 
 use crate::events::{Bus, Event};
 use crate::l1::{L1, Owner};
+use crate::liveness_watch::DeathWatch;
 use crate::process::ProcessId;
+use crate::ring::RingHub;
 use instances::Instances;
 use liveness::Liveness;
 use prompt::Prompt;
@@ -54,8 +57,8 @@ pub struct Client {
     pub id: u64,
     /// For logs.
     pub peer: String,
-    /// The process at the other end, where the transport tells.
-    pub process: Option<ProcessId>,
+    /// The process at the other end, where the transport or the client tells.
+    process: OnceLock<ProcessId>,
     memo: Mutex<TokenMemo>,
     /// The prompt of its last transfer whose request had no session.
     prompt: Mutex<Prompt>,
@@ -70,7 +73,36 @@ type Failure = (Refusal, String);
 impl Client {
     /// A client that has sent nothing yet.
     pub fn new(id: u64, peer: String, process: Option<ProcessId>) -> Client {
+        let process = process.map_or_else(OnceLock::new, OnceLock::from);
         Client { id, peer, process, memo: Mutex::default(), prompt: Mutex::default() }
+    }
+
+    /// The process at the other end, if it is known.
+    pub fn process(&self) -> Option<ProcessId> {
+        self.process.get().copied()
+    }
+
+    /// Notes the process at the other end. Returns whether it was unknown before; it never changes.
+    fn set_process(&self, process: ProcessId) -> bool {
+        self.process.set(process).is_ok()
+    }
+
+    /// Runs `work` as if a key of the client were being decoded all the while.
+    #[cfg(test)]
+    pub(crate) fn while_decoding<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _decoding = self.memo.lock();
+        work()
+    }
+
+    /// Forgets the client's last key and prompt unless `keep` says so of the bytes they take. Does nothing while they are
+    /// in use.
+    pub(crate) fn remember_if(&self, keep: impl FnOnce(usize) -> bool) {
+        if let (Some(mut memo), Some(mut prompt)) = (self.memo.try_lock(), self.prompt.try_lock())
+            && !keep(memo.bytes() + prompt.bytes())
+        {
+            *memo = TokenMemo::default();
+            prompt.forget();
+        }
     }
 }
 
@@ -140,6 +172,8 @@ pub struct Engine {
     /// Order of the KV event log; see `changes`.
     order: Mutex<()>,
     bus: Arc<Bus>,
+    ring: Arc<RingHub>,
+    deaths: Arc<DeathWatch>,
     /// The empty salt.
     empty: Arc<str>,
     stats: Stats,
@@ -156,6 +190,8 @@ impl Engine {
         l1: Arc<L1>,
         adopted: Vec<(Owner, crate::l1::Pin)>,
         bus: Arc<Bus>,
+        ring: Arc<RingHub>,
+        deaths: Arc<DeathWatch>,
     ) -> Arc<Engine> {
         Arc::new(Engine {
             instances: Instances::default(),
@@ -165,6 +201,8 @@ impl Engine {
             kv_events: Arc::new(KvEvents::new(config.kv_event_log_size)),
             order: Mutex::new(()),
             bus,
+            ring,
+            deaths,
             empty: "".into(),
             stats: Stats::default(),
             started: Instant::now(),
@@ -197,8 +235,13 @@ impl Engine {
 
     /// Decodes and executes a request.
     pub fn handle<T: AsRef<[u8]>>(&self, client: &Client, operation: Operation, payload: &[T]) -> Outcome {
-        // Held while the request borrows from its frames only, not from the memo; a client's requests do not overlap.
-        let decoded = Request::decode_with(operation, payload, &mut client.memo.lock());
+        // Requests with a key are ordered, so nobody waits for the memo. The others run beside them and do not take it: a
+        // ping must not wait until a long key is decoded.
+        let decoded = if operation.has_key() {
+            Request::decode_with(operation, payload, &mut client.memo.lock())
+        } else {
+            Request::decode(operation, payload)
+        };
         let request = match decoded {
             Ok(request) => request,
             Err(error) => {
@@ -222,6 +265,9 @@ impl Engine {
         let reply = |response| Ok(Outcome::Reply(response));
         if let Some(instance) = instance_of(&request) {
             self.heard(client, instance);
+            if matches!(request, Request::RegisterEngineDriven(_) | Request::RegisterKvCache(_)) {
+                self.speaks_for(client, instance);
+            }
         }
         match request {
             Request::Ping { instance_id } => reply(Response::Flag(self.ping(instance_id))),
@@ -293,6 +339,9 @@ impl Engine {
                 let source = self.kv_events.subscribe(instance_id, model_name, cursor, max_events as usize);
                 Ok(Outcome::Stream(source))
             }
+            Request::AttachRing { instance_id, process } => {
+                self.attach_ring(client, instance_id, process.as_deref()).map(Outcome::Reply)
+            }
         }
     }
 
@@ -342,6 +391,7 @@ fn instance_of(request: &Request<'_>) -> Option<u64> {
         | Request::CommitStore { instance_id, .. }
         | Request::PrepareRetrieve { instance_id, .. }
         | Request::CommitRetrieve { instance_id, .. }
+        | Request::AttachRing { instance_id, .. }
         | Request::SubscribeKvEvents { instance_id, .. } => Some(*instance_id),
         Request::RegisterEngineDriven(payload) => Some(payload.instance_id),
         Request::RegisterKvCache(payload) => Some(payload.instance_id),

@@ -1,12 +1,14 @@
 //! Events of requests and transfers. With observability off nothing of this is made.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use lmcache_proto::hash::ChunkHash;
+use lmcache_proto::transfer_id::{TransferDirection, transfer_id};
 use lmcache_proto::wire::CacheKey;
 
 use super::Engine;
-use super::instances::Instance;
+use super::instances::{Instance, Mode};
 use super::transfers::Direction;
 use crate::events::{Cell, Event, EvictionCause, Keys, SessionId, TransferEnd, TransferId, Worker};
 use crate::l1::{RemovalCause, Removed};
@@ -18,6 +20,12 @@ pub(super) struct Told {
     transfer: TransferId,
     worker: Worker,
     direction: Direction,
+    /// The number by which the worker's own records name the transfer.
+    number: u64,
+    /// When it was prepared.
+    prepared: Instant,
+    /// The worker has a lane: it says itself when it began to copy, so its start is told with its end.
+    deferred: bool,
     /// The objects it moves.
     pub(super) keys: Keys,
 }
@@ -53,12 +61,20 @@ impl Engine {
         }
         let model =
             if *worker.model == *key.model_name { worker.model.clone() } else { key.model_name.into() };
+        let way = match direction {
+            Direction::Store => TransferDirection::Store,
+            Direction::Retrieve => TransferDirection::Retrieve,
+        };
+        let number = transfer_id(key.request_id, key.start, key.end, way);
         let cells = cells.map(|(hash, rank, group)| Cell { hash, rank, group }).collect();
         Some(Arc::new(Told {
             session: self.session_id(key.request_id),
-            transfer: transfer_id(key, worker.id, direction),
+            transfer: event_id(number, worker.id),
             worker: worker.worker.clone(),
             direction,
+            number,
+            prepared: Instant::now(),
+            deferred: worker.mode() == Mode::EngineDriven && self.ring.has_lane(worker.id),
             keys: Keys::new(model, self.shared_salt(key.cache_salt), cells),
         }))
     }
@@ -72,9 +88,16 @@ impl Engine {
         });
     }
 
+    /// It has started; if the worker says itself when, that comes with the end.
     pub(super) fn transfer_started(&self, told: &Told) {
+        if !told.deferred {
+            self.transfer_started_at(told, Instant::now());
+        }
+    }
+
+    fn transfer_started_at(&self, told: &Told, at: Instant) {
         let (session, transfer, worker) = (told.session.clone(), told.transfer, told.worker.clone());
-        self.bus.publish(|| match told.direction {
+        self.bus.publish_at(at, || match told.direction {
             Direction::Store => Event::MpStoreStart { session, transfer, worker },
             Direction::Retrieve => Event::MpRetrieveStart { session, transfer, worker },
         });
@@ -82,10 +105,21 @@ impl Engine {
 
     /// A transfer has ended: `count` objects and `total_bytes` moved, which are `num_tokens` of the prompt. Zeros if it
     /// failed; the end is told all the same, so that nothing waits for it for ever.
+    ///
+    /// A worker with a lane has published its own times before it sent the commit that brought us here: they are told in
+    /// place of ours. What it said of an earlier attempt at the same transfer is not about this one.
     pub(super) fn transfer_ended(&self, told: &Told, count: u64, total_bytes: u64, num_tokens: u64) {
+        let mut end_at = Instant::now();
+        if told.deferred {
+            let timing = self.ring.take_timing(told.worker.engine_id, told.number);
+            let timing = timing.filter(|timing| timing.end >= told.prepared);
+            let start_at = timing.map_or(told.prepared, |timing| timing.start);
+            end_at = timing.map_or(end_at, |timing| timing.end);
+            self.transfer_started_at(told, start_at);
+        }
         let (session, transfer, worker) = (told.session.clone(), told.transfer, told.worker.clone());
         let end = TransferEnd { count, total_bytes, num_tokens, salt: told.keys.salt().clone() };
-        self.bus.publish(|| match told.direction {
+        self.bus.publish_at(end_at, || match told.direction {
             Direction::Store => Event::MpStoreEnd { session, transfer, worker, end },
             Direction::Retrieve => Event::MpRetrieveEnd { session, transfer, worker, end },
         });
@@ -127,18 +161,8 @@ impl Engine {
     }
 }
 
-/// Tells the transfers of one worker apart, and those of several workers for one request.
-fn transfer_id(key: &CacheKey<'_>, instance: u64, direction: Direction) -> TransferId {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    let mut mix = |bytes: &[u8]| {
-        for byte in bytes {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
-    mix(key.request_id.as_bytes());
-    mix(&key.start.to_le_bytes());
-    mix(&key.end.to_le_bytes());
-    mix(&[direction as u8]);
-    mix(&instance.to_le_bytes());
-    TransferId(hash)
+/// Tells the transfers of one worker apart, and those of several workers for one request: the ranks' numbers are equal.
+fn event_id(number: u64, instance: u64) -> TransferId {
+    // An odd constant, so that different workers stay different.
+    TransferId(number ^ instance.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use lmcache_proto::wire::{
-    Operation, PrepareRetrieveResponse, PrepareStoreResponse, RegisterEngineDrivenResponse, Response,
+    AttachRingResponse, Operation, PrepareRetrieveResponse, PrepareStoreResponse,
+    RegisterEngineDrivenResponse, Response,
 };
 
 use super::{Engine, Outcome};
@@ -94,7 +95,9 @@ impl Refusal {
             }
             Refusal::CopyFailed => "the copy did not complete; nothing was committed",
             Refusal::Layout => "the worker's KV cache layout is not served; it runs without cache",
-            Refusal::Disabled => "this transfer mode is switched off; see --supported-transfer-mode",
+            Refusal::Disabled => {
+                "switched off here, or used up; see --supported-transfer-mode and --ring-lanes"
+            }
             Refusal::Internal => "a bug in lmcached; the request was not done",
         }
     }
@@ -138,6 +141,8 @@ impl Engine {
             | Operation::ReportBlockAllocation
             // The end of the stream.
             | Operation::SubscribeKvEvents => Response::Nothing,
+            // No name: the worker goes on without a lane.
+            Operation::AttachRing => Response::RingAttached(AttachRingResponse::default()),
         })
     }
 }

@@ -2,11 +2,11 @@
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use lmcache_proto::wire::{ForeignRelease, Operation};
+use lmcache_proto::wire::Operation;
 
 use super::{Client, Refusal};
+use crate::log_limit::LogLimit;
 
 /// Outcome label of the request counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,39 +19,11 @@ pub enum OpOutcome {
 
 const OUTCOMES: usize = 1 + Refusal::ALL.len();
 
-/// Lets one of many equal lines through each second and counts the rest.
-#[derive(Debug, Default)]
-struct Limit {
-    last: AtomicU64,
-    suppressed: AtomicU64,
-}
-
-impl Limit {
-    /// `Some(lines suppressed since the last one)` if a line may be written now.
-    fn pass(&self) -> Option<u64> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs().max(1));
-        let last = self.last.load(Ordering::Relaxed);
-        if last == now || self.last.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_err()
-        {
-            self.suppressed.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        Some(self.suppressed.swap(0, Ordering::Relaxed))
-    }
-}
-
 /// The counters.
 #[derive(Debug)]
 pub struct Stats {
     requests: [[AtomicU64; OUTCOMES]; Operation::COUNT],
-    limits: [[Limit; Refusal::ALL.len()]; Operation::COUNT],
-    other: Limit,
-    /// Messages that are no requests.
-    pub malformed: AtomicU64,
-    /// Requests of operations that are not served.
-    pub unknown: AtomicU64,
-    /// Connections ended or not admitted by the daemon.
-    pub peers_refused: AtomicU64,
+    limits: [[LogLimit; Refusal::ALL.len()]; Operation::COUNT],
     /// Tokens that lookups asked for, whole chunks only.
     pub requested_tokens: AtomicU64,
     /// Tokens that lookups found.
@@ -70,11 +42,7 @@ impl Default for Stats {
     fn default() -> Stats {
         Stats {
             requests: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
-            limits: std::array::from_fn(|_| std::array::from_fn(|_| Limit::default())),
-            other: Limit::default(),
-            malformed: AtomicU64::new(0),
-            unknown: AtomicU64::new(0),
-            peers_refused: AtomicU64::new(0),
+            limits: std::array::from_fn(|_| std::array::from_fn(|_| LogLimit::default())),
             requested_tokens: AtomicU64::new(0),
             hit_tokens: AtomicU64::new(0),
             stored_tokens: AtomicU64::new(0),
@@ -117,53 +85,6 @@ impl Stats {
             } else {
                 tracing::warn!(%operation, peer = %client.peer, %reason, %detail, suppressed, "request refused: {}", reason.advice());
             }
-        }
-    }
-
-    /// A message that is no request.
-    pub fn malformed(&self, client: &Client, detail: impl Display) {
-        self.malformed.fetch_add(1, Ordering::Relaxed);
-        if let Some(suppressed) = self.other.pass() {
-            tracing::warn!(peer = %client.peer, %detail, suppressed, "dropped a message that is no LMCache request");
-        }
-    }
-
-    /// An operation of 0.5.6 that belongs to a feature this daemon does not have.
-    pub fn unserved(&self, client: &Client, name: &str) {
-        self.unknown.fetch_add(1, Ordering::Relaxed);
-        if let Some(suppressed) = self.other.pass() {
-            tracing::warn!(peer = %client.peer, operation = name, suppressed, "operation is not served by lmcached and has no negative answer: the client waits for its own timeout; switch the feature off in the client");
-        }
-    }
-
-    /// An operation that 0.5.6 does not have.
-    pub fn unknown(&self, client: &Client, name: &str) {
-        self.unknown.fetch_add(1, Ordering::Relaxed);
-        if let Some(suppressed) = self.other.pass() {
-            tracing::warn!(peer = %client.peer, operation = name, suppressed, "unknown operation; this daemon speaks lmcache 0.5.6");
-        }
-    }
-
-    /// A request that looks like another release's.
-    pub fn foreign(&self, client: &Client, release: ForeignRelease) {
-        if let Some(suppressed) = self.other.pass() {
-            tracing::error!(peer = %client.peer, suppressed, "client looks like lmcache {}; this daemon speaks 0.5.6: install lmcache==0.5.6 in the engine's image", release.name());
-        }
-    }
-
-    /// A connection over the limit.
-    pub fn connection_refused(&self) {
-        self.peers_refused.fetch_add(1, Ordering::Relaxed);
-        if let Some(suppressed) = self.other.pass() {
-            tracing::warn!(suppressed, "connection refused: --max-connections are open");
-        }
-    }
-
-    /// A peer whose connection the daemon ended.
-    pub fn peer_refused(&self, client: &Client, why: impl Display) {
-        self.peers_refused.fetch_add(1, Ordering::Relaxed);
-        if let Some(suppressed) = self.other.pass() {
-            tracing::warn!(peer = %client.peer, suppressed, "connection closed: {why}");
         }
     }
 }

@@ -466,6 +466,10 @@ pub enum Event {
         session: SessionId,
     },
 
+    /// A worker was unregistered or reaped, or its process is gone. (Not the peer's: its metric series grow for ever.)
+    WorkerGone {
+        instance: u64,
+    },
     TimeoutRaised {
         session: SessionId,
         message: Arc<str>,

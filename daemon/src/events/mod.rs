@@ -2,7 +2,8 @@
 //!
 //! * `event`: the typed events;
 //! * `bus`: the bounded queue between publishers and the drain thread;
-//! * `subscriber`: what a consumer looks like.
+//! * `subscriber`: what a consumer looks like;
+//! * `timing`: durations that are counted in place.
 //!
 //! Publishers are request threads: publishing costs a push into a lock-free queue, and one branch when observability is
 //! off. Everything else happens on the drain thread.
@@ -11,6 +12,7 @@
 mod bus;
 mod event;
 mod subscriber;
+mod timing;
 
 pub use bus::{Bus, BusStatus, Drain};
 pub use event::{
@@ -18,3 +20,4 @@ pub use event::{
     ReadFailure, SaltCounts, SessionId, Stamped, TraceCall, TransferEnd, TransferId, Worker,
 };
 pub use subscriber::Subscriber;
+pub use timing::{TIMING_BOUNDS_NS, Timing, TimingReading};

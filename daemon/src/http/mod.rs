@@ -1,20 +1,25 @@
 //! The admin API and `/metrics`.
 #![forbid(unsafe_code)]
 
+mod answer;
+mod body;
+mod cache;
 pub mod history;
 mod page;
 mod routes;
+mod serve;
+mod status;
 
 use std::io;
-use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::net::TcpListener;
 
 use crate::engine::Engine;
+use crate::net;
 use crate::server::Server;
-use crate::telemetry;
+use crate::telemetry::Telemetry;
 use history::{History, Source, State};
 
 /// What the routes look at.
@@ -24,17 +29,23 @@ pub struct Admin {
     pub engine: Arc<Engine>,
     /// The listening side.
     pub server: Arc<Server>,
+    /// Makes `/metrics`.
+    pub telemetry: Arc<Telemetry>,
     /// `/status` says it.
     pub hash_algorithm: &'static str,
+    /// `/status` says it.
+    pub eviction_policy: &'static str,
     /// Set while the daemon drains.
-    pub draining: AtomicBool,
+    draining: AtomicBool,
+    /// Held by the one request that may be working.
+    turn: tokio::sync::Mutex<()>,
     /// Numbers of the last minutes, for the live page.
     pub history: Arc<History>,
 }
 
 impl Source for Admin {
     fn exposition(&self) -> Result<String, String> {
-        telemetry::exposition(&self.engine, &self.server).map_err(|error| error.to_string())
+        Ok(self.telemetry.scrape())
     }
 
     fn state(&self) -> State {
@@ -48,6 +59,24 @@ impl Source for Admin {
 }
 
 impl Admin {
+    /// The admin API of a daemon.
+    pub fn new(
+        engine: Arc<Engine>,
+        server: Arc<Server>,
+        telemetry: Arc<Telemetry>,
+        hash_algorithm: &'static str,
+        eviction_policy: &'static str,
+    ) -> Admin {
+        let (draining, turn) = (AtomicBool::new(false), tokio::sync::Mutex::new(()));
+        let history = Arc::new(History::new());
+        Admin { engine, server, telemetry, hash_algorithm, eviction_policy, draining, turn, history }
+    }
+
+    /// The daemon drains from now on: it is no longer ready.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
     /// Why the daemon should get no traffic now; `None` when it should.
     pub fn not_ready(&self) -> Option<String> {
         if self.draining.load(Ordering::Relaxed) {
@@ -64,17 +93,15 @@ impl Admin {
 /// # Errors
 /// The bind call's.
 pub async fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
-    let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
-    let address = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
-    TcpListener::bind(address.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?).await
+    net::listen(host, port).await
 }
 
 /// Serves the whole admin API.
 pub async fn serve_admin(listener: TcpListener, admin: Arc<Admin>) {
-    warp::serve(routes::admin(admin)).incoming(listener).run().await;
+    serve::serve(listener, routes::admin(admin)).await;
 }
 
 /// Serves `/metrics` alone.
 pub async fn serve_metrics(listener: TcpListener, admin: Arc<Admin>) {
-    warp::serve(routes::metrics(admin)).incoming(listener).run().await;
+    serve::serve(listener, routes::metrics(admin)).await;
 }

@@ -1,44 +1,22 @@
-//! The routes, in the shapes of LMCache 0.5.6.
+//! Which path leads where, as in LMCache 0.5.6.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::{Value, json};
-use warp::http::{Response, StatusCode};
+use serde_json::json;
+use warp::http::StatusCode;
 use warp::{Filter, Rejection, Reply};
 
-use super::{Admin, page};
-use crate::device::checksum::{ChecksumError, Checksums};
+use super::answer::{Answer, answer, detail, json_answer};
+use super::body::body;
+use super::{Admin, cache, page, status};
 use crate::telemetry;
-
-/// Largest request body.
-const MAX_BODY: u64 = 4 << 20;
-
-type Answer = Response<Bytes>;
 
 fn with(admin: &Arc<Admin>) -> impl Filter<Extract = (Arc<Admin>,), Error = Infallible> + Clone + use<> {
     let admin = admin.clone();
     warp::any().map(move || admin.clone())
-}
-
-fn answer(status: StatusCode, content_type: &str, body: impl Into<Bytes>) -> Answer {
-    let mut response = Response::new(body.into());
-    *response.status_mut() = status;
-    if let Ok(value) = content_type.parse() {
-        response.headers_mut().insert("content-type", value);
-    }
-    response
-}
-
-fn json_answer(status: StatusCode, body: &Value) -> Answer {
-    answer(status, "application/json", body.to_string())
-}
-
-/// An error in the peer's shape.
-fn detail(status: StatusCode, detail: String) -> Answer {
-    json_answer(status, &json!({"detail": detail}))
 }
 
 /// Everything.
@@ -66,32 +44,20 @@ pub(super) fn admin(admin: Arc<Admin>) -> impl Filter<Extract = (impl Reply,), E
         .and(warp::get())
         .and(with(&admin))
         .map(|admin: Arc<Admin>| healthcheck(&admin));
-    let status = warp::path!("status").and(warp::get()).and(with(&admin)).map(|admin: Arc<Admin>| {
-        let mut status = admin.engine.status();
-        status["hash_algorithm"] = json!(admin.hash_algorithm);
-        status["connections"] = json!(admin.server.connections());
-        json_answer(StatusCode::OK, &status)
-    });
+    let status = warp::path!("status")
+        .and(warp::get())
+        .and(with(&admin))
+        .map(|admin: Arc<Admin>| json_answer(StatusCode::OK, &status::page(&admin)));
     let clear = warp::path!("cache" / "clear")
         .and(warp::post())
-        .and(
-            warp::body::content_length_limit(MAX_BODY)
-                .and(warp::body::bytes())
-                .or(warp::any().map(Bytes::new))
-                .unify(),
-        )
+        .and(body())
         .and(with(&admin))
-        .map(|body: Bytes, admin: Arc<Admin>| clear(&admin, &body));
+        .then(|body, admin| in_turn(admin, body, cache::clear));
     let checksums = warp::path!("cache" / "checksums")
         .and(warp::post())
-        .and(warp::body::content_length_limit(MAX_BODY))
-        .and(warp::body::bytes())
+        .and(body())
         .and(with(&admin))
-        .then(|body: Bytes, admin: Arc<Admin>| async move {
-            // Reads and hashes megabytes: not on an I/O thread.
-            let work = tokio::task::spawn_blocking(move || checksums(&admin, &body));
-            work.await.unwrap_or_else(|error| detail(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
-        });
+        .then(|body, admin| in_turn(admin, body, cache::checksums));
     root.or(data)
         .unify()
         .or(health)
@@ -108,9 +74,11 @@ pub(super) fn admin(admin: Arc<Admin>) -> impl Filter<Extract = (impl Reply,), E
 
 /// `/metrics` alone.
 pub(super) fn metrics(admin: Arc<Admin>) -> impl Filter<Extract = (Answer,), Error = Rejection> + Clone {
-    warp::path!("metrics").and(warp::get()).and(with(&admin)).map(|admin: Arc<Admin>| {
-        match telemetry::exposition(&admin.engine, &admin.server) {
-            Ok(page) => answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page),
+    warp::path!("metrics").and(warp::get()).and(with(&admin)).then(|admin: Arc<Admin>| async move {
+        // Not on an I/O thread: it waits for the bus, and may have many lines to write.
+        let scrape = tokio::task::spawn_blocking(move || admin.telemetry.scrape());
+        match scrape.await {
+            Ok(page) => answer(StatusCode::OK, telemetry::CONTENT_TYPE, page),
             Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
         }
     })
@@ -131,80 +99,19 @@ struct DataQuery {
     since: Option<u64>,
 }
 
-#[derive(Deserialize)]
-struct ClearBody {
-    #[serde(default = "l1")]
-    tier: String,
-    #[serde(default)]
-    force: bool,
-}
-
-fn l1() -> String {
-    "l1".into()
-}
-
-fn clear(admin: &Admin, body: &[u8]) -> Answer {
-    let body = if body.is_empty() { br#"{}"# } else { body };
-    let body: ClearBody = match serde_json::from_slice(body) {
+/// Runs what walks the cache or reads megabytes: not on an I/O thread, and one at a time, so that the admin API never
+/// takes the compute threads from workers.
+async fn in_turn(
+    admin: Arc<Admin>,
+    body: Result<Bytes, Answer>,
+    work: fn(&Admin, &[u8]) -> Answer,
+) -> Answer {
+    let body = match body {
         Ok(body) => body,
-        Err(error) => return detail(StatusCode::BAD_REQUEST, error.to_string()),
+        Err(answer) => return answer,
     };
-    if body.tier != "l1" {
-        return detail(StatusCode::BAD_REQUEST, format!("tier {:?} cannot be cleared; only l1", body.tier));
-    }
-    let dropped = admin.engine.clear(body.force);
-    tracing::info!(target: "lmcached::audit", force = body.force, dropped, "cache cleared over HTTP");
-    json_answer(StatusCode::OK, &json!({"status": "ok", "cleared": {"tier": "l1"}}))
-}
-
-#[derive(Deserialize)]
-struct ChecksumBody {
-    #[serde(default)]
-    block_ids: Vec<u64>,
-    /// Blocks per chunk.
-    #[serde(default)]
-    chunk_size: i64,
-    #[serde(default)]
-    instance_id: u64,
-    #[serde(default)]
-    layerwise: bool,
-}
-
-fn checksums(admin: &Admin, body: &[u8]) -> Answer {
-    let body: ChecksumBody = match serde_json::from_slice(body) {
-        Ok(body) => body,
-        Err(error) => return detail(StatusCode::BAD_REQUEST, error.to_string()),
-    };
-    let Some(registration) = admin.engine.registration(body.instance_id) else {
-        return detail(StatusCode::NOT_FOUND, format!("instance_id {} not registered", body.instance_id));
-    };
-    let chunk_size = usize::try_from(body.chunk_size).unwrap_or(0);
-    let digests = match registration.checksums(&body.block_ids, chunk_size, body.layerwise) {
-        Ok(digests) => digests,
-        Err(error @ ChecksumError::BlockAxis(_)) => {
-            return detail(StatusCode::NOT_IMPLEMENTED, error.to_string());
-        }
-        Err(error @ ChecksumError::Copy(_)) => {
-            return detail(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
-        }
-        Err(error) => return detail(StatusCode::BAD_REQUEST, error.to_string()),
-    };
-    let chunk_checksums = match digests {
-        Checksums::Aggregated(chunks) => json!(chunks),
-        Checksums::Layerwise(layers) => {
-            let named = layers
-                .into_iter()
-                .enumerate()
-                .map(|(layer, chunks)| (format!("layer_{layer}"), json!(chunks)));
-            Value::Object(named.collect())
-        }
-    };
-    let answer = json!({
-        "status": "success",
-        "chunk_size": chunk_size,
-        "num_chunks": body.block_ids.len().div_ceil(chunk_size.max(1)),
-        "chunk_checksums": chunk_checksums,
-        "layerwise": body.layerwise,
-    });
-    json_answer(StatusCode::OK, &answer)
+    let _turn = admin.turn.lock().await;
+    let running = admin.clone();
+    let work = tokio::task::spawn_blocking(move || work(&running, &body));
+    work.await.unwrap_or_else(|error| detail(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }

@@ -1,132 +1,51 @@
-//! One peer: its handshake, its requests in order, its replies, and everything it may make us hold.
+//! One peer: what is read from it and when, its requests in order, its replies, and everything it may make us hold.
 
-use std::collections::{HashMap, VecDeque};
-use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use lmcache_proto::wire::{ForeignRelease, OpCode, Operation, Response};
-use tokio::io::AsyncReadExt;
-use tokio::net::{tcp, unix};
-use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinHandle;
+use bytes::{Bytes, BytesMut};
+use lmcache_proto::wire::{ForeignRelease, OpCode};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
-use super::budget::Share;
+use super::budget::{FRAME_OVERHEAD, PARKED_OVERHEAD, PEER_FLOOR, READ_BYTES, Share};
 use super::endpoint::Stream;
-use super::zmtp::{self, Decoder, Item};
+use super::execute::{Event, Subscription};
+use super::handshake::{self, Stranger};
+use super::queue::{Message, Queue};
+use super::socket::{Half, QUIET_BUFFER, Reader, Writer};
+use super::stats::{BadMessage, Ended, Paused};
+use super::zmtp::{self, Decoder, FrameError, Item};
 use super::{InFlight, Server};
-use crate::engine::{Client, Outcome, Refusal};
+use crate::engine::Client;
 
-/// Messages above this are decoded and hashed on the compute threads. 32 KiB is about 10 k tokens, some 40 µs.
-const INLINE_BYTES: usize = 32 << 10;
-/// Requests of one client that may wait for an event (a prefetch, a stream) at once.
-const MAX_PARKED: usize = 1024;
 /// Longest correlation id; LMCache's are msgpack integers of at most 9 bytes.
 const MAX_UID: usize = 64;
-/// A peer that stops in the middle of a message for this long is gone or hostile.
-const STALL: Duration = Duration::from_secs(60);
-/// Read buffer of a quiet connection.
-const QUIET_BUFFER: usize = 8 << 10;
-/// Read buffer of a connection that fills smaller ones: a request of 4 k tokens fits, so that it takes one read.
-const BUSY_BUFFER: usize = 64 << 10;
+/// Messages handled before the thread is given to others. A read buffer may hold thousands of tiny ones.
+const TURN: usize = 128;
+/// What a peer must take of its answers within the message timeout, if more waits for it.
+const MIN_TAKEN: usize = 64 << 10;
 
-/// The peer's end of the socket, either kind.
-enum Half {
-    Tcp(tcp::OwnedReadHalf),
-    Ipc(unix::OwnedReadHalf),
-}
-
-struct Reader {
-    half: Half,
-    /// Room to offer to the next read: grows while reads fill it.
-    room: usize,
-}
-
-enum Writer {
-    Tcp(tcp::OwnedWriteHalf),
-    Ipc(unix::OwnedWriteHalf),
-}
-
-impl Reader {
-    fn new(half: Half) -> Reader {
-        Reader { half, room: QUIET_BUFFER }
-    }
-
-    async fn read(&mut self, buf: &mut BytesMut) -> io::Result<usize> {
-        // Doubling, but never from an announced length: only from bytes that are here.
-        buf.reserve(self.room.max(buf.len()));
-        let room = buf.capacity() - buf.len();
-        let read = match &mut self.half {
-            Half::Tcp(half) => half.read_buf(buf).await?,
-            Half::Ipc(half) => half.read_buf(buf).await?,
-        };
-        if read == room {
-            self.room = (self.room * 2).min(BUSY_BUFFER);
-        }
-        Ok(read)
-    }
-}
-
-impl Writer {
-    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Writer::Tcp(half) => half.try_write(bytes),
-            Writer::Ipc(half) => half.try_write(bytes),
-        }
-    }
-
-    async fn writable(&self) -> io::Result<()> {
-        match self {
-            Writer::Tcp(half) => half.writable().await,
-            Writer::Ipc(half) => half.writable().await,
-        }
-    }
-}
-
-/// A request as it came.
-struct Message {
-    uid: Bytes,
-    op_frame: Bytes,
-    operation: Operation,
-    payload: Vec<Bytes>,
-    bytes: usize,
-}
-
-/// What other tasks tell the connection.
-enum Event {
-    /// The ordered request on the compute threads is done.
-    Done { uid: Bytes, op_frame: Bytes, outcome: Outcome, guard: InFlight },
-    /// A parked request has its answer.
-    Woken { uid: Bytes, op_frame: Bytes, response: Response },
-    /// A stream has a batch, or has ended (`None`).
-    Stream { uid: Bytes, op_frame: Bytes, batch: Option<Response> },
-}
-
-struct Subscription {
-    credit: Arc<Notify>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-struct Connection<'s> {
-    server: &'s Arc<Server>,
-    client: Arc<Client>,
-    events: mpsc::UnboundedSender<Event>,
-    queue: VecDeque<Message>,
-    queued_bytes: usize,
-    busy: bool,
-    out: BytesMut,
+pub(super) struct Connection<'s> {
+    pub(super) server: &'s Arc<Server>,
+    pub(super) client: Arc<Client>,
+    pub(super) events: mpsc::UnboundedSender<Event>,
+    share: Share,
+    queue: Queue,
+    /// Cost of the ordered request on the compute threads, if one is there.
+    pub(super) executing: Option<usize>,
+    pub(super) out: BytesMut,
     /// Requests whose replies are in `out`.
-    unflushed: Vec<InFlight>,
-    parked: usize,
-    streams: HashMap<Bytes, Subscription>,
+    pub(super) unflushed: Vec<InFlight>,
+    pub(super) parked: JoinSet<()>,
+    pub(super) streams: HashMap<Bytes, Subscription>,
+    pub(super) next_stream: u64,
+    /// Since when replies wait for the peer, and how many bytes of them it has taken since.
+    unsent: Option<(Instant, usize)>,
+    /// The peer takes no more replies.
+    pub(super) deaf: bool,
+    paused: Option<Paused>,
 }
 
 /// Serves one peer until it goes.
@@ -143,77 +62,57 @@ pub(super) async fn run(server: &Arc<Server>, id: u64, stream: Stream) {
         }
     };
     let mut inbuf = BytesMut::with_capacity(QUIET_BUFFER);
-    let greeted =
-        tokio::time::timeout(server.config.handshake_timeout, handshake(&mut reader, &writer, &mut inbuf));
+    let greeted = tokio::time::timeout(
+        server.config.handshake_timeout,
+        handshake::greet(&mut reader, &writer, &mut inbuf),
+    );
     match greeted.await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => return server.engine.refuse_peer(&client, error),
-        Err(_) => return server.engine.refuse_peer(&client, "no ZMTP greeting in time"),
+        Ok(Err(Stranger::Silent)) => return,
+        Ok(Err(Stranger::Refused(why))) => return server.stats.end(&client, Ended::Handshake, why),
+        Err(_) => return server.stats.end(&client, Ended::Handshake, "no ZMTP greeting in time"),
     }
     let client = Arc::new(client);
     server.engine.client_arrived(&client);
+    let arrived = Arrived { server, client: &client };
     let (events, mut inbox) = mpsc::unbounded_channel();
     let mut connection = Connection {
         server,
         client: client.clone(),
         events,
-        queue: VecDeque::new(),
-        queued_bytes: 0,
-        busy: false,
+        share: Share::new(server.budget.clone()),
+        queue: Queue::default(),
+        executing: None,
         out: BytesMut::new(),
         unflushed: Vec::new(),
-        parked: 0,
+        parked: JoinSet::new(),
         streams: HashMap::new(),
+        next_stream: 0,
+        unsent: None,
+        deaf: false,
+        paused: None,
     };
     let reason = connection.serve(&mut reader, &writer, inbuf, &mut inbox).await;
-    if let Some(reason) = reason {
-        server.engine.refuse_peer(&client, reason);
+    if let Some((reason, detail)) = reason {
+        server.stats.end(&client, reason, detail);
     }
-    server.engine.client_left(&client);
+    drop((reader, writer));
+    connection.settle(&mut inbox).await;
+    drop(connection);
+    drop(arrived);
 }
 
-/// Greeting and READY, both ways.
-async fn handshake(reader: &mut Reader, writer: &Writer, inbuf: &mut BytesMut) -> Result<(), String> {
-    let mut hello = BytesMut::from(&zmtp::greeting()[..]);
-    hello.extend_from_slice(&zmtp::ready());
-    flush_all(writer, &mut hello).await.map_err(|error| error.to_string())?;
-    while inbuf.len() < zmtp::GREETING_LEN {
-        // A wrong signature shows in the first bytes; a peer of another protocol need not send 64 of them.
-        if inbuf.first().is_some_and(|byte| *byte != 0xff) {
-            return Err(zmtp::HandshakeError::Signature.to_string());
-        }
-        read_some(reader, inbuf).await?;
-    }
-    let greeting = inbuf.split_to(zmtp::GREETING_LEN);
-    let greeting: &[u8; zmtp::GREETING_LEN] = greeting[..].try_into().expect("64 bytes were split off");
-    zmtp::check_greeting(greeting).map_err(|error| error.to_string())?;
-    let mut decoder = Decoder::new(0);
-    loop {
-        match decoder.next(inbuf).map_err(|error| error.to_string())? {
-            Some(Item::Command(body)) => return zmtp::check_ready(&body).map_err(|error| error.to_string()),
-            Some(Item::Message(_)) => return Err(zmtp::HandshakeError::Ready.to_string()),
-            None => read_some(reader, inbuf).await?,
-        }
-    }
+/// A client that the engine counts as connected, until this goes: also when the connection's task panics, or the client's
+/// leases would never end.
+struct Arrived<'s> {
+    server: &'s Arc<Server>,
+    client: &'s Client,
 }
 
-async fn read_some(reader: &mut Reader, inbuf: &mut BytesMut) -> Result<(), String> {
-    match reader.read(inbuf).await {
-        Ok(0) => Err("closed during the handshake".into()),
-        Ok(_) => Ok(()),
-        Err(error) => Err(error.to_string()),
+impl Drop for Arrived<'_> {
+    fn drop(&mut self) {
+        self.server.engine.client_left(self.client);
     }
-}
-
-async fn flush_all(writer: &Writer, out: &mut BytesMut) -> io::Result<()> {
-    while !out.is_empty() {
-        match writer.try_write(out) {
-            Ok(n) => out.advance(n),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => writer.writable().await?,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 impl Connection<'_> {
@@ -224,66 +123,211 @@ impl Connection<'_> {
         writer: &Writer,
         mut inbuf: BytesMut,
         inbox: &mut mpsc::UnboundedReceiver<Event>,
-    ) -> Option<String> {
+    ) -> Option<(Ended, String)> {
         let mut decoder = Decoder::new(self.server.config.max_message_bytes);
-        let mut share = Share::new(self.server.budget.clone());
-        let per_peer = self.server.config.max_peer_bytes;
+        // When the first byte of the message that has begun was here.
+        let mut begun: Option<Instant> = None;
+        let budget = self.server.budget.clone();
+        let timeout = self.server.config.message_timeout;
         loop {
-            loop {
+            // Before anything looks at the budget: it is woken by what is freed from here on.
+            let freed = Share::freed(&budget);
+            let mut turn = TURN;
+            self.advance(&mut turn);
+            // What has not been taken out of the buffer when the daemon stops is for the next one.
+            let stopping = self.server.is_draining();
+            while turn > 0 && !stopping && !self.is_full() {
                 match decoder.next(&mut inbuf) {
-                    Ok(Some(Item::Message(frames))) => self.message(frames),
-                    Ok(Some(Item::Command(body))) => zmtp::answer_command(&mut self.out, &body),
+                    Ok(Some(item)) => {
+                        turn -= 1;
+                        begun = None;
+                        let large = decoder.last_bytes() > READ_BYTES;
+                        match item {
+                            Item::Message(frames) => self.message(frames),
+                            Item::Command(body) => zmtp::answer_command(&mut self.out, &body),
+                        }
+                        if large {
+                            // What follows a large message must not keep its memory.
+                            inbuf = BytesMut::from(&inbuf[..]);
+                        }
+                    }
                     Ok(None) => break,
-                    Err(error) => return Some(error.to_string()),
-                }
-                if self.queued_bytes > per_peer || self.out.len() > per_peer {
-                    break;
-                }
-            }
-            while !self.out.is_empty() {
-                match writer.try_write(&self.out) {
-                    Ok(n) => self.out.advance(n),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(_) => return None,
+                    Err(error @ FrameError::TooLarge { .. }) => {
+                        return Some((Ended::Oversized, error.to_string()));
+                    }
+                    Err(error) => return Some((Ended::Frame, error.to_string())),
                 }
             }
-            if self.out.is_empty() {
-                self.unflushed.clear();
+            let full = stopping || self.is_full();
+            // The clock runs while the peer is read, and while it waits for other peers' bytes to go: somebody holds those,
+            // and somebody must give up. It does not run while the peer's own requests keep us from reading.
+            if full || turn == 0 || (decoder.pending() == 0 && inbuf.is_empty()) {
+                begun = None;
+            } else if begun.is_none() {
+                begun = Some(Instant::now());
             }
-            let held = inbuf.len() + decoder.pending() + self.queued_bytes + self.out.len();
-            if !share.set(held) {
-                return Some("all peers together hold more than --max-total-bytes".into());
+            self.flush_now(writer);
+            let unread = inbuf.len() + decoder.pending() + decoder.pending_frames() * FRAME_OVERHEAD;
+            self.hold(unread);
+            if turn == 0 {
+                tokio::task::yield_now().await;
+                continue;
             }
-            if inbuf.is_empty() && inbuf.capacity() > 8 * QUIET_BUFFER {
+            if inbuf.is_empty() && inbuf.capacity() > READ_BYTES {
                 inbuf = BytesMut::with_capacity(QUIET_BUFFER);
             }
-            // Backpressure: a peer over its budget is not read until it has drained.
-            let may_read = self.queued_bytes <= per_peer && self.out.len() <= per_peer;
-            let half_message = may_read && (decoder.pending() > 0 || !inbuf.is_empty());
+            let room = if full { 0 } else { self.share.room() };
+            // Waits for other peers: for room to read, or for room for the answers of what is queued.
+            let starved = (!full && room == 0) || self.is_held_back();
+            // Not reading, we would not see that the peer has gone; its half message would keep others waiting till its
+            // deadline.
+            let hogging = starved && unread >= PEER_FLOOR;
+            self.note_pause(full && !stopping, starved);
+            let deadline = [begun, self.unsent.map(|(since, _)| since)].into_iter().flatten().min();
             tokio::select! {
-                read = reader.read(&mut inbuf), if may_read => match read {
+                read = reader.read(&mut inbuf, room), if room > 0 || hogging => match read {
+                    // Every whole message that came before it is out of the buffer: only then is there a read.
                     Ok(0) | Err(_) => return None,
                     Ok(_) => {}
                 },
                 event = inbox.recv() => self.event(event.expect("we hold a sender")),
-                writable = writer.writable(), if !self.out.is_empty() => {
-                    if writable.is_err() {
-                        return None;
+                // An error shows again at the next write.
+                _ = writer.writable(), if !self.out.is_empty() => {}
+                () = freed, if starved => {}
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now) + timeout), if deadline.is_some() => {
+                    if let Some(ended) = self.late(begun, unread) {
+                        return Some(ended);
                     }
-                }
-                () = tokio::time::sleep(STALL), if half_message => {
-                    return Some("stopped in the middle of a message".into());
                 }
             }
         }
     }
 
+    /// After the peer has gone: what it had sent whole is still done, in order. A worker that commits and exits must not
+    /// lose its commit. There is nobody to answer.
+    async fn settle(&mut self, inbox: &mut mpsc::UnboundedReceiver<Event>) {
+        self.go_deaf();
+        loop {
+            let mut turn = TURN;
+            self.advance(&mut turn);
+            self.unflushed.clear();
+            self.hold(0);
+            if turn == 0 {
+                tokio::task::yield_now().await;
+            } else if self.executing.is_some() {
+                self.event(inbox.recv().await.expect("we hold a sender"));
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Starts what is queued, as far as it may start.
+    fn advance(&mut self, turn: &mut usize) {
+        while *turn > 0
+            && self.may_start()
+            && let Some(message) = self.queue.pop()
+        {
+            *turn -= 1;
+            self.start(message);
+        }
+    }
+
+    /// One ordered request at a time, and none while the peer does not take the answers of those before.
+    fn may_start(&self) -> bool {
+        self.executing.is_none()
+            && self.out.len() <= self.server.config.max_peer_bytes
+            && (self.out.is_empty() || self.share.room() > 0)
+    }
+
+    /// Whether queued requests wait for other peers' bytes to go.
+    fn is_held_back(&self) -> bool {
+        !self.queue.is_empty() && !self.out.is_empty() && self.share.room() == 0
+    }
+
+    /// Backpressure: a peer over its budget is not read until it has drained.
+    fn is_full(&self) -> bool {
+        let waiting = self.queue.cost() + self.executing.unwrap_or(0) + self.out.len();
+        waiting > self.server.config.max_peer_bytes || self.queue.is_full()
+    }
+
+    /// Records everything that the peer makes us hold.
+    fn hold(&mut self, unread: usize) {
+        // While a request is on the compute threads the memo is theirs; it is looked at when they are done.
+        if self.executing.is_none() {
+            self.client.remember_if(|bytes| self.share.set_memo(bytes));
+        }
+        let waiting = self.queue.cost() + self.executing.unwrap_or(0) + self.out.len();
+        let parked = (self.parked.len() + self.streams.len()) * PARKED_OVERHEAD;
+        self.share.set(unread + waiting + parked);
+    }
+
+    /// What a peer is ended for whose time is over; `begun` is when its unfinished message did.
+    fn late(&mut self, begun: Option<Instant>, unread: usize) -> Option<(Ended, String)> {
+        let timeout = self.server.config.message_timeout;
+        let over = |since: Instant| since.elapsed() >= timeout;
+        let seconds = timeout.as_secs_f64();
+        if begun.is_some_and(over) {
+            let detail = format!(
+                "a message was not whole {seconds:.0} s after its first byte; {unread} bytes of it had come"
+            );
+            return Some((Ended::Slow, detail));
+        }
+        if let Some((since, taken)) = self.unsent
+            && over(since)
+        {
+            if taken < MIN_TAKEN {
+                let left = self.out.len();
+                let detail =
+                    format!("it took {taken} bytes of its answers in {seconds:.0} s; {left} bytes are left");
+                return Some((Ended::NotTaken, detail));
+            }
+            self.unsent = Some((Instant::now(), 0));
+        }
+        None
+    }
+
+    fn note_pause(&mut self, full: bool, starved: bool) {
+        let now = if full { Some(Paused::Peer) } else { starved.then_some(Paused::Total) };
+        if now != self.paused {
+            self.paused = now;
+            if let Some(reason) = now {
+                self.server.stats.pause(&self.client, reason);
+            }
+        }
+    }
+
+    fn flush_now(&mut self, writer: &Writer) {
+        let before = self.out.len();
+        // A peer that takes no more replies may have sent more before it went; that is read to its end.
+        if writer.flush_now(&mut self.out).is_err() {
+            self.go_deaf();
+        }
+        if self.out.is_empty() {
+            self.unflushed.clear();
+            self.unsent = None;
+        } else {
+            let (since, taken) = self.unsent.unwrap_or_else(|| (Instant::now(), 0));
+            self.unsent = Some((since, taken + before - self.out.len()));
+        }
+    }
+
+    fn go_deaf(&mut self) {
+        self.deaf = true;
+        self.out = BytesMut::new();
+        self.streams.clear();
+        self.parked.abort_all();
+    }
+
     /// One message: a request, or a stream's ack or cancel.
     fn message(&mut self, mut frames: Vec<Bytes>) {
-        let stats = self.server.engine.stats();
-        if frames.len() < 2 || frames[0].len() > MAX_UID {
-            stats.malformed(&self.client, "fewer than two frames, or an overlong id");
-            return;
+        let stats = &self.server.stats;
+        if frames.len() < 2 {
+            return stats.bad_message(&self.client, BadMessage::TooShort, "fewer than two frames");
+        }
+        if frames[0].len() > MAX_UID {
+            let detail = format!("a correlation id of {} bytes", frames[0].len());
+            return stats.bad_message(&self.client, BadMessage::OverlongId, detail);
         }
         if frames[1].is_empty() {
             return self.control(&frames);
@@ -292,24 +336,26 @@ impl Connection<'_> {
         let payload = frames.split_off(2);
         let (Some(op_frame), Some(uid)) = (frames.pop(), frames.pop()) else { return };
         // An old release's ids mean other operations here, so the hint comes whatever the id is called now.
-        let foreign = ForeignRelease::guess(&op_frame, payload.len());
-        if let Some(release) = foreign {
+        if let Some(release) = ForeignRelease::guess(&op_frame, payload.len()) {
             stats.foreign(&self.client, release);
         }
         let operation = match OpCode::decode(&op_frame) {
             Ok(OpCode::Known(operation)) => operation,
-            Ok(OpCode::Unserved(name)) => return stats.unserved(&self.client, name),
-            Ok(OpCode::Unknown(name)) => return stats.unknown(&self.client, &name),
-            Err(error) => return stats.malformed(&self.client, error),
+            Ok(OpCode::Unserved(name)) => {
+                return stats.bad_message(&self.client, BadMessage::Unserved, name);
+            }
+            Ok(OpCode::Unknown(name)) => return stats.bad_message(&self.client, BadMessage::Unknown, name),
+            Err(error) => return stats.bad_message(&self.client, BadMessage::Operation, error),
         };
-        let message = Message { uid, op_frame, operation, payload, bytes };
-        if operation.is_unordered() {
+        let message =
+            Message { uid, op_frame, operation, payload, bytes, arrived: Instant::now().into_std() };
+        let first = self.queue.is_empty() && self.may_start();
+        if operation.is_unordered() || (first && !message.is_heavy()) {
             self.execute_here(message);
-        } else if self.busy || !self.queue.is_empty() {
-            self.queued_bytes += message.bytes;
-            self.queue.push_back(message);
         } else {
-            self.start(message);
+            // A heavy one goes through the queue too, for memory of its own; it starts at once if nothing is before it.
+            self.queue.push(message);
+            self.advance(&mut 1);
         }
     }
 
@@ -317,117 +363,11 @@ impl Connection<'_> {
         match frames.get(2).map(|frame| &frame[..]) {
             Some(b"ack") => {
                 if let Some(stream) = self.streams.get(&frames[0]) {
-                    stream.credit.notify_one();
+                    stream.grant();
                 }
             }
             Some(b"cancel") => drop(self.streams.remove(&frames[0])),
-            _ => self.server.engine.stats().malformed(&self.client, "unknown control message"),
+            _ => self.server.stats.bad_message(&self.client, BadMessage::Control, "neither ack nor cancel"),
         }
     }
-
-    /// Starts an ordered request: here if it is short, on the compute threads if it is not.
-    fn start(&mut self, message: Message) {
-        let heavy = message.bytes > INLINE_BYTES || message.operation.is_copy();
-        if !heavy {
-            return self.execute_here(message);
-        }
-        self.busy = true;
-        let guard = self.server.begin();
-        let (engine, client, events) = (self.server.engine.clone(), self.client.clone(), self.events.clone());
-        tokio::task::spawn_blocking(move || {
-            let outcome = guarded(&engine, &client, &message);
-            // Fails when the connection has gone meanwhile: then nobody waits for the answer.
-            let _ = events.send(Event::Done { uid: message.uid, op_frame: message.op_frame, outcome, guard });
-        });
-    }
-
-    fn execute_here(&mut self, message: Message) {
-        let guard = self.server.begin();
-        let outcome = guarded(&self.server.engine, &self.client, &message);
-        self.finish(message.uid, message.op_frame, outcome);
-        self.unflushed.push(guard);
-    }
-
-    fn event(&mut self, event: Event) {
-        match event {
-            Event::Done { uid, op_frame, outcome, guard } => {
-                self.finish(uid, op_frame, outcome);
-                self.unflushed.push(guard);
-                self.busy = false;
-                while !self.busy {
-                    let Some(message) = self.queue.pop_front() else { break };
-                    self.queued_bytes -= message.bytes;
-                    self.start(message);
-                }
-            }
-            Event::Woken { uid, op_frame, response } => {
-                self.parked -= 1;
-                self.reply(&uid, &op_frame, &response);
-            }
-            Event::Stream { uid, op_frame, batch } => {
-                if self.streams.contains_key(&uid) {
-                    match batch {
-                        Some(batch) => self.reply(&uid, &op_frame, &batch),
-                        None => {
-                            self.streams.remove(&uid);
-                            self.reply(&uid, &op_frame, &Response::Nothing);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    fn finish(&mut self, uid: Bytes, op_frame: Bytes, outcome: Outcome) {
-        match outcome {
-            Outcome::Reply(response) => self.reply(&uid, &op_frame, &response),
-            Outcome::Silence => {}
-            Outcome::Later { wait, otherwise } => {
-                if self.parked >= MAX_PARKED {
-                    return self.reply(&uid, &op_frame, &otherwise);
-                }
-                self.parked += 1;
-                let events = self.events.clone();
-                tokio::spawn(async move {
-                    let response = wait.await;
-                    let _ = events.send(Event::Woken { uid, op_frame, response });
-                });
-            }
-            Outcome::Stream(mut source) => {
-                if self.streams.len() >= MAX_PARKED {
-                    return self.reply(&uid, &op_frame, &Response::Nothing);
-                }
-                let credit = Arc::new(Notify::new());
-                let (events, permit, key) = (self.events.clone(), credit.clone(), uid.clone());
-                let task = tokio::spawn(async move {
-                    // One batch per credit; the first credit is implicit.
-                    loop {
-                        let batch = source.next().await.map(Response::KvEvents);
-                        let ended = batch.is_none();
-                        let event = Event::Stream { uid: uid.clone(), op_frame: op_frame.clone(), batch };
-                        if events.send(event).is_err() || ended {
-                            return;
-                        }
-                        permit.notified().await;
-                    }
-                });
-                self.streams.insert(key, Subscription { credit, task });
-            }
-        }
-    }
-
-    fn reply(&mut self, uid: &[u8], op_frame: &[u8], response: &Response) {
-        match response.encode() {
-            Some(frame) => zmtp::encode(&mut self.out, &[uid, op_frame, &frame]),
-            None => zmtp::encode(&mut self.out, &[uid, op_frame]),
-        }
-    }
-}
-
-/// Runs a request; a panic in it is a failed request, not a dead daemon and not a client that waits for ever.
-fn guarded(engine: &crate::engine::Engine, client: &Client, message: &Message) -> Outcome {
-    catch_unwind(AssertUnwindSafe(|| engine.handle(client, message.operation, &message.payload))).unwrap_or_else(|_| {
-        tracing::error!(operation = message.operation.name(), peer = %client.peer, "request handler panicked; this is a bug in lmcached, please report it with the lines above");
-        engine.refuse(message.operation, Refusal::Internal)
-    })
 }

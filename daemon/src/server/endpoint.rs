@@ -1,23 +1,24 @@
 //! `tcp://host:port` and `ipc:///path` listeners.
 
 use std::io;
-use std::net::ToSocketAddrs;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::stat::{Mode, fchmod};
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
 
 use crate::config::Endpoint;
+use crate::net;
 use crate::process::ProcessId;
 
 /// Why an endpoint cannot be listened on.
 #[derive(Debug, Error)]
 pub enum BindError {
     /// The host has no address.
-    #[error("cannot resolve host {0}")]
-    Resolve(String),
+    #[error("cannot listen on {0}: its host has no address")]
+    Resolve(Endpoint),
     /// Somebody listens there.
     #[error("{0} is in use by another process; stop it or choose another --port (or --bind)")]
     Busy(Endpoint),
@@ -39,14 +40,17 @@ pub enum BindError {
 pub struct Listener {
     endpoint: Endpoint,
     socket: Socket,
-    /// Whether its file is ours to remove.
-    owns_file: bool,
 }
+
+/// Connections that may wait to be accepted, as tokio's own listeners have it.
+const BACKLOG: u32 = 1024;
 
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener),
-    Ipc(UnixListener),
+    /// With the device and inode of its file: what has the name at the end may be another daemon's.
+    /// None if the file is the service manager's.
+    Ipc(UnixListener, Option<(u64, u64)>),
 }
 
 /// An accepted connection.
@@ -66,28 +70,25 @@ impl Listener {
     pub async fn bind(endpoint: Endpoint) -> Result<Listener, BindError> {
         let os = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => BindError::Busy(endpoint.clone()),
+            io::ErrorKind::NotFound if matches!(endpoint, Endpoint::Tcp { .. }) => {
+                BindError::Resolve(endpoint.clone())
+            }
             _ => BindError::Os { endpoint: endpoint.clone(), source },
         };
         let socket = match &endpoint {
-            Endpoint::Tcp { host, port } => {
-                let addresses: Vec<_> = (host.as_str(), *port)
-                    .to_socket_addrs()
-                    .map_err(|_| BindError::Resolve(host.clone()))?
-                    .collect();
-                // The peer binds `localhost` as IPv4; clients that resolve it to IPv6 first fall back.
-                let first = addresses.iter().find(|a| a.is_ipv4()).or(addresses.first());
-                let address = *first.ok_or_else(|| BindError::Resolve(host.clone()))?;
-                Socket::Tcp(TcpListener::bind(address).await.map_err(os)?)
-            }
+            Endpoint::Tcp { host, port } => Socket::Tcp(net::listen(host, *port).await.map_err(os)?),
             Endpoint::Ipc { path } => {
                 remove_stale(path, &endpoint).await?;
-                // Created under a private name and renamed, so that it is never open to others for a moment.
-                let listener = UnixListener::bind(path).map_err(os)?;
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(os)?;
-                Socket::Ipc(listener)
+                let socket = UnixSocket::new_stream().map_err(os)?;
+                // Before the bind, which gives the file the mode of the socket: it is never open to others, not even for
+                // a moment. Whoever can connect can read and clear the cache.
+                fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| os(errno.into()))?;
+                socket.bind(path).map_err(os)?;
+                let file = std::fs::symlink_metadata(path).map_err(os)?;
+                Socket::Ipc(socket.listen(BACKLOG).map_err(os)?, Some((file.dev(), file.ino())))
             }
         };
-        Ok(Listener { endpoint, socket, owns_file: true })
+        Ok(Listener { endpoint, socket })
     }
 
     /// Listens on a socket that the service manager has bound to `path`, and will go on holding: its file is left alone.
@@ -98,7 +99,7 @@ impl Listener {
         let endpoint = Endpoint::Ipc { path };
         let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
         match listener {
-            Ok(listener) => Ok(Listener { endpoint, socket: Socket::Ipc(listener), owns_file: false }),
+            Ok(listener) => Ok(Listener { endpoint, socket: Socket::Ipc(listener, None) }),
             Err(source) => Err(BindError::Os { endpoint, source }),
         }
     }
@@ -118,7 +119,7 @@ impl Listener {
     pub fn is_remote(&self) -> bool {
         match &self.socket {
             Socket::Tcp(listener) => listener.local_addr().is_ok_and(|address| !address.ip().is_loopback()),
-            Socket::Ipc(_) => false,
+            Socket::Ipc(..) => false,
         }
     }
 
@@ -126,10 +127,11 @@ impl Listener {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                stream.set_nodelay(true)?;
+                // Fails when the peer has gone already, which the next read shows.
+                let _ = stream.set_nodelay(true);
                 Ok(Stream::Tcp(stream, format!("tcp://{address}")))
             }
-            Socket::Ipc(listener) => {
+            Socket::Ipc(listener, _) => {
                 let (stream, _) = listener.accept().await?;
                 let process =
                     getsockopt(&stream, PeerCredentials).ok().and_then(|cred| ProcessId::of(cred.pid()));
@@ -141,7 +143,9 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let (Endpoint::Ipc { path }, true) = (&self.endpoint, self.owns_file) {
+        if let (Endpoint::Ipc { path }, Socket::Ipc(_, Some(file))) = (&self.endpoint, &self.socket)
+            && std::fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == *file)
+        {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -158,5 +162,28 @@ async fn remove_stale(path: &Path, endpoint: &Endpoint) -> Result<(), BindError>
             std::fs::remove_file(path).map_err(|source| BindError::Os { endpoint: endpoint.clone(), source })
         }
         Err(source) => Err(BindError::Os { endpoint: endpoint.clone(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_file_is_private_and_only_removed_by_its_owner() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("sock");
+        let endpoint = Endpoint::Ipc { path: path.clone() };
+        let first = Listener::bind(endpoint.clone()).await.expect("bind");
+        let mode = std::fs::symlink_metadata(&path).expect("file").mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(matches!(Listener::bind(endpoint.clone()).await, Err(BindError::Busy(_))));
+        // Somebody takes the name away, and another daemon binds it.
+        std::fs::remove_file(&path).expect("remove");
+        let second = Listener::bind(endpoint).await.expect("bind");
+        drop(first);
+        assert!(path.exists(), "the second one's file is not the first one's to remove");
+        drop(second);
+        assert!(!path.exists());
     }
 }

@@ -1,9 +1,11 @@
 //! The listening side: ZMTP connections in, requests to the engine, replies out.
 //!
-//! * `zmtp`: greeting, commands and frames of ZMTP 3.0/3.1 with the NULL mechanism;
-//! * `endpoint`: `tcp://` and `ipc://` listeners;
-//! * `connection`: one task per peer, which is the ROUTER: order, parking, streams, budgets;
-//! * `budget`: bytes that peers may make the daemon hold.
+//! * `handshake`: greeting and READY; commands and frames are `lmcache_proto::zmtp`, which clients share;
+//! * `endpoint`, `socket`: `tcp://` and `ipc://`, listening and connected;
+//! * `connection`: one task per peer, which is the ROUTER: when it is read, and in what order its requests run;
+//! * `queue`, `execute`: what waits for its turn, and what becomes of it: answered, parked, a stream;
+//! * `budget`: bytes that peers may make the daemon hold;
+//! * `stats`: what was no request, and why connections were ended.
 //!
 //! A connection is one client. Its requests are executed one after the other, in the order sent; small ones in the
 //! connection's own task, long ones on the compute threads, so that no client waits for another's work. Pings and
@@ -13,19 +15,31 @@
 mod budget;
 mod connection;
 mod endpoint;
-mod zmtp;
+mod execute;
+mod handshake;
+mod queue;
+mod socket;
+mod stats;
+#[cfg(test)]
+mod tests;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use lmcache_proto::zmtp;
 use tokio::sync::{Notify, watch};
 
 pub use budget::Budget;
 pub use endpoint::{BindError, Listener};
-pub use zmtp::{FrameError, HandshakeError};
+pub use stats::{BadMessage, Ended, Paused, ServerStats};
 
 use crate::engine::Engine;
+use crate::log_limit::LogLimit;
+
+/// Pause after a failed accept. What it waits for, a free descriptor of the process, has no event.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Bounds and deadlines of the listening side.
 #[derive(Clone, Debug)]
@@ -40,6 +54,9 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Time for greeting and READY.
     pub handshake_timeout: Duration,
+    /// Time for one message, from its first byte to its last, and for a peer to take some of the answers that wait for
+    /// it. A peer that sends or takes a byte now and then would hold its memory for ever.
+    pub message_timeout: Duration,
 }
 
 /// The running listening side.
@@ -48,6 +65,8 @@ pub struct Server {
     engine: Arc<Engine>,
     config: ServerConfig,
     budget: Arc<Budget>,
+    stats: Arc<ServerStats>,
+    accept_errors: LogLimit,
     connections: AtomicUsize,
     next_id: AtomicU64,
     in_flight: AtomicUsize,
@@ -60,8 +79,13 @@ impl Server {
     pub fn new(engine: Arc<Engine>, config: ServerConfig) -> Arc<Server> {
         Arc::new(Server {
             engine,
-            budget: Arc::new(Budget::new(config.max_total_bytes)),
+            // The largest message must fit with what its frames cost, or a peer alone could never send it.
+            budget: Arc::new(Budget::new(config.max_total_bytes.max(
+                config.max_message_bytes.saturating_add(zmtp::MAX_FRAMES * budget::FRAME_OVERHEAD + 1),
+            ))),
             config,
+            stats: Arc::new(ServerStats::new()),
+            accept_errors: LogLimit::default(),
             connections: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
             in_flight: AtomicUsize::new(0),
@@ -80,10 +104,14 @@ impl Server {
             };
             match accepted {
                 Ok(stream) => self.clone().admit(stream),
+                // The peer went while it waited to be accepted.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     // Out of descriptors, mostly. The listener stays readable, so without a pause this would spin.
-                    tracing::error!(endpoint = %listener.endpoint(), %error, "cannot accept a connection; raise LimitNOFILE if descriptors ran out");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    if let Some(suppressed) = self.accept_errors.pass() {
+                        tracing::error!(endpoint = %listener.endpoint(), %error, suppressed, "cannot accept a connection; raise LimitNOFILE if descriptors ran out");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
@@ -92,14 +120,17 @@ impl Server {
     fn admit(self: Arc<Server>, stream: endpoint::Stream) {
         if self.connections.fetch_add(1, Ordering::Relaxed) >= self.config.max_connections {
             self.connections.fetch_sub(1, Ordering::Relaxed);
-            self.engine.stats().connection_refused();
+            self.stats.not_admitted(self.config.max_connections);
             return;
         }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        tokio::spawn(async move {
-            connection::run(&self, id, stream).await;
-            self.connections.fetch_sub(1, Ordering::Relaxed);
-        });
+        let place = Place(self);
+        let id = place.0.next_id.fetch_add(1, Ordering::Relaxed);
+        tokio::spawn(async move { connection::run(&place.0, id, stream).await });
+    }
+
+    /// What was no request, and why connections were ended.
+    pub fn stats(&self) -> &ServerStats {
+        &self.stats
     }
 
     /// Connections now.
@@ -107,12 +138,16 @@ impl Server {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Bytes queued now.
+    /// Bytes that peers make the daemon hold now.
     pub fn queued_bytes(&self) -> usize {
         self.budget.used()
     }
 
-    /// Stops accepting and waits until no request is executing, at most `limit`. Returns how many still were.
+    fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Stops accepting and reading, and waits until no request is executing, at most `limit`. Returns how many still were.
     pub async fn drain(&self, limit: Duration) -> usize {
         self.draining.send_replace(true);
         let all_idle = async {
@@ -131,6 +166,15 @@ impl Server {
     fn begin(self: &Arc<Server>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::SeqCst);
         InFlight(self.clone())
+    }
+}
+
+/// One of `--max-connections`; given back however the connection's task ends.
+struct Place(Arc<Server>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,141 +1,219 @@
-//! What scrapers see.
+//! Metrics, log lines and spans: everything that an operator sees of the daemon from outside.
+//!
+//! * `catalogue`: every metric, in one table;
+//! * `series`: the numbers that subscribers make, bounded and retiring;
+//! * `readings`: what is read at a scrape instead;
+//! * `snapshot`, `exposition`, `otlp`: one walk over all metrics and its two readers, the scrape and the push;
+//! * `subscribers`: from events to numbers, lines and spans;
+//! * `resource`: who this daemon is.
+//!
+//! Who runs where: requests publish events; the bus's drain thread runs the subscribers, which write series under one
+//! short lock for each metric; a scrape runs on the HTTP runtime, an export on the thread `lmcached-otlp`; both read the
+//! same series. No request waits for any of them.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::Ordering;
+pub mod catalogue;
+mod daemon;
+mod exposition;
+mod health;
+mod otlp;
+mod process;
+mod pulled;
+mod readings;
+mod resource;
+mod sample;
+mod series;
+mod snapshot;
+mod subscribers;
 
-use prometheus::{Encoder, GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
-use crate::engine::{Engine, OpOutcome};
-use crate::server::Server;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_sdk::Resource;
+use parking_lot::Mutex;
+use tokio::sync::watch;
 
-/// The Prometheus text page.
+use crate::config::ObservabilityConfig;
+use crate::events::{Bus, Subscriber};
+
+pub use daemon::DaemonGauges;
+pub use exposition::CONTENT_TYPE;
+pub use health::Health;
+pub use otlp::{Collector, CollectorError};
+use pulled::Sources;
+pub use readings::{AdapterReading, Gauges, L1Readings, OperationTiming, Readings};
+use series::{Limits, Store};
+use snapshot::{Selection, Sink};
+
+/// How long a collector may take to get the last metrics at the end.
+const LAST_EXPORT: Duration = Duration::from_secs(3);
+
+/// How long a scrape waits for events that are still queued.
+const FLUSH: Duration = Duration::from_millis(100);
+
+/// What must exist before the first log line: the collector that may get it, and who the daemon is.
+#[derive(Debug)]
+pub struct Outlet {
+    /// Counters of everything that leaves.
+    pub health: Arc<Health>,
+    /// Who the daemon is.
+    pub resource: Resource,
+    /// The collector, unless there is none.
+    pub collector: Option<Arc<Collector>>,
+}
+
+impl Outlet {
+    /// Gets everything ready; nothing is sent yet.
+    ///
+    /// # Errors
+    /// If the collector or its variables are wrong.
+    pub fn new(config: &ObservabilityConfig) -> Result<Outlet, CollectorError> {
+        let health = Health::new();
+        let collector = match config.otlp_endpoint.as_deref().filter(|_| config.enabled) {
+            Some(endpoint) => Some(Arc::new(Collector::new(endpoint, health.clone())?)),
+            None => None,
+        };
+        Ok(Outlet { health, resource: resource::resource(config.instance_id.as_deref()), collector })
+    }
+}
+
+/// The running telemetry.
+pub struct Telemetry {
+    shared: Arc<Shared>,
+    push: Mutex<Option<Push>>,
+}
+
+struct Push {
+    collector: Arc<Collector>,
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// What a reader needs.
+struct Shared {
+    store: Arc<Store>,
+    health: Arc<Health>,
+    resource: Vec<(String, String)>,
+    selection: Selection,
+    started: Instant,
+    sources: OnceLock<(Arc<Bus>, Arc<dyn Gauges>)>,
+}
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Telemetry").field("store", &self.shared.store).finish_non_exhaustive()
+    }
+}
+
+/// The telemetry, and the subscribers that the bus is to have.
+pub struct Started {
+    /// For scrapes.
+    pub telemetry: Arc<Telemetry>,
+    /// For the bus.
+    pub subscribers: Vec<Box<dyn Subscriber>>,
+}
+
+impl std::fmt::Debug for Started {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Started").field("subscribers", &self.subscribers.len()).finish_non_exhaustive()
+    }
+}
+
+/// Starts what `config` asks for. The numbers of the engine come with [`Telemetry::attach`], when there is one.
 ///
 /// # Errors
-/// Only if a metric is declared twice, which a test would show.
-pub fn exposition(engine: &Engine, server: &Server) -> Result<String, prometheus::Error> {
-    let registry = Registry::new();
-    let counter = |name: &str, help: &str, rows: &[(&[&str], u64)], labels: &[&str]| {
-        let family = IntCounterVec::new(Opts::new(name, help), labels)?;
-        for (values, value) in rows {
-            family.with_label_values(values).inc_by(*value);
+/// If the collector's variables are wrong.
+pub fn start(config: &ObservabilityConfig, outlet: &Outlet) -> Result<Started, CollectorError> {
+    let limits = Limits { max_series: config.metrics_max_series.get(), ..Limits::default() };
+    let store = Arc::new(Store::new(limits));
+    let mut subscribers = Vec::new();
+    if config.metrics {
+        subscribers.extend(subscribers::metrics(&store, config.metrics_sample_rate));
+    }
+    if config.logging {
+        subscribers.push(subscribers::logging());
+    }
+    // Asked for by a flag of its own: --disable-logging leaves it.
+    subscribers.extend(config.extra_logging.map(subscribers::statistics));
+    if let (true, Some(collector)) = (config.tracing, &outlet.collector) {
+        let provider = collector.tracer_provider(outlet.resource.clone())?;
+        let spans = subscribers::tracing_spans::Spans::new(provider, outlet.health.clone());
+        subscribers.push(Box::new(spans) as Box<dyn Subscriber>);
+    }
+    let shared = Arc::new(Shared {
+        store,
+        health: outlet.health.clone(),
+        resource: resource::attributes(&outlet.resource),
+        selection: Selection { compat: config.metrics_compat, pushed: config.metrics },
+        started: Instant::now(),
+        sources: OnceLock::new(),
+    });
+    let push = match outlet.collector.as_ref().filter(|_| config.metrics) {
+        Some(collector) => {
+            let (stop, stopped) = watch::channel(false);
+            let reader = shared.clone();
+            let task = otlp::push(collector, move || reader.export(), stopped)?;
+            Some(Push { collector: collector.clone(), stop, task })
         }
-        registry.register(Box::new(family))
+        None => None,
     };
-    let gauge = |name: &str, help: &str, value: f64| {
-        let family = GaugeVec::new(Opts::new(name, help), &[])?;
-        family.with_label_values::<&str>(&[]).set(value);
-        registry.register(Box::new(family))
-    };
+    Ok(Started { telemetry: Arc::new(Telemetry { shared, push: Mutex::new(push) }), subscribers })
+}
 
-    let requests = IntCounterVec::new(
-        Opts::new("lmcached_requests_total", "Requests by operation and what came of them."),
-        &["operation", "outcome"],
-    )?;
-    for (operation, outcome, count) in engine.stats().requests() {
-        let outcome = match outcome {
-            OpOutcome::Ok => "ok",
-            OpOutcome::Refused(reason) => reason.name(),
+impl Telemetry {
+    /// Tells where the bus and the engine are, whose numbers are read at every scrape. Only the first call counts.
+    pub fn attach(&self, bus: Arc<Bus>, gauges: Arc<dyn Gauges>) {
+        let _ = self.shared.sources.set((bus, gauges));
+    }
+
+    /// The Prometheus page.
+    pub fn scrape(&self) -> String {
+        let mut page = exposition::Page::new(&self.shared.resource);
+        self.shared.walk(&mut page);
+        page.finish()
+    }
+
+    /// Sends the last numbers to the collector, if there is one. Call it after the bus's drain thread has ended.
+    pub fn shutdown(&self) {
+        if let Some(Push { collector, stop, task }) = self.push.lock().take() {
+            otlp::finish(&collector, &stop, task, LAST_EXPORT);
+        }
+    }
+}
+
+impl Shared {
+    fn walk(&self, sink: &mut impl Sink) {
+        self.store.sweep(Instant::now());
+        let (readings, bus) = match self.sources.get() {
+            Some((bus, gauges)) => {
+                // What happened before a scrape is on it, unless a subscriber is stuck.
+                bus.flush(FLUSH);
+                (read(&**gauges), bus.enabled().then(|| bus.status()))
+            }
+            None => (Readings::default(), None),
         };
-        requests.with_label_values(&[operation.name(), outcome]).inc_by(count);
+        let sources = Sources {
+            readings: &readings,
+            bus: bus.as_ref(),
+            health: &self.health,
+            store: &self.store,
+            uptime: self.started.elapsed(),
+        };
+        snapshot::walk(self.selection, sources, sink);
     }
-    registry.register(Box::new(requests))?;
 
-    let stats = engine.stats();
-    let l1 = engine.l1().stats();
-    for (name, help, value) in [
-        (
-            "lmcache_mp_lookup_requested_tokens_total",
-            "Tokens that lookups asked for, whole chunks only.",
-            stats.requested_tokens.load(Ordering::Relaxed),
-        ),
-        (
-            "lmcache_mp_lookup_hit_tokens_total",
-            "Tokens that lookups found.",
-            stats.hit_tokens.load(Ordering::Relaxed),
-        ),
-        (
-            "lmcached_stored_tokens_total",
-            "Tokens stored by workers.",
-            stats.stored_tokens.load(Ordering::Relaxed),
-        ),
-        (
-            "lmcached_retrieved_tokens_total",
-            "Tokens retrieved by workers.",
-            stats.retrieved_tokens.load(Ordering::Relaxed),
-        ),
-        ("lmcache_mp_l1_evicted_keys_total", "Objects evicted by the eviction policy.", l1.totals.evicted),
-        ("lmcached_l1_evicted_bytes_total", "Bytes evicted by the eviction policy.", l1.totals.evicted_bytes),
-        (
-            "lmcached_l1_replaced_objects_total",
-            "Objects replaced because they had another layout.",
-            l1.totals.replaced,
-        ),
-        (
-            "lmcached_l1_quarantined_total",
-            "Reservations taken from workers that were late, reaped or unregistered.",
-            l1.totals.quarantined,
-        ),
-        (
-            "lmcached_l1_full_total",
-            "Allocations that failed although everything evictable was evicted.",
-            l1.totals.full,
-        ),
-        (
-            "lmcached_malformed_messages_total",
-            "Messages that are no LMCache request.",
-            stats.malformed.load(Ordering::Relaxed),
-        ),
-        (
-            "lmcached_unknown_operations_total",
-            "Requests of operations that are not served.",
-            stats.unknown.load(Ordering::Relaxed),
-        ),
-        (
-            "lmcached_peers_refused_total",
-            "Connections refused or ended by the daemon.",
-            stats.peers_refused.load(Ordering::Relaxed),
-        ),
-        (
-            "lmcached_workers_reaped_total",
-            "Workers forgotten because they were silent.",
-            stats.reaped.load(Ordering::Relaxed),
-        ),
-        (
-            "lmcached_leases_expired_total",
-            "Lookup leases ended because their connection was gone.",
-            stats.leases_expired.load(Ordering::Relaxed),
-        ),
-    ] {
-        counter(name, help, &[(&[], value)], &[])?;
+    fn export(&self) -> ExportMetricsServiceRequest {
+        let mut export = otlp::Export::default();
+        self.walk(&mut export);
+        export.finish(&self.resource)
     }
-    for (name, help, value) in [
-        ("lmcache_mp_l1_memory_usage_bytes", "Bytes that objects take in L1.", l1.used as f64),
-        (
-            "lmcache_mp_l1_usage_ratio",
-            "Share of L1 that objects take.",
-            l1.used as f64 / (l1.capacity.max(1)) as f64,
-        ),
-        ("lmcached_l1_capacity_bytes", "Bytes of the L1 pool.", l1.capacity as f64),
-        (
-            "lmcached_l1_reserved_bytes",
-            "Bytes of the L1 pool that are real memory by now.",
-            l1.frontier as f64,
-        ),
-        ("lmcached_l1_objects", "Readable objects in L1.", l1.objects as f64),
-        ("lmcached_l1_writing_objects", "Objects that workers are writing.", l1.writing as f64),
-        (
-            "lmcached_l1_quarantined_objects",
-            "Slots kept from everybody until their worker is gone.",
-            l1.quarantined as f64,
-        ),
-        ("lmcached_l1_leases", "Lookup leases.", l1.leases as f64),
-        ("lmcached_l1_pins", "Slots that transfers are touching.", l1.pins as f64),
-        ("lmcached_connections", "Open client connections.", server.connections() as f64),
-        ("lmcached_queued_bytes", "Bytes queued for and from clients.", server.queued_bytes() as f64),
-    ] {
-        gauge(name, help, value)?;
-    }
-    let mut page = Vec::new();
-    TextEncoder::new().encode(&registry.gather(), &mut page)?;
-    String::from_utf8(page).map_err(|error| prometheus::Error::Msg(error.to_string()))
+}
+
+/// A panic in there must not end the export task, nor a scrape.
+fn read(gauges: &dyn Gauges) -> Readings {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| gauges.read())).unwrap_or_else(|_| {
+        tracing::error!("reading the engine's numbers panicked; this is a bug in lmcached, please report it");
+        Readings::default()
+    })
 }

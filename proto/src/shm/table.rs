@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
+use crate::fnv::Fnv;
+
 /// Smallest unit of the pool and alignment of every object, in bytes.
 pub const PAGE: u64 = 4096;
 
@@ -107,20 +109,15 @@ pub struct ObjectRecord {
 impl ObjectRecord {
     /// FNV-1a over the fields that describe the object, to tell a torn or foreign record from a real one.
     pub fn seal(&self) -> u64 {
-        let mut hash = 0xcbf2_9ce4_8422_2325u64;
-        let mut mix = |bytes: &[u8]| {
-            for byte in bytes {
-                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        };
-        mix(&self.chunk_hash);
+        let mut hash = Fnv::new();
+        hash.bytes(&self.chunk_hash);
         for number in [self.generation, self.model, self.salt, self.kv_rank, self.group] {
-            mix(&number.to_le_bytes());
+            hash.bytes(&number.to_le_bytes());
         }
         for number in [self.offset, self.length, self.layout] {
-            mix(&number.to_le_bytes());
+            hash.bytes(&number.to_le_bytes());
         }
-        hash
+        hash.finish()
     }
 }
 

@@ -3,15 +3,12 @@
 //! Older LMCache releases put a Python pickle into the extension. Unpickling runs code, so anything that is not
 //! the data-only map is refused.
 
+use super::limits::{DESCRIPTOR_MAX_PAIRS, DESCRIPTORS_MAX, RANK_MAX};
 use super::reader::{DecodeError, Reader};
 use super::writer::Writer;
 
 /// Extension code of a device descriptor.
 const EXT_DEVICE: i8 = 1;
-/// Most layers a worker may register.
-const MAX_DESCRIPTORS: usize = 4096;
-/// Most dimensions of a tensor.
-const MAX_RANK: usize = 8;
 
 /// Shape of the view that a descriptor stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +67,7 @@ impl DeviceDescriptor {
     pub(super) fn decode_list(frame: &[u8]) -> Result<Vec<DeviceDescriptor>, DecodeError> {
         let mut reader = Reader::new(frame);
         let count = reader.array()?;
-        if count > MAX_DESCRIPTORS {
+        if count > DESCRIPTORS_MAX {
             return Err(DecodeError::Range { what: "number of tensors" });
         }
         let mut list = Vec::with_capacity(count);
@@ -92,8 +89,12 @@ impl DeviceDescriptor {
             ));
         }
         let mut reader = Reader::new(body);
-        let mut fields: Vec<(&str, &[u8])> = Vec::new();
-        for _ in 0..reader.map()? {
+        let pairs = reader.map()?;
+        if pairs > DESCRIPTOR_MAX_PAIRS {
+            return Err(DecodeError::Range { what: "number of descriptor fields" });
+        }
+        let mut fields: Vec<(&str, &[u8])> = Vec::with_capacity(pairs);
+        for _ in 0..pairs {
             let name = reader.str()?;
             fields.push((name, reader.skip()?));
         }
@@ -102,7 +103,7 @@ impl DeviceDescriptor {
         let kind = Reader::new(fields.take("type")?).str()?.to_owned();
         let descriptor = match kind.as_str() {
             "cpu_shm" => DeviceDescriptor::CpuShm {
-                shm_name: Reader::new(fields.take("shm_name")?).str()?.to_owned(),
+                shm_name: Reader::new(fields.take("shm_name")?).name("length of shm_name")?.to_owned(),
                 nbytes: Reader::new(fields.take("nbytes")?).u64()?,
                 version: fields.version()?,
                 metadata: fields.metadata()?,
@@ -193,11 +194,11 @@ impl TensorMetadata {
         let (mut dtype, mut shape, mut stride, mut offset, mut uuid) = (None, None, None, None, None);
         for _ in 0..reader.map()? {
             match reader.str()? {
-                "dtype" => dtype = Some(reader.str()?.to_owned()),
+                "dtype" => dtype = Some(reader.name("length of dtype")?.to_owned()),
                 "shape" => shape = Some(dims(&mut reader)?),
                 "stride" => stride = Some(dims(&mut reader)?),
                 "storage_offset" => offset = Some(reader.u64()?),
-                "device_uuid" => uuid = Some(reader.str()?.to_owned()),
+                "device_uuid" => uuid = Some(reader.name("length of device_uuid")?.to_owned()),
                 _ => return Err(DecodeError::Invalid("unknown field in tensor metadata")),
             }
         }
@@ -229,7 +230,7 @@ impl TensorMetadata {
 
 fn dims(reader: &mut Reader<'_>) -> Result<Vec<u64>, DecodeError> {
     let rank = reader.array()?;
-    if rank > MAX_RANK {
+    if rank > RANK_MAX {
         return Err(DecodeError::Range { what: "tensor rank" });
     }
     (0..rank).map(|_| reader.u64()).collect()

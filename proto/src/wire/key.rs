@@ -1,14 +1,8 @@
 //! `IPCCacheServerKey`: the first frame of almost every request, and the largest.
 
+use super::limits::{MEMO_MAX_BYTES, NAME_MAX_BYTES, SALT_MAX_CHARS};
 use super::reader::{DecodeError, Reader};
 use super::writer::Writer;
-
-/// Longest cache salt the protocol allows, in characters.
-pub const SALT_MAX_CHARS: usize = 128;
-
-/// Longest model name or request id accepted, in bytes. The protocol names no bound; ours keeps a hostile peer
-/// from growing the intern table and the session map with megabyte strings.
-const NAME_MAX_BYTES: usize = 1024;
 
 /// A token list as it came: encoded integers, decoded only while hashing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,10 +231,12 @@ pub struct TokenMemo {
     bytes: Vec<u8>,
 }
 
-/// Longest list that is remembered, in bytes: some 300 k tokens. What is longer costs its client, not the memory.
-const MEMO_MAX_BYTES: usize = 1 << 20;
-
 impl TokenMemo {
+    /// Bytes of memory that it holds.
+    pub fn bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     fn tokens<'a>(&mut self, reader: &mut Reader<'a>, count: usize) -> Result<Tokens<'a>, DecodeError> {
         let elements = reader.rest();
         if count == self.count && count > 0 && elements.starts_with(&self.bytes) {
@@ -253,6 +249,8 @@ impl TokenMemo {
         if bytes.len() <= MEMO_MAX_BYTES {
             self.count = count;
             self.bytes.clear();
+            // Exactly: growth by doubling would hold up to twice the limit.
+            self.bytes.reserve_exact(bytes.len());
             self.bytes.extend_from_slice(bytes);
         }
         Ok(Tokens { count, bytes })

@@ -6,24 +6,31 @@
 //! defaults, and takes `true` for 1 and 1 for `true`, as the peer's decoder does.
 #![forbid(unsafe_code)]
 
+mod decode;
 mod descriptor;
+mod encode;
+mod frame;
 mod key;
+pub mod limits;
 mod operation;
 mod reader;
 mod request;
 mod response;
+mod ring;
 mod structs;
 mod writer;
 
 pub use descriptor::{DeviceDescriptor, TensorMetadata};
-pub use key::{CacheKey, KeyBuilder, SALT_MAX_CHARS, TokenIter, TokenMemo, Tokens, decode_tokens};
+pub use encode::encode_request;
+pub use key::{CacheKey, KeyBuilder, TokenIter, TokenMemo, Tokens, decode_tokens};
 pub use operation::{ForeignRelease, OpCode, Operation};
 pub use reader::{DecodeError, Reader};
-pub use request::{Request, encode_request};
+pub use request::Request;
 pub use response::{
     KvEventBatch, KvEventRecord, PrepareRetrieveResponse, PrepareStoreResponse, RegisterEngineDrivenResponse,
     Response, Slot, StoreContext,
 };
+pub use ring::{AttachRingResponse, ProcessIdentity};
 pub use structs::{
     BlockAllocationRecord, EngineGroupInfo, LayoutHints, RegisterEngineDrivenPayload, RegisterKvCache,
 };

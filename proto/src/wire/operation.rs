@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::limits::OPERATION_MAX_BYTES;
 use super::reader::{DecodeError, Reader};
 
 /// An operation of the 0.5.6 protocol that this daemon serves.
@@ -33,12 +34,13 @@ pub enum Operation {
     Noop,
     GetExperimental,
     SubscribeKvEvents,
+    AttachRing,
 }
 
 use Operation as O;
 
 /// `(operation, id, name)`; an id of 0 means "by name only".
-const TABLE: [(Operation, u32, &str); 22] = [
+const TABLE: [(Operation, u32, &str); 23] = [
     (O::RegisterKvCache, 1, "register_kv_cache"),
     (O::UnregisterKvCache, 2, "unregister_kv_cache"),
     (O::Store, 6, "store"),
@@ -61,10 +63,13 @@ const TABLE: [(Operation, u32, &str); 22] = [
     (O::Noop, 24, "noop"),
     (O::GetExperimental, 32, "get_experimental"),
     (O::SubscribeKvEvents, 0, "subscribe_kv_events"),
+    // Ours: no release of LMCache has it.
+    (O::AttachRing, 0, "lmcached_attach_ring"),
 ];
 
-/// Operations of 0.5.6 that belong to features this daemon does not have; named so that the log can say so.
-const KNOWN_UNSERVED: [(u32, &str); 12] = [
+/// Operations of 0.5.6 that belong to features this daemon does not have; named so that the log can say so. An id of 0
+/// means "by name only", as above.
+const KNOWN_UNSERVED: [(u32, &str); 14] = [
     (3, "register_q_cache"),
     (4, "unregister_q_cache"),
     (5, "store_q"),
@@ -76,6 +81,8 @@ const KNOWN_UNSERVED: [(u32, &str); 12] = [
     (30, "p2p_query_lookup_results"),
     (31, "p2p_unlock_objects"),
     (33, "cb_protocol_handshake"),
+    (0, "cb_reorder_plan"),
+    (0, "server_module_call"),
     (11, "query_prefetch_lookup_hits (retired)"),
 ];
 
@@ -115,6 +122,21 @@ impl Operation {
         matches!(self, O::Ping | O::Noop | O::GetChunkSize | O::GetExperimental)
     }
 
+    /// Whether the first payload frame is a cache key.
+    pub fn has_key(self) -> bool {
+        matches!(
+            self,
+            O::Store
+                | O::Retrieve
+                | O::Lookup
+                | O::FreeLookupLocks
+                | O::PrepareStore
+                | O::CommitStore
+                | O::PrepareRetrieve
+                | O::CommitRetrieve
+        )
+    }
+
     /// Whether the daemon itself moves payload bytes, or maps memory, to execute the operation.
     pub fn is_copy(self) -> bool {
         matches!(self, O::Store | O::Retrieve | O::RegisterKvCache | O::UnregisterKvCache | O::Clear)
@@ -140,7 +162,13 @@ pub enum OpCode {
 
 impl OpCode {
     /// Decodes the operation frame: a msgpack integer id or a msgpack string name.
+    ///
+    /// # Errors
+    /// Neither an integer nor a string, bytes after it, or more than [`OPERATION_MAX_BYTES`].
     pub fn decode(frame: &[u8]) -> Result<OpCode, DecodeError> {
+        if frame.len() > OPERATION_MAX_BYTES {
+            return Err(DecodeError::Range { what: "length of the operation" });
+        }
         let mut reader = Reader::new(frame);
         if reader.peek_is_str() {
             let name = reader.str()?;
@@ -156,12 +184,11 @@ impl OpCode {
         }
         let id = reader.u64()?;
         reader.finish()?;
-        if id != 0
-            && let Some(row) = TABLE.iter().find(|row| u64::from(row.1) == id)
-        {
+        let has_id = |row: u32| row != 0 && u64::from(row) == id;
+        if let Some(row) = TABLE.iter().find(|row| has_id(row.1)) {
             return Ok(OpCode::Known(row.0));
         }
-        Ok(match KNOWN_UNSERVED.iter().find(|row| u64::from(row.0) == id) {
+        Ok(match KNOWN_UNSERVED.iter().find(|row| has_id(row.0)) {
             Some(row) => OpCode::Unserved(row.1),
             None => OpCode::Unknown(id.to_string()),
         })
@@ -227,12 +254,26 @@ mod tests {
     }
 
     #[test]
+    fn what_overtakes_has_no_key() {
+        // The remembered key of a client belongs to its ordered requests.
+        assert!(Operation::all().all(|operation| !(operation.is_unordered() && operation.has_key())));
+    }
+
+    #[test]
     fn ids_and_names_decode() {
         assert_eq!(OpCode::decode(&[22]).expect("ping"), OpCode::Known(Operation::Ping));
         assert_eq!(OpCode::decode(b"\xa4ping").expect("ping"), OpCode::Known(Operation::Ping));
         assert_eq!(OpCode::decode(&[25]).expect("blend"), OpCode::Unserved("cb_register_rope"));
         assert_eq!(OpCode::decode(&[0]).expect("zero"), OpCode::Unknown("0".into()));
         assert_eq!(OpCode::decode(&[99]).expect("99"), OpCode::Unknown("99".into()));
+        for name in ["cb_reorder_plan", "server_module_call"] {
+            let mut w = crate::wire::Writer::new();
+            w.str(name);
+            assert_eq!(OpCode::decode(&w.into_vec()), Ok(OpCode::Unserved(name)));
+        }
+        let mut long = vec![0xd9, 200];
+        long.resize(202, b'x');
+        assert_eq!(OpCode::decode(&long), Err(DecodeError::Range { what: "length of the operation" }));
         assert!(OpCode::decode(&[]).is_err());
         assert!(OpCode::decode(&[22, 22]).is_err(), "trailing bytes");
     }

@@ -2,6 +2,11 @@
 
 use thiserror::Error;
 
+use super::limits::NAME_MAX_BYTES;
+
+/// A nil value.
+pub(super) const NIL: u8 = 0xc0;
+
 /// Why a frame could not be decoded. The text ends in a log line next to the peer's address.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DecodeError {
@@ -100,7 +105,7 @@ impl<'a> Reader<'a> {
 
     /// Reads nil if it is next.
     pub fn nil(&mut self) -> bool {
-        if self.buf.first() == Some(&0xc0) {
+        if self.buf.first() == Some(&NIL) {
             self.buf = &self.buf[1..];
             true
         } else {
@@ -173,6 +178,12 @@ impl<'a> Reader<'a> {
             _ => return Err(DecodeError::Type { expected: "a string", marker }),
         };
         std::str::from_utf8(self.take(len)?).map_err(|_| DecodeError::Invalid("string is not UTF-8"))
+    }
+
+    /// A string of at most [`NAME_MAX_BYTES`] bytes; `what` names it in the error.
+    pub fn name(&mut self, what: &'static str) -> Result<&'a str, DecodeError> {
+        let name = self.str()?;
+        if name.len() > NAME_MAX_BYTES { Err(DecodeError::Range { what }) } else { Ok(name) }
     }
 
     /// Binary data, borrowed from the frame.
@@ -251,9 +262,10 @@ impl<'a> Reader<'a> {
                     self.take(1 + (1usize << (marker - 0xd4)))?;
                 }
                 0xdc => pending += self.be(2)?,
-                0xdd => pending += self.be(4)?,
                 0xde => pending += 2 * self.be(2)?,
-                0xdf => pending += 2 * self.be(4)?,
+                // Enough of these in a frame of many GiB would not fit; what is announced beyond that is not there anyway.
+                0xdd => pending = pending.saturating_add(self.be(4)?),
+                0xdf => pending = pending.saturating_add(2 * self.be(4)?),
             }
         }
         Ok(&start[..start.len() - self.buf.len()])

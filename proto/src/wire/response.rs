@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::operation::Operation;
 use super::reader::{DecodeError, Reader};
+use super::ring::AttachRingResponse;
 use super::structs::{from_frame, to_frame};
 use super::writer::Writer;
 
@@ -30,6 +31,8 @@ pub enum Response {
     PrepareRetrieve(PrepareRetrieveResponse),
     /// One batch of the KV event stream.
     KvEvents(KvEventBatch),
+    /// `lmcached_attach_ring`.
+    RingAttached(AttachRingResponse),
 }
 
 /// Where the pool is.
@@ -166,6 +169,7 @@ impl Response {
                 }
             }
             Response::KvEvents(batch) => return Some(to_frame(batch)),
+            Response::RingAttached(attached) => return Some(to_frame(attached)),
         }
         Some(w.into_vec())
     }
@@ -214,6 +218,7 @@ impl Response {
                 return Ok(Response::PrepareRetrieve(PrepareRetrieveResponse { slots }));
             }
             Operation::SubscribeKvEvents => return Ok(Response::KvEvents(from_frame(frame)?)),
+            Operation::AttachRing => return Ok(Response::RingAttached(from_frame(frame)?)),
             _ => return Err(DecodeError::Invalid("void operation answered with a frame")),
         };
         reader.finish()?;

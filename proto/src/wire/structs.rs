@@ -4,11 +4,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::descriptor::DeviceDescriptor;
+use super::frame::{self, check_name};
+use super::limits::{BLOCK_REPORT_MAX_BYTES, DEPTH_MAX, DESCRIPTORS_MAX, GROUPS_MAX, REGISTRATION_MAX_BYTES};
 use super::reader::{DecodeError, Reader};
 use super::writer::Writer;
-
-/// Deepest nesting that a cold-path struct may have; the real ones have 3.
-const MAX_DEPTH: usize = 32;
 
 /// Decodes one frame with serde, refusing trailing bytes and deep nesting.
 pub(super) fn from_frame<T: DeserializeOwned>(frame: &[u8]) -> Result<T, DecodeError> {
@@ -17,7 +16,7 @@ pub(super) fn from_frame<T: DeserializeOwned>(frame: &[u8]) -> Result<T, DecodeE
     check.skip()?;
     check.finish()?;
     let mut de = rmp_serde::Deserializer::from_read_ref(frame);
-    de.set_max_depth(MAX_DEPTH);
+    de.set_max_depth(DEPTH_MAX);
     T::deserialize(&mut de)
         .map_err(|error| DecodeError::Struct(error.to_string().chars().take(200).collect()))
 }
@@ -27,22 +26,44 @@ pub(super) fn to_frame<T: Serialize>(value: &T) -> Vec<u8> {
     rmp_serde::to_vec_named(value).expect("plain structs always encode")
 }
 
-/// Booleans travel as `true` or `1`.
+/// Booleans travel as `true` or `1`, as in [`Reader::bool`].
 mod loose_bool {
-    use serde::{Deserialize, Deserializer, Serializer};
+    use std::fmt;
 
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Either {
-        Bool(bool),
-        Int(i64),
+    use serde::de::{Error, Unexpected, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    struct BoolOrInt;
+
+    impl Visitor<'_> for BoolOrInt {
+        type Value = bool;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a boolean, 0 or 1")
+        }
+
+        fn visit_bool<E: Error>(self, value: bool) -> Result<bool, E> {
+            Ok(value)
+        }
+
+        fn visit_u64<E: Error>(self, value: u64) -> Result<bool, E> {
+            match value {
+                0 => Ok(false),
+                1 => Ok(true),
+                _ => Err(E::invalid_value(Unexpected::Unsigned(value), &self)),
+            }
+        }
+
+        fn visit_i64<E: Error>(self, value: i64) -> Result<bool, E> {
+            match u64::try_from(value) {
+                Ok(value) => self.visit_u64(value),
+                Err(_) => Err(E::invalid_value(Unexpected::Signed(value), &self)),
+            }
+        }
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(de: D) -> Result<bool, D::Error> {
-        Ok(match Either::deserialize(de)? {
-            Either::Bool(value) => value,
-            Either::Int(value) => value != 0,
-        })
+        de.deserialize_any(BoolOrInt)
     }
 
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -76,6 +97,15 @@ pub struct RegisterEngineDrivenPayload {
     pub num_physical_slots: Option<u64>,
 }
 
+impl RegisterEngineDrivenPayload {
+    pub(super) fn decode(frame: &[u8]) -> Result<RegisterEngineDrivenPayload, DecodeError> {
+        let payload: RegisterEngineDrivenPayload = from_frame(frame)?;
+        check_name(&payload.model_name, "length of model_name")?;
+        check_name(&payload.dtype_str, "length of dtype_str")?;
+        Ok(payload)
+    }
+}
+
 /// One KV group as the engine describes it (`EngineGroupInfo`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineGroupInfo {
@@ -95,6 +125,20 @@ pub struct EngineGroupInfo {
     /// Pages hold recurrent state instead of per-token KV.
     #[serde(default, with = "loose_bool")]
     pub recurrent_state: bool,
+}
+
+impl EngineGroupInfo {
+    fn decode_list(frame: &[u8]) -> Result<Vec<EngineGroupInfo>, DecodeError> {
+        let groups: Vec<EngineGroupInfo> = from_frame(frame)?;
+        if groups.len() > GROUPS_MAX {
+            return Err(DecodeError::Range { what: "number of engine groups" });
+        }
+        // A layer is one tensor in the smallest case, and belongs to one group.
+        if groups.iter().map(|group| group.layer_indices.len()).sum::<usize>() > DESCRIPTORS_MAX {
+            return Err(DecodeError::Range { what: "number of layer indices" });
+        }
+        Ok(groups)
+    }
 }
 
 fn minus_one() -> i64 {
@@ -121,6 +165,16 @@ pub struct LayoutHints {
     pub head_dim: Option<u64>,
 }
 
+impl LayoutHints {
+    fn decode(frame: &[u8]) -> Result<LayoutHints, DecodeError> {
+        let hints: LayoutHints = from_frame(frame)?;
+        for name in [&hints.kv_layout, &hints.kv_list_layout].into_iter().flatten() {
+            check_name(name, "length of a layout hint")?;
+        }
+        Ok(hints)
+    }
+}
+
 /// One request's new blocks, reported by the scheduler.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockAllocationRecord {
@@ -130,6 +184,17 @@ pub struct BlockAllocationRecord {
     pub new_block_ids: Vec<i64>,
     /// Tokens that will fill them.
     pub new_token_ids: Vec<i64>,
+}
+
+impl BlockAllocationRecord {
+    pub(super) fn decode_list(frame: &[u8]) -> Result<Vec<BlockAllocationRecord>, DecodeError> {
+        if frame.len() > BLOCK_REPORT_MAX_BYTES {
+            return Err(DecodeError::Range { what: "size of the block report" });
+        }
+        let records: Vec<BlockAllocationRecord> = from_frame(frame)?;
+        records.iter().try_for_each(|record| check_name(&record.req_id, "length of req_id"))?;
+        Ok(records)
+    }
 }
 
 /// Everything that `register_kv_cache` carries.
@@ -153,17 +218,18 @@ pub struct RegisterKvCache {
 
 impl RegisterKvCache {
     pub(super) fn decode(frames: &[&[u8]; 7]) -> Result<RegisterKvCache, DecodeError> {
-        let mut model = Reader::new(frames[2]);
-        let mut engine = Reader::new(frames[4]);
+        let [instance, tensors, model, world, engine, hints, groups] = *frames;
+        if frames.iter().map(|frame| frame.len()).sum::<usize>() > REGISTRATION_MAX_BYTES {
+            return Err(DecodeError::Range { what: "size of the registration" });
+        }
         Ok(RegisterKvCache {
-            instance_id: scalar_u64(frames[0])?,
-            kv_cache: DeviceDescriptor::decode_list(frames[1])?,
-            model_name: model.str()?.to_owned(),
-            world_size: u32::try_from(scalar_u64(frames[3])?)
-                .map_err(|_| DecodeError::Range { what: "world_size" })?,
-            engine_type: engine.str()?.to_owned(),
-            layout_hints: from_frame(frames[5])?,
-            engine_group_infos: from_frame(frames[6])?,
+            instance_id: frame::u64(instance)?,
+            kv_cache: DeviceDescriptor::decode_list(tensors)?,
+            model_name: frame::name(model, "length of model_name")?.to_owned(),
+            world_size: frame::u32(world, "world_size")?,
+            engine_type: frame::name(engine, "length of engine_type")?.to_owned(),
+            layout_hints: LayoutHints::decode(hints)?,
+            engine_group_infos: EngineGroupInfo::decode_list(groups)?,
         })
     }
 
@@ -184,11 +250,4 @@ impl RegisterKvCache {
             to_frame(&self.engine_group_infos),
         ]
     }
-}
-
-pub(super) fn scalar_u64(frame: &[u8]) -> Result<u64, DecodeError> {
-    let mut reader = Reader::new(frame);
-    let value = reader.u64()?;
-    reader.finish()?;
-    Ok(value)
 }

@@ -24,6 +24,14 @@ pub(crate) struct LimitFlags {
     /// Request sessions remembered at the same time
     #[arg(long, default_value_t = 100_000, value_name = "N")]
     pub(crate) max_sessions: i64,
+
+    /// Workers that may publish their own timings at the same time, each in a lane of its own; 0 offers no ring
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub(crate) ring_lanes: i64,
+
+    /// Records that fit in a lane before they are lost and counted; a power of two
+    #[arg(long, default_value_t = 1024, value_name = "RECORDS")]
+    pub(crate) ring_slots: i64,
 }
 
 #[derive(Debug, Args)]

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::config::types::TraceLevel;
+use crate::config::types::{LogFormat, MetricsCompat, TraceLevel};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Honoured: observability")]
@@ -23,7 +23,7 @@ pub(crate) struct ObservabilityFlags {
     #[arg(long)]
     pub(crate) enable_tracing: bool,
 
-    /// OTLP gRPC collector for metrics and spans, such as http://localhost:4317
+    /// OTLP gRPC collector for metrics, log records and spans, such as http://localhost:4317
     #[arg(long, value_name = "URL")]
     pub(crate) otlp_endpoint: Option<String>,
 
@@ -42,6 +42,18 @@ pub(crate) struct ObservabilityFlags {
     /// Part of the chunks followed for the lifecycle histograms, above 0 and up to 1; counters count all
     #[arg(long, default_value_t = 0.01, value_name = "FRACTION")]
     pub(crate) metrics_sample_rate: f64,
+
+    /// Names of the metrics: those of the documented page, those of LMCache 0.5.6, or both
+    #[arg(long, value_enum, default_value = "seed", value_name = "SET")]
+    pub(crate) metrics_compat: MetricsCompat,
+
+    /// Series of one metric; more are counted together until some retire
+    #[arg(long, default_value_t = 2000, value_name = "N")]
+    pub(crate) metrics_max_series: i64,
+
+    /// Form of the log lines
+    #[arg(long, value_enum, default_value = "human", value_name = "FORM")]
+    pub(crate) log_format: LogFormat,
 
     /// Log throughput and pool use at intervals
     #[arg(long)]

@@ -45,8 +45,6 @@ const NOT_YET: &[&[&str]] = &[
     &["--l2-store-policy", "skip_l1"],
     &["--l2-prefetch-policy", "retain"],
     &["--l2-prefetch-max-in-flight", "9"],
-    &["--otlp-endpoint", "http://c:4317"],
-    &["--enable-tracing", "--otlp-endpoint", "http://c:4317"],
     &["--lookup-hash-log-dir", "/logs"],
     &["--lookup-hash-log-rotation-interval", "9"],
     &["--lookup-hash-log-rotation-max-size", "9"],

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{assert_errors, config, error_of, run, run_in};
 use crate::config::{
-    Endpoint, EvictionPolicy, HashAlgorithm, L2PrefetchPolicy, L2StorePolicy, LogLevel, TraceLevel,
-    TransferModes,
+    Endpoint, EvictionPolicy, HashAlgorithm, L2PrefetchPolicy, L2StorePolicy, LogFormat, LogLevel,
+    MetricsCompat, TraceLevel, TransferModes,
 };
 
 #[test]
@@ -68,11 +68,23 @@ fn bad_values_are_turned_down_by_flag() {
         (&["--max-peer-bytes", "1073741824"], &["--max-total-bytes", "--max-peer-bytes"]),
         (&["--max-connections", "0"], &["--max-connections"]),
         (&["--max-sessions", "0"], &["--max-sessions"]),
+        (&["--ring-lanes", "-1"], &["--ring-lanes -1", "4096"]),
+        (&["--ring-lanes", "4097"], &["--ring-lanes 4097"]),
+        (&["--ring-slots", "1000"], &["--ring-slots 1000", "power of two"]),
+        (&["--ring-slots", "1"], &["--ring-slots 1"]),
         (&["--event-bus-queue-size", "0"], &["--event-bus-queue-size"]),
         (&["--metrics-sample-rate", "0"], &["--metrics-sample-rate"]),
         (&["--metrics-sample-rate", "1.5"], &["--metrics-sample-rate"]),
         (&["--extra-logging-interval", "0"], &["--extra-logging-interval"]),
         (&["--enable-extra-logging", "--disable-observability"], &["--enable-extra-logging"]),
+        (
+            &["--enable-tracing", "--otlp-endpoint", "c:1", "--disable-observability"],
+            &["--enable-tracing", "--disable-observability"],
+        ),
+        (&["--trace-level", "storage", "--disable-observability"], &["--trace-level"]),
+        (&["--metrics-compat", "0.4"], &["--metrics-compat", "seed"]),
+        (&["--metrics-max-series", "0"], &["--metrics-max-series"]),
+        (&["--log-format", "xml"], &["--log-format", "json"]),
         (&["--enable-tracing"], &["--enable-tracing", "--otlp-endpoint"]),
         (&["--enable-tracing", "--otlp-endpoint", ""], &["--enable-tracing", "--otlp-endpoint"]),
         (&["--otlp-endpoint", "ftp://h:1"], &["--otlp-endpoint"]),
@@ -291,6 +303,12 @@ fn unbuilt_values_reach_the_configuration_all_the_same() {
     ])
     .observability;
     assert!(observability.tracing);
+    assert_eq!(observability.metrics_compat, MetricsCompat::Seed);
+    assert_eq!((observability.metrics_max_series.get(), observability.log_format), (2000, LogFormat::Human));
+    let other = config(&["--metrics-compat", "0.5", "--log-format", "json", "--metrics-max-series", "9"]);
+    let other = other.observability;
+    assert_eq!((other.metrics_compat, other.log_format), (MetricsCompat::V05, LogFormat::Json));
+    assert_eq!(other.metrics_max_series.get(), 9);
     assert_eq!(observability.otlp_endpoint.as_deref(), Some("http://collector:4317"));
     let trace = observability.trace.expect("given");
     assert_eq!(trace.level, TraceLevel::Events);

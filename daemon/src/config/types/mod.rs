@@ -8,11 +8,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use lmcache_proto::shm::ring::RingLayout;
 
 use super::endpoint::Endpoint;
 
 pub use l2::{L2Adapter, L2Config, L2PrefetchPolicy, L2StorePolicy};
-pub use observability::{LogLevel, LookupHashLogConfig, ObservabilityConfig, TraceConfig, TraceLevel};
+pub use observability::{
+    LogFormat, LogLevel, LookupHashLogConfig, MetricsCompat, ObservabilityConfig, TraceConfig, TraceLevel,
+};
 
 /// Everything the daemon was told, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,6 +78,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// Remembered request sessions. Default: 100000.
     pub max_sessions: usize,
+    /// Lanes and slots of the shared ring. Default: 256 lanes of 1024 slots; `None` (no lanes) offers no ring.
+    pub ring: Option<RingLayout>,
 }
 
 /// How token chunks are hashed.
@@ -136,6 +141,18 @@ pub enum EvictionPolicy {
     /// Nothing is evicted; a full pool refuses stores.
     #[value(name = "noop")]
     Noop,
+}
+
+impl EvictionPolicy {
+    /// The peer's name, as `/status` says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            EvictionPolicy::Lru => "LRU",
+            EvictionPolicy::Arc => "ARC",
+            EvictionPolicy::IsolatedLru => "IsolatedLRU",
+            EvictionPolicy::Noop => "noop",
+        }
+    }
 }
 
 /// How long silence is tolerated.

@@ -34,6 +34,12 @@ pub struct ObservabilityConfig {
     pub prometheus: Option<Listen>,
     /// Part of the chunks followed for lifecycle histograms, in (0, 1]. Default: 0.01.
     pub metrics_sample_rate: f64,
+    /// Under which names metrics are exposed. Default: those of the documented page.
+    pub metrics_compat: MetricsCompat,
+    /// Series of one metric. Default: 2000.
+    pub metrics_max_series: NonZeroUsize,
+    /// Form of the log lines. Default: for people.
+    pub log_format: LogFormat,
     /// JSON lines of looked-up hashes. Default: off.
     pub lookup_hash_log: Option<LookupHashLogConfig>,
     /// `.lct` recording. Default: off.
@@ -53,6 +59,31 @@ pub enum LogLevel {
     Error,
     /// The daemon cannot go on.
     Critical,
+}
+
+/// Names under which metrics are exposed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum MetricsCompat {
+    /// Those of the documented page.
+    #[default]
+    #[value(name = "seed")]
+    Seed,
+    /// Those of LMCache 0.5.6, for dashboards made for it.
+    #[value(name = "0.5")]
+    V05,
+    /// Both; where they coincide, with the labels of the documented page.
+    #[value(name = "both")]
+    Both,
+}
+
+/// Form of the log lines.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
 }
 
 /// JSON lines of looked-up chunk hashes.

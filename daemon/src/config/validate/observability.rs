@@ -14,6 +14,9 @@ use crate::config::types::{Listen, LogLevel, LookupHashLogConfig, ObservabilityC
 /// Longest queue of the event bus; an event takes a few hundred bytes.
 const MAX_QUEUED_EVENTS: i64 = 1 << 24;
 
+/// Most series of one metric; a histogram's takes a few hundred bytes, and a scrape shows all of them.
+const MAX_SERIES: i64 = 1 << 20;
+
 pub(super) fn observability(
     flags: &Flags,
     matches: &ArgMatches,
@@ -31,6 +34,14 @@ pub(super) fn observability(
         let line = "these lines are made from events; drop one of the two";
         return Err(ConfigError::conflict("--enable-extra-logging and --disable-observability", line));
     }
+    for (flag, given) in
+        [("--enable-tracing", given.enable_tracing), ("--trace-level", flags.trace.trace_level.is_some())]
+    {
+        if given && !enabled {
+            let line = "both are made from events; drop one of the two";
+            return Err(ConfigError::conflict(format!("{flag} and --disable-observability"), line));
+        }
+    }
     Ok(ObservabilityConfig {
         instance_id: flags.server.instance_id.clone(),
         log_level: log_level(environment)?,
@@ -47,6 +58,9 @@ pub(super) fn observability(
         )?,
         prometheus: if metrics { apart_from_http(prometheus, http, notices)? } else { None },
         metrics_sample_rate: ranges::fraction("--metrics-sample-rate", given.metrics_sample_rate)?,
+        metrics_compat: given.metrics_compat,
+        metrics_max_series: ranges::count("--metrics-max-series", given.metrics_max_series, MAX_SERIES)?,
+        log_format: given.log_format,
         lookup_hash_log: lookup_hash_log(&flags.lookup_hash_log)?,
         trace: trace(&flags.trace, notices),
     })

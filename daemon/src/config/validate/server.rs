@@ -4,6 +4,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::ArgMatches;
+use lmcache_proto::shm::ring::RingLayout;
 
 use super::{Environment, is_explicit, ranges, variable};
 use crate::config::endpoint::{self, Endpoint};
@@ -125,6 +126,7 @@ fn limits(flags: &LimitFlags) -> Result<Limits, ConfigError> {
         max_total_bytes: ranges::bytes("--max-total-bytes", flags.max_total_bytes)?.get(),
         max_connections: ranges::count("--max-connections", flags.max_connections, 1 << 20)?.get(),
         max_sessions: ranges::count("--max-sessions", flags.max_sessions, 1 << 30)?.get(),
+        ring: ring(flags)?,
     };
     // Otherwise the largest message could never be received.
     if limits.max_peer_bytes < limits.max_message_bytes {
@@ -136,4 +138,15 @@ fn limits(flags: &LimitFlags) -> Result<Limits, ConfigError> {
         return Err(ConfigError::value("--max-total-bytes", limits.max_total_bytes, allowed));
     }
     Ok(limits)
+}
+
+/// The slots are found by a mask, so their number is a power of two.
+fn ring(flags: &LimitFlags) -> Result<Option<RingLayout>, ConfigError> {
+    let lanes = ranges::int("--ring-lanes", flags.ring_lanes, 0..=i64::from(RingLayout::MAX_LANES))?;
+    let slots = ranges::int("--ring-slots", flags.ring_slots, 2..=i64::from(RingLayout::MAX_SLOTS))?;
+    if !slots.unsigned_abs().is_power_of_two() {
+        return Err(ConfigError::value("--ring-slots", slots, "must be a power of two"));
+    }
+    // Both fit: the ranges above.
+    Ok(RingLayout::new(lanes as u32, slots as u32))
 }

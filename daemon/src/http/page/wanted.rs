@@ -57,7 +57,7 @@ pub const WANTED: &[Wanted] = &[
     counter("l1_full", &["lmcached_l1_full_total"], &[]),
     counter("l1_evicted", &["lmcache_mp_l1_evicted_keys_total", "lmcache_mp_l1_evicted_chunks_total"], &[]),
     counter("l1_evicted_bytes", &["lmcached_l1_evicted_bytes_total"], &[]),
-    gauge("l2_used", &["lmcache_mp_l2_usage_bytes"], TIER),
+    gauge("l2_used", &["lmcached_l2_usage_bytes", "lmcache_mp_l2_usage_bytes"], TIER),
     gauge("l2_stores", &["lmcache_mp_num_inflight_l2_stores"], ADAPTER),
     gauge("l2_loads", &["lmcache_mp_num_inflight_l2_loads"], ADAPTER),
     counter(

@@ -1,4 +1,4 @@
-//! ZMTP 3.0/3.1 with the NULL mechanism, ROUTER side. Source: RFC 23 and RFC 37 of the ZeroMQ project.
+//! ZMTP 3.0/3.1 with the NULL mechanism, both sides. Source: RFC 23 and RFC 37 of the ZeroMQ project.
 //!
 //! Own code because the pure-Rust crate reserves memory for whatever length a peer announces. Here a frame above the
 //! limit ends the connection before anything is reserved, and buffers grow only with bytes that have arrived.
@@ -7,9 +7,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use thiserror::Error;
 
 /// Bytes of a greeting.
-pub(super) const GREETING_LEN: usize = 64;
+pub const GREETING_LEN: usize = 64;
 /// Most frames of one message: the largest request has 9.
-pub(super) const MAX_FRAMES: usize = 32;
+pub const MAX_FRAMES: usize = 32;
 /// Largest command: READY with its metadata, PING with 16 bytes of context.
 const MAX_COMMAND: usize = 4096;
 
@@ -23,9 +23,9 @@ const COMMAND: u8 = 4;
 pub enum HandshakeError {
     #[error("not a ZeroMQ peer (no ZMTP signature)")]
     Signature,
-    #[error("ZMTP {0}.x; this daemon speaks 3.0 and 3.1 (libzmq 4.0 or later)")]
+    #[error("ZMTP {0}.x; lmcached speaks 3.0 and 3.1 (libzmq 4.0 or later)")]
     Version(u8),
-    #[error("security mechanism {0}; this daemon speaks NULL")]
+    #[error("security mechanism {0}; lmcached speaks NULL")]
     Mechanism(String),
     #[error("socket type {0}; clients connect with DEALER")]
     SocketType(String),
@@ -52,7 +52,7 @@ pub enum FrameError {
 }
 
 /// Our greeting: signature, version 3.1, NULL, not a server in the mechanism's sense.
-pub(super) fn greeting() -> [u8; GREETING_LEN] {
+pub fn greeting() -> [u8; GREETING_LEN] {
     let mut greeting = [0u8; GREETING_LEN];
     greeting[0] = 0xff;
     greeting[9] = 0x7f;
@@ -63,7 +63,10 @@ pub(super) fn greeting() -> [u8; GREETING_LEN] {
 }
 
 /// Checks a peer's greeting.
-pub(super) fn check_greeting(greeting: &[u8; GREETING_LEN]) -> Result<(), HandshakeError> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_greeting(greeting: &[u8; GREETING_LEN]) -> Result<(), HandshakeError> {
     if greeting[0] != 0xff || greeting[9] & 1 != 1 {
         return Err(HandshakeError::Signature);
     }
@@ -79,10 +82,19 @@ pub(super) fn check_greeting(greeting: &[u8; GREETING_LEN]) -> Result<(), Handsh
     Ok(())
 }
 
-/// Our READY command, as a whole frame.
-pub(super) fn ready() -> Vec<u8> {
+/// The READY command of the listening side, as a whole frame.
+pub fn ready() -> Vec<u8> {
+    ready_as(b"ROUTER")
+}
+
+/// The READY command of the connecting side.
+pub fn ready_dealer() -> Vec<u8> {
+    ready_as(b"DEALER")
+}
+
+fn ready_as(socket_type: &[u8]) -> Vec<u8> {
     let mut body = b"\x05READY".to_vec();
-    for (name, value) in [("Socket-Type", &b"ROUTER"[..]), ("Identity", b"")] {
+    for (name, value) in [("Socket-Type", socket_type), ("Identity", b"")] {
         body.push(name.len() as u8);
         body.extend_from_slice(name.as_bytes());
         body.extend_from_slice(&(value.len() as u32).to_be_bytes());
@@ -94,7 +106,10 @@ pub(super) fn ready() -> Vec<u8> {
 }
 
 /// Checks a peer's READY: DEALER is what LMCache uses, ROUTER is compatible. REQ would wait for an empty delimiter.
-pub(super) fn check_ready(body: &[u8]) -> Result<(), HandshakeError> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_ready(body: &[u8]) -> Result<(), HandshakeError> {
     if body.starts_with(b"\x05ERROR") {
         return Err(HandshakeError::Refused);
     }
@@ -119,7 +134,7 @@ pub(super) fn check_ready(body: &[u8]) -> Result<(), HandshakeError> {
     match socket_type {
         Some(b"DEALER" | b"ROUTER") => Ok(()),
         Some(other) => {
-            Err(HandshakeError::SocketType(String::from_utf8_lossy(&other[..other.len().min(16)]).into()))
+            Err(HandshakeError::SocketType(other[..other.len().min(16)].escape_ascii().to_string()))
         }
         None => Err(HandshakeError::Ready),
     }
@@ -127,7 +142,7 @@ pub(super) fn check_ready(body: &[u8]) -> Result<(), HandshakeError> {
 
 /// What the decoder found.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Item {
+pub enum Item {
     /// A whole message.
     Message(Vec<Bytes>),
     /// A command's body.
@@ -136,24 +151,42 @@ pub(super) enum Item {
 
 /// Takes messages and commands out of a byte stream.
 #[derive(Debug)]
-pub(super) struct Decoder {
+pub struct Decoder {
     frames: Vec<Bytes>,
     frame_bytes: usize,
+    last_bytes: usize,
     limit: usize,
 }
 
 impl Decoder {
-    pub(super) fn new(limit: usize) -> Decoder {
-        Decoder { frames: Vec::new(), frame_bytes: 0, limit }
+    /// A decoder for messages of at most `limit` bytes.
+    pub fn new(limit: usize) -> Decoder {
+        Decoder { frames: Vec::new(), frame_bytes: 0, last_bytes: 0, limit }
     }
 
     /// Bytes of the message that has begun.
-    pub(super) fn pending(&self) -> usize {
+    pub fn pending(&self) -> usize {
         self.frame_bytes
     }
 
+    /// Frames of the message that has begun.
+    pub fn pending_frames(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Bytes that the last item had on the wire.
+    pub fn last_bytes(&self) -> usize {
+        self.last_bytes
+    }
+
     /// The next item, or `None` until more bytes have come.
-    pub(super) fn next(&mut self, buf: &mut BytesMut) -> Result<Option<Item>, FrameError> {
+    ///
+    /// # Errors
+    /// A frame that ends the connection.
+    ///
+    /// # Panics
+    /// Never: lengths are checked first.
+    pub fn next(&mut self, buf: &mut BytesMut) -> Result<Option<Item>, FrameError> {
         loop {
             let Some(&flags) = buf.first() else { return Ok(None) };
             if flags & !(MORE | LONG | COMMAND) != 0 || flags & (MORE | COMMAND) == MORE | COMMAND {
@@ -181,6 +214,7 @@ impl Decoder {
             buf.advance(head);
             let body = buf.split_to(len).freeze();
             if flags & COMMAND != 0 {
+                self.last_bytes = head + len;
                 return Ok(Some(Item::Command(body)));
             }
             if self.frames.len() == MAX_FRAMES {
@@ -190,7 +224,7 @@ impl Decoder {
             self.frame_bytes += len + head;
             self.frames.push(body);
             if flags & MORE == 0 {
-                self.frame_bytes = 0;
+                self.last_bytes = std::mem::take(&mut self.frame_bytes);
                 return Ok(Some(Item::Message(std::mem::take(&mut self.frames))));
             }
         }
@@ -198,7 +232,7 @@ impl Decoder {
 }
 
 /// Appends a message.
-pub(super) fn encode(out: &mut BytesMut, frames: &[&[u8]]) {
+pub fn encode(out: &mut BytesMut, frames: &[&[u8]]) {
     for (position, frame) in frames.iter().enumerate() {
         let more = if position + 1 < frames.len() { MORE } else { 0 };
         head(out, more, frame.len());
@@ -207,7 +241,7 @@ pub(super) fn encode(out: &mut BytesMut, frames: &[&[u8]]) {
 }
 
 /// Appends the answer to a command, if it wants one. PING carries a time-to-live and a context; PONG echoes the context.
-pub(super) fn answer_command(out: &mut BytesMut, body: &[u8]) {
+pub fn answer_command(out: &mut BytesMut, body: &[u8]) {
     if let Some(ping) = body.strip_prefix(b"\x04PING")
         && ping.len() >= 2
     {

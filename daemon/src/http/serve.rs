@@ -1,0 +1,109 @@
+//! Serves a filter over HTTP/1, with a bound on connections and on the time that one may be silent.
+//!
+//! warp's own loop has neither: a few thousand idle connections to a page that scrapers must reach would take the
+//! process's descriptors, and with them the workers' connections.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use warp::{Filter, Rejection, Reply};
+
+use crate::log_limit::LogLimit;
+
+/// Connections at once; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 128;
+/// Time for a request's head, from the accept or from the answer before it. A scraper with a longer period connects anew.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for one connection. A client that takes no answer would hold its place for ever; one that is served meanwhile is
+/// told to connect anew.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
+/// Pause after a failed accept; see `server::accept`.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until the process ends.
+pub(super) async fn serve<F>(listener: TcpListener, filter: F)
+where
+    F: Filter<Error = Rejection> + Clone + Send + Sync + 'static,
+    F::Extract: Reply,
+{
+    serve_within(listener, filter, MAX_CONNECTIONS, HEAD_TIMEOUT).await;
+}
+
+async fn serve_within<F>(listener: TcpListener, filter: F, most: usize, head_timeout: Duration)
+where
+    F: Filter<Error = Rejection> + Clone + Send + Sync + 'static,
+    F::Extract: Reply,
+{
+    let places = Arc::new(Semaphore::new(most));
+    let errors = LogLimit::default();
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(head_timeout);
+    loop {
+        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                if let Some(suppressed) = errors.pass() {
+                    tracing::error!(%error, suppressed, "cannot accept an HTTP connection; raise LimitNOFILE if descriptors ran out");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(warp::service(filter.clone()));
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(async move {
+            let mut connection = std::pin::pin!(connection);
+            let ended = match tokio::time::timeout(CONNECTION_TIMEOUT, connection.as_mut()).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::time::timeout(head_timeout, connection).await.unwrap_or(Ok(()))
+                }
+            };
+            // Broken and silent clients are their own problem; what they asked for is in the answer's status.
+            if let Err(error) = ended {
+                tracing::debug!(%error, "HTTP connection ended");
+            }
+            drop(place);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn silent_connections_end_and_leave_their_places() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let filter = warp::path::end().map(|| "here");
+        tokio::spawn(serve_within(listener, filter, 2, Duration::from_millis(300)));
+        let mut silent = Vec::new();
+        for head in ["", "GET / HTTP/1.1\r\nHost: x\r\n", "", ""] {
+            let mut stream = TcpStream::connect(address).await.expect("connect");
+            stream.write_all(head.as_bytes()).await.expect("send");
+            silent.push(stream);
+        }
+        let mut good = TcpStream::connect(address).await.expect("connect");
+        good.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.expect("send");
+        let mut answer = String::new();
+        let read = good.read_to_string(&mut answer);
+        tokio::time::timeout(Duration::from_secs(60), read).await.expect("served").expect("read");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("here"), "{answer}");
+        for mut stream in silent {
+            let mut rest = Vec::new();
+            let end = stream.read_to_end(&mut rest);
+            tokio::time::timeout(Duration::from_secs(60), end).await.expect("closed").expect("read");
+        }
+    }
+}

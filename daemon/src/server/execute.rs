@@ -1,0 +1,209 @@
+//! What becomes of a client's requests: executed here or on the compute threads, parked, or turned into a stream.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lmcache_proto::wire::Response;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+
+use super::InFlight;
+use super::connection::Connection;
+use super::queue::Message;
+use super::stats::ServerStats;
+use super::zmtp;
+use crate::engine::{Client, Engine, Outcome, Refusal};
+
+/// Requests of one client that may wait for an event (a prefetch) at once.
+const MAX_PARKED: usize = 1024;
+/// Streams of one client at once. A worker has one; each may have one batch of up to 1024 events under way.
+const MAX_STREAMS: usize = 8;
+
+/// What other tasks tell the connection. There is at most one for the request on the compute threads, and one for each
+/// parked request and each stream, so the channel is bounded by what is admitted.
+pub(super) enum Event {
+    /// The ordered request on the compute threads is done.
+    Done { uid: Bytes, op_frame: Bytes, outcome: Outcome, guard: InFlight },
+    /// A parked request has its answer.
+    Woken { uid: Bytes, op_frame: Bytes, response: Response },
+    /// A stream has a batch, or has ended (`None`).
+    Stream { number: u64, uid: Bytes, op_frame: Bytes, batch: Option<Response> },
+}
+
+/// An open stream.
+pub(super) struct Subscription {
+    /// Tells it from an earlier one under the same id.
+    number: u64,
+    credit: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Subscription {
+    /// The client has taken a batch.
+    pub(super) fn grant(&self) {
+        self.credit.notify_one();
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Sends what is left in it when it goes: the answer of a task that was dropped or panicked.
+struct LastWord {
+    events: mpsc::UnboundedSender<Event>,
+    event: Option<Event>,
+}
+
+impl LastWord {
+    /// Sends now. `false` if the connection has gone.
+    fn say(&self, event: Event) -> bool {
+        self.events.send(event).is_ok()
+    }
+
+    /// Ends with this instead.
+    fn end(mut self, event: Event) {
+        self.event = Some(event);
+    }
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        if let Some(event) = self.event.take() {
+            // Fails when the connection has gone: then nobody waits for the answer.
+            self.say(event);
+        }
+    }
+}
+
+impl Connection<'_> {
+    /// Starts an ordered request: here if it is short, on the compute threads if it is not.
+    pub(super) fn start(&mut self, message: Message) {
+        if !message.is_heavy() {
+            return self.execute_here(message);
+        }
+        self.executing = Some(message.cost());
+        let guard = self.server.begin();
+        let (engine, client, events) = (self.server.engine.clone(), self.client.clone(), self.events.clone());
+        let stats = self.server.stats.clone();
+        tokio::task::spawn_blocking(move || {
+            let outcome = guarded(&engine, &client, &message, &stats);
+            // Fails when the connection has gone: then nobody waits for the answer.
+            let _ = events.send(Event::Done { uid: message.uid, op_frame: message.op_frame, outcome, guard });
+        });
+    }
+
+    pub(super) fn execute_here(&mut self, message: Message) {
+        let guard = self.server.begin();
+        let outcome = guarded(&self.server.engine, &self.client, &message, &self.server.stats);
+        self.finish(message.uid, message.op_frame, outcome);
+        self.unflushed.push(guard);
+    }
+
+    pub(super) fn event(&mut self, event: Event) {
+        match event {
+            Event::Done { uid, op_frame, outcome, guard } => {
+                self.executing = None;
+                self.finish(uid, op_frame, outcome);
+                self.unflushed.push(guard);
+            }
+            Event::Woken { uid, op_frame, response } => {
+                while self.parked.try_join_next().is_some() {}
+                self.reply(&uid, &op_frame, &response);
+            }
+            Event::Stream { number, uid, op_frame, batch } => {
+                if self.streams.get(&uid).is_some_and(|stream| stream.number == number) {
+                    match batch {
+                        Some(batch) => self.reply(&uid, &op_frame, &batch),
+                        None => {
+                            self.streams.remove(&uid);
+                            self.reply(&uid, &op_frame, &Response::Nothing);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, uid: Bytes, op_frame: Bytes, outcome: Outcome) {
+        match outcome {
+            Outcome::Reply(response) => self.reply(&uid, &op_frame, &response),
+            Outcome::Silence => {}
+            // Nobody is there to be told.
+            Outcome::Later { .. } | Outcome::Stream(_) if self.deaf => {}
+            Outcome::Later { wait, otherwise } => {
+                if self.parked.len() >= MAX_PARKED {
+                    return self.reply(&uid, &op_frame, &otherwise);
+                }
+                let (uid, op_frame) = own(&uid, &op_frame);
+                let event =
+                    Event::Woken { uid: uid.clone(), op_frame: op_frame.clone(), response: otherwise };
+                let word = LastWord { events: self.events.clone(), event: Some(event) };
+                self.parked.spawn(async move {
+                    let response = wait.await;
+                    word.end(Event::Woken { uid, op_frame, response });
+                });
+            }
+            Outcome::Stream(mut source) => {
+                if self.streams.len() >= MAX_STREAMS {
+                    return self.reply(&uid, &op_frame, &Response::Nothing);
+                }
+                self.next_stream += 1;
+                let number = self.next_stream;
+                let credit = Arc::new(Notify::new());
+                let (uid, op_frame) = own(&uid, &op_frame);
+                let (events, permit, key) = (self.events.clone(), credit.clone(), uid.clone());
+                let task = tokio::spawn(async move {
+                    let tell =
+                        |batch| Event::Stream { number, uid: uid.clone(), op_frame: op_frame.clone(), batch };
+                    let word = LastWord { events, event: Some(tell(None)) };
+                    // One batch per credit; the first credit is implicit.
+                    while let Some(batch) = source.next().await {
+                        if !word.say(tell(Some(Response::KvEvents(batch)))) {
+                            return;
+                        }
+                        permit.notified().await;
+                    }
+                });
+                self.streams.insert(key, Subscription { number, credit, task });
+            }
+        }
+    }
+
+    fn reply(&mut self, uid: &[u8], op_frame: &[u8], response: &Response) {
+        if self.deaf {
+            return;
+        }
+        match response.encode() {
+            Some(frame) => zmtp::encode(&mut self.out, &[uid, op_frame, &frame]),
+            None => zmtp::encode(&mut self.out, &[uid, op_frame]),
+        }
+    }
+}
+
+/// Copies for what stays for long: slices would keep the read buffer alive (see `Message::detach`).
+fn own(uid: &Bytes, op_frame: &Bytes) -> (Bytes, Bytes) {
+    (Bytes::copy_from_slice(uid), Bytes::copy_from_slice(op_frame))
+}
+
+/// Runs a request; a panic in it is a failed request, not a dead daemon and not a client that waits for ever.
+fn guarded(engine: &Engine, client: &Client, message: &Message, stats: &ServerStats) -> Outcome {
+    let timing = stats.timing(message.operation);
+    timing.queued.record(message.arrived.elapsed());
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        engine.handle(client, message.operation, &message.payload)
+    }))
+    .unwrap_or_else(|_| {
+        tracing::error!(
+            operation = message.operation.name(),
+            peer = client.peer,
+            "request handler panicked; this is a bug in lmcached, please report it with the lines above"
+        );
+        engine.refuse(message.operation, Refusal::Internal)
+    });
+    timing.total.record(message.arrived.elapsed());
+    outcome
+}

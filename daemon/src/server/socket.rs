@@ -1,0 +1,110 @@
+//! The two halves of a peer's socket, of either kind.
+
+use std::io;
+
+use bytes::{Buf, BufMut, BytesMut};
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::net::{tcp, unix};
+
+use super::budget::READ_BYTES;
+
+/// First read buffer of a connection. A read that fills the room it was given doubles it, up to [`READ_BYTES`]: a
+/// request of 4 k tokens then takes one read.
+pub(super) const QUIET_BUFFER: usize = 8 << 10;
+
+/// The peer's end of the socket, either kind.
+pub(super) enum Half {
+    Tcp(tcp::OwnedReadHalf),
+    Ipc(unix::OwnedReadHalf),
+}
+
+pub(super) struct Reader {
+    half: Half,
+    /// Room to offer to the next read: grows while reads fill it.
+    room: usize,
+}
+
+pub(super) enum Writer {
+    Tcp(tcp::OwnedWriteHalf),
+    Ipc(unix::OwnedWriteHalf),
+}
+
+impl Reader {
+    pub(super) fn new(half: Half) -> Reader {
+        Reader { half, room: QUIET_BUFFER }
+    }
+
+    /// Reads at most `most` bytes; 0 is the end. With `most` at 0 nothing is read and only the end is waited for.
+    pub(super) async fn read(&mut self, buf: &mut BytesMut, most: usize) -> io::Result<usize> {
+        if most == 0 {
+            self.closed().await;
+            return Ok(0);
+        }
+        let room = self.room.min(most);
+        // The buffer grows by doubling, but only over bytes that are here, never from an announced length.
+        buf.reserve(room);
+        let mut buf = buf.limit(room);
+        let read = match &mut self.half {
+            Half::Tcp(half) => half.read_buf(&mut buf).await?,
+            Half::Ipc(half) => half.read_buf(&mut buf).await?,
+        };
+        if read == self.room {
+            self.room = (self.room * 2).min(READ_BYTES);
+        }
+        Ok(read)
+    }
+}
+
+impl Reader {
+    /// Resolves when the peer has closed its end, also while what it sent before that is unread.
+    async fn closed(&self) {
+        // tokio counts the end of the other side as part of each read interest, and of these two only `READABLE` is met by
+        // waiting data as well.
+        let ready = match &self.half {
+            Half::Tcp(half) => half.ready(Interest::PRIORITY).await,
+            Half::Ipc(half) => half.ready(Interest::PRIORITY).await,
+        };
+        if !ready.is_ok_and(|ready| ready.is_read_closed()) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Writer {
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Writer::Tcp(half) => half.try_write(bytes),
+            Writer::Ipc(half) => half.try_write(bytes),
+        }
+    }
+
+    pub(super) async fn writable(&self) -> io::Result<()> {
+        match self {
+            Writer::Tcp(half) => half.writable().await,
+            Writer::Ipc(half) => half.writable().await,
+        }
+    }
+
+    /// Writes what the socket takes now.
+    pub(super) fn flush_now(&self, out: &mut BytesMut) -> io::Result<()> {
+        while !out.is_empty() {
+            match self.try_write(out) {
+                Ok(n) => out.advance(n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes everything.
+    pub(super) async fn flush(&self, out: &mut BytesMut) -> io::Result<()> {
+        loop {
+            self.flush_now(out)?;
+            if out.is_empty() {
+                return Ok(());
+            }
+            self.writable().await?;
+        }
+    }
+}
