@@ -170,8 +170,8 @@ export class Page {
       Number(await this.page.evaluate(() => document.body.dataset.newest || 0)) >= later);
   }
 
-  async shot(name) {
-    await this.page.screenshot({ path: path.join(WORK, `${name}.png`), fullPage: true });
+  async shot(name, fullPage = true) {
+    await this.page.screenshot({ path: path.join(WORK, `${name}.png`), fullPage });
   }
 
   // What must hold for everybody who looks at it.
