@@ -9,9 +9,10 @@ use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{self, Config, Listen, Notice};
+use crate::config::{self, Config, Endpoint, Listen, Notice};
 use crate::engine::{Engine, EngineConfig, L2, Parts};
 use crate::events::Bus;
+use crate::http::history;
 use crate::http::{self, Admin};
 use crate::l1::{L1, L1Config, OpenError, PolicyKind, Recovered, pool};
 use crate::l2::adapter::L2Adapter as _;
@@ -20,6 +21,7 @@ use crate::liveness_watch::DeathWatch;
 use crate::process::{self, ProcessId};
 use crate::ring::{RingConfig, RingError, RingHub, RingTimer};
 use crate::server::{BindError, Listener, Server, ServerConfig};
+use crate::systemd::{self, Sockets, Supervisor};
 use crate::telemetry::{self, CollectorError, DaemonGauges, Outlet};
 
 /// Time for a ZMTP greeting.
@@ -73,20 +75,25 @@ pub enum AppError {
 ///
 /// # Errors
 /// See [`AppError`].
-pub fn run(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(), AppError> {
+pub fn run(config: &Config, notices: &[Notice], outlet: &Outlet, sockets: Sockets) -> Result<(), AppError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().thread_name("lmcached-io");
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     builder.worker_threads(cores.clamp(2, 8));
     builder.max_blocking_threads(config.server.compute_threads.map_or(cores.max(4), usize::from));
     let runtime = builder.build().map_err(AppError::Runtime)?;
-    let result = runtime.block_on(serve(config, notices, outlet));
+    let result = runtime.block_on(serve(config, notices, outlet, sockets));
     // Copies that are still running belong to peers that get no answer any more; the process ends with them.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(), AppError> {
+async fn serve(
+    config: &Config,
+    notices: &[Notice],
+    outlet: &Outlet,
+    mut sockets: Sockets,
+) -> Result<(), AppError> {
     for notice in notices {
         tracing::info!(flag = notice.flag, "{}", notice.line);
     }
@@ -105,7 +112,17 @@ async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(
     // Endpoints first: a second daemon by mistake must not touch the first one's pool.
     let mut listeners = Vec::new();
     for endpoint in &config.server.endpoints {
-        listeners.push(Listener::bind(endpoint.clone()).await?);
+        let handed_over = match endpoint {
+            Endpoint::Ipc { path } => sockets.at(path),
+            Endpoint::Tcp { .. } => None,
+        };
+        listeners.push(match (handed_over, endpoint) {
+            (Some(socket), Endpoint::Ipc { path }) => Listener::adopt(path.clone(), socket)?,
+            _ => Listener::bind(endpoint.clone()).await?,
+        });
+    }
+    for (path, socket) in sockets.rest() {
+        listeners.push(Listener::adopt(path, socket)?);
     }
     let admin_listener = listen(&config.http.listen, "--http-port").await?;
     let metrics_listener = match &config.observability.prometheus {
@@ -148,6 +165,13 @@ async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(
     if let Some(listener) = metrics_listener {
         tokio::spawn(http::serve_metrics(listener, admin.clone()));
     }
+    tokio::spawn(history::keep(admin.history.clone(), admin.clone()));
+    let supervisor = Supervisor::from_env();
+    tokio::spawn(supervisor.clone().watch(systemd::probe(&l1)));
+    let pool = l1.clone();
+    tokio::spawn(
+        supervisor.clone().follow_start(move || (pool.pool().frontier(), pool.pool().segment().bytes())),
+    );
     let reserved = reserve(&l1);
     let maintenance = tokio::spawn(maintain(engine.clone()));
 
@@ -169,6 +193,7 @@ async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(
                 return Err(AppError::Reserve(error));
             }
             tracing::info!(bytes = l1.stats().frontier, "pool reserved; ready");
+            supervisor.ready();
             stopped.await
         }
     };
@@ -177,6 +202,7 @@ async fn serve(config: &Config, notices: &[Notice], outlet: &Outlet) -> Result<(
         drain_s = config.shutdown.drain.as_secs_f64(),
         "stopping: no new connections, finishing what is in flight"
     );
+    supervisor.stopping().await;
     admin.drain();
     l1.pool().stop_reserving();
     let draining = std::time::Instant::now();

@@ -16,4 +16,5 @@ mod net;
 pub mod process;
 pub mod ring;
 pub mod server;
+pub mod systemd;
 pub mod telemetry;

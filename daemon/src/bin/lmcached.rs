@@ -17,6 +17,14 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    // First of all: it takes variables out of the environment, which only a process of one thread may do.
+    let sockets = match lmcached::systemd::Sockets::take() {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            eprintln!("lmcached: {error}");
+            return ExitCode::from(1);
+        }
+    };
     let observability = &parsed.config.observability;
     let started = lmcached::telemetry::Outlet::new(observability).and_then(|outlet| {
         let guard = lmcached::logging::start(observability, &outlet)?;
@@ -29,7 +37,7 @@ fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    match lmcached::app::run(&parsed.config, &parsed.notices, &outlet) {
+    match lmcached::app::run(&parsed.config, &parsed.notices, &outlet, sockets) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lmcached: {error}");

@@ -52,6 +52,14 @@ pub enum ConfigError {
         /// What is missing.
         line: &'static str,
     },
+    /// Something in the configuration file.
+    #[error("{place}: {line}")]
+    File {
+        /// The file, and the line if there is one.
+        place: String,
+        /// What is wrong, and what to do.
+        line: String,
+    },
     /// A bad environment variable.
     #[error("{name}={shown} in the environment: {allowed}", shown = shown(value))]
     Environment {

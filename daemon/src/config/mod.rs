@@ -2,12 +2,13 @@
 //!
 //! The daemon takes the flags of `lmcache server` 0.5.6 and of its 0.4.5 manual, plus its own. Each belongs to one of
 //! three classes: honoured, accepted without meaning (one INFO line), refused (one line, exit code 2). Nothing is
-//! silently ignored. The walk: `command` → clap → `class` (the table's verdict) → `validate` → [`Parsed`].
+//! silently ignored. The walk: `command` → clap → `file` → `class` (the table's verdict) → `validate` → [`Parsed`].
 
 mod class;
 mod command;
 mod endpoint;
 mod error;
+mod file;
 mod flags;
 mod pool_name;
 mod table;
@@ -75,11 +76,23 @@ fn parse_with(
     if args.get(1).is_some_and(|word| word == "server") {
         args.remove(1);
     }
-    let matches = command::command().try_get_matches_from(args)?;
+    let command = command::command();
+    let matches = command.clone().try_get_matches_from(&args)?;
+    match file::File::read(&matches, &command)? {
+        None => check(&matches, environment),
+        Some(file) => {
+            let args = file.in_front_of(&args);
+            let checked = command.try_get_matches_from(args).map_err(Exit::from);
+            checked.and_then(|matches| check(&matches, environment)).map_err(|exit| file.blame(exit))
+        }
+    }
+}
+
+fn check(matches: &clap::ArgMatches, environment: &dyn Fn(&str) -> Option<OsString>) -> Result<Parsed, Exit> {
     // Before anything is checked: why a flag is refused matters more than what else is wrong with it.
-    let verdict = class::judge(&matches)?;
-    let flags = flags::Flags::from_arg_matches(&matches)?;
+    let verdict = class::judge(matches)?;
+    let flags = flags::Flags::from_arg_matches(matches)?;
     let mut notices = verdict.notices;
-    let config = validate::validate(&flags, &matches, environment, &mut notices)?;
+    let config = validate::validate(&flags, matches, environment, &mut notices)?;
     Ok(Parsed { config, notices, not_yet: verdict.not_yet })
 }

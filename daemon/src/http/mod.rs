@@ -4,6 +4,8 @@
 mod answer;
 mod body;
 mod cache;
+pub mod history;
+mod page;
 mod routes;
 mod serve;
 mod status;
@@ -18,6 +20,7 @@ use crate::engine::Engine;
 use crate::net;
 use crate::server::Server;
 use crate::telemetry::Telemetry;
+use history::{History, Source, State};
 
 /// What the routes look at.
 #[derive(Debug)]
@@ -36,6 +39,23 @@ pub struct Admin {
     draining: AtomicBool,
     /// Held by the one request that may be working.
     turn: tokio::sync::Mutex<()>,
+    /// Numbers of the last minutes, for the live page.
+    pub history: Arc<History>,
+}
+
+impl Source for Admin {
+    fn exposition(&self) -> Result<String, String> {
+        Ok(self.telemetry.scrape())
+    }
+
+    fn state(&self) -> State {
+        State {
+            not_ready: self.not_ready(),
+            draining: self.draining.load(Ordering::Relaxed),
+            // There are no tiers yet; what their breakers say belongs here.
+            tiers_down: Vec::new(),
+        }
+    }
 }
 
 impl Admin {
@@ -48,7 +68,8 @@ impl Admin {
         eviction_policy: &'static str,
     ) -> Admin {
         let (draining, turn) = (AtomicBool::new(false), tokio::sync::Mutex::new(()));
-        Admin { engine, server, telemetry, hash_algorithm, eviction_policy, draining, turn }
+        let history = Arc::new(History::new());
+        Admin { engine, server, telemetry, hash_algorithm, eviction_policy, draining, turn, history }
     }
 
     /// The daemon drains from now on: it is no longer ready.

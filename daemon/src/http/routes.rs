@@ -4,13 +4,14 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::json;
 use warp::http::StatusCode;
 use warp::{Filter, Rejection, Reply};
 
 use super::answer::{Answer, answer, detail, json_answer};
 use super::body::body;
-use super::{Admin, cache, status};
+use super::{Admin, cache, page, status};
 use crate::telemetry;
 
 fn with(admin: &Arc<Admin>) -> impl Filter<Extract = (Arc<Admin>,), Error = Infallible> + Clone + use<> {
@@ -20,9 +21,25 @@ fn with(admin: &Arc<Admin>) -> impl Filter<Extract = (Arc<Admin>,), Error = Infa
 
 /// Everything.
 pub(super) fn admin(admin: Arc<Admin>) -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
-    let root = warp::path::end()
+    let root = warp::path::end().and(warp::get()).and(warp::header::optional::<String>("accept")).map(
+        |accept: Option<String>| {
+            if page::wants_page(accept.as_deref()) {
+                return page::page();
+            }
+            json_answer(StatusCode::OK, &json!({"status": "ok", "service": "LMCache HTTP API"}))
+        },
+    );
+    let data = warp::path!("page" / "data")
         .and(warp::get())
-        .map(|| json_answer(StatusCode::OK, &json!({"status": "ok", "service": "LMCache HTTP API"})));
+        .and(warp::query::<DataQuery>())
+        .and(with(&admin))
+        .then(|query: DataQuery, admin: Arc<Admin>| async move {
+            // Fifteen minutes are half a megabyte of JSON: not on an I/O thread.
+            let work = tokio::task::spawn_blocking(move || {
+                json_answer(StatusCode::OK, &admin.history.data(&*admin, query.since))
+            });
+            work.await.unwrap_or_else(|error| detail(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+        });
     let health = warp::path!("healthcheck")
         .and(warp::get())
         .and(with(&admin))
@@ -41,7 +58,9 @@ pub(super) fn admin(admin: Arc<Admin>) -> impl Filter<Extract = (impl Reply,), E
         .and(body())
         .and(with(&admin))
         .then(|body, admin| in_turn(admin, body, cache::checksums));
-    root.or(health)
+    root.or(data)
+        .unify()
+        .or(health)
         .unify()
         .or(status)
         .unify()
@@ -72,6 +91,12 @@ fn healthcheck(admin: &Admin) -> Answer {
             json_answer(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "unhealthy", "reason": reason}))
         }
     }
+}
+
+#[derive(Deserialize)]
+struct DataQuery {
+    /// Time of the newest point that the page has.
+    since: Option<u64>,
 }
 
 /// Runs what walks the cache or reads megabytes: not on an I/O thread, and one at a time, so that the admin API never

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::stat::{Mode, fchmod};
@@ -49,7 +49,8 @@ const BACKLOG: u32 = 1024;
 enum Socket {
     Tcp(TcpListener),
     /// With the device and inode of its file: what has the name at the end may be another daemon's.
-    Ipc(UnixListener, (u64, u64)),
+    /// None if the file is the service manager's.
+    Ipc(UnixListener, Option<(u64, u64)>),
 }
 
 /// An accepted connection.
@@ -84,10 +85,23 @@ impl Listener {
                 fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| os(errno.into()))?;
                 socket.bind(path).map_err(os)?;
                 let file = std::fs::symlink_metadata(path).map_err(os)?;
-                Socket::Ipc(socket.listen(BACKLOG).map_err(os)?, (file.dev(), file.ino()))
+                Socket::Ipc(socket.listen(BACKLOG).map_err(os)?, Some((file.dev(), file.ino())))
             }
         };
         Ok(Listener { endpoint, socket })
+    }
+
+    /// Listens on a socket that the service manager has bound to `path`, and will go on holding: its file is left alone.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn adopt(path: PathBuf, listener: std::os::unix::net::UnixListener) -> Result<Listener, BindError> {
+        let endpoint = Endpoint::Ipc { path };
+        let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+        match listener {
+            Ok(listener) => Ok(Listener { endpoint, socket: Socket::Ipc(listener, None) }),
+            Err(source) => Err(BindError::Os { endpoint, source }),
+        }
     }
 
     /// Where it listens; with the real port if 0 was asked for.
@@ -129,7 +143,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let (Endpoint::Ipc { path }, Socket::Ipc(_, file)) = (&self.endpoint, &self.socket)
+        if let (Endpoint::Ipc { path }, Socket::Ipc(_, Some(file))) = (&self.endpoint, &self.socket)
             && std::fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == *file)
         {
             let _ = std::fs::remove_file(path);

@@ -17,6 +17,8 @@ pub(crate) use limits::{LimitFlags, ShutdownFlags};
 pub(crate) use observability::{LookupHashLogFlags, ObservabilityFlags, TraceFlags};
 pub(crate) use server::{HttpFlags, ServerFlags};
 
+use super::file::FileFlags;
+
 /// The whole command line.
 ///
 /// `args_override_self`: the last of two equal flags wins, and `infer_long_args`: an unambiguous beginning of a
@@ -30,6 +32,8 @@ pub(crate) use server::{HttpFlags, ServerFlags};
     infer_long_args = true
 )]
 pub(crate) struct Flags {
+    #[command(flatten)]
+    pub(crate) file: FileFlags,
     #[command(flatten)]
     pub(crate) server: ServerFlags,
     #[command(flatten)]

@@ -1,5 +1,6 @@
 //! Tables of command lines and what becomes of them. Nothing outside the crate is read.
 
+mod file;
 mod peer_flags;
 mod refusals;
 mod values;

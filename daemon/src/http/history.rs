@@ -1,0 +1,401 @@
+//! The last fifteen minutes of the daemon's numbers, for the live page.
+//!
+//! A timer reads the text of `/metrics` once a second and keeps what the page shows. When that would cost more than a
+//! two-hundredth of one core, because thousands of salts make the text long, the timer slows down. Nobody's request
+//! waits for any of it, and a reader of the page costs no look at the metrics: it gets what the timer has kept.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::time::{ClockId, clock_gettime};
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use serde_json::{Value, json};
+
+use super::page::alerts::{self, Alert, Numbers};
+use super::page::latency::Latencies;
+use super::page::sample::{self, Series};
+use super::page::wanted::{MAX_LABEL_SETS, OTHERS, WANTED};
+
+/// How far back the page looks.
+pub const WINDOW: Duration = Duration::from_secs(15 * 60);
+
+/// Time between two looks.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Time between two looks at most, however long the text is.
+const MAX_PERIOD: Duration = Duration::from_secs(15);
+
+/// CPU time of a look, as a part of the time between two.
+const SHARE: u32 = 200;
+
+/// Points kept at most.
+const MAX_POINTS: usize = 901;
+
+/// Points between two searches for series that nobody feeds any more.
+const SWEEP: u64 = 64;
+
+/// Whoever knows the daemon's numbers of now.
+pub trait Source: Send + Sync + 'static {
+    /// The text of `/metrics`; the error says why there is none.
+    ///
+    /// # Errors
+    /// A line for the operator.
+    fn exposition(&self) -> Result<String, String>;
+
+    /// What is no number.
+    fn state(&self) -> State;
+}
+
+/// What the daemon is doing, apart from numbers.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Why it should get no traffic now.
+    pub not_ready: Option<String>,
+    /// It is about to end.
+    pub draining: bool,
+    /// Why its L2 tiers that are down are down, by name.
+    pub tiers_down: Vec<(String, String)>,
+}
+
+/// The numbers kept.
+#[derive(Debug)]
+pub struct History {
+    started: Instant,
+    /// Tells the page that the daemon is another one, and its points are not to be mixed with the old one's.
+    boot: String,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    series: Vec<Series>,
+    ids: FxHashMap<Series, usize>,
+    points: VecDeque<Point>,
+    latencies: Latencies,
+    taken: u64,
+    broken: Option<String>,
+}
+
+#[derive(Debug)]
+struct Point {
+    /// Milliseconds since the start of the history; a clock that jumps does not matter.
+    at: u64,
+    /// By series; NaN where there is nothing. Shorter than the list of series if it is older than the last ones.
+    values: Box<[f64]>,
+}
+
+impl Default for History {
+    fn default() -> History {
+        History::new()
+    }
+}
+
+impl History {
+    /// No points.
+    pub fn new() -> History {
+        History { started: Instant::now(), boot: uuid::Uuid::new_v4().to_string(), inner: Mutex::default() }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes one look.
+    pub fn look(&self, source: &dyn Source) {
+        let text = source.exposition();
+        let at = self.now();
+        match text {
+            Ok(text) => {
+                let sample = sample::read(&text);
+                self.inner.lock().push(at, sample);
+            }
+            Err(error) => self.inner.lock().broken = Some(error),
+        }
+    }
+
+    /// What the page draws: everything after `since`, which is a time of an earlier answer.
+    pub fn data(&self, source: &dyn Source, since: Option<u64>) -> Value {
+        let state = source.state();
+        let now = self.now();
+        let inner = self.inner.lock();
+        let points: Vec<&Point> =
+            inner.points.iter().filter(|point| since.is_none_or(|since| point.at > since)).collect();
+        let times: Vec<u64> = points.iter().map(|point| point.at).collect();
+        let series: Vec<Value> = inner
+            .series
+            .iter()
+            .enumerate()
+            .map(|(id, series)| {
+                let wanted = &WANTED[series.wanted];
+                let values: Vec<Option<f64>> = points.iter().map(|point| point.get(id)).collect();
+                let labels: serde_json::Map<String, Value> = wanted
+                    .by
+                    .iter()
+                    .map(|by| (*by).to_owned())
+                    .zip(series.labels.iter().map(|l| json!(l)))
+                    .collect();
+                json!({"key": wanted.key, "counter": wanted.counter, "labels": labels, "values": values})
+            })
+            .collect();
+        let alerts: Vec<Alert> = alerts::alerts(&state, &*inner, inner.broken.as_deref());
+        json!({
+            "boot": self.boot,
+            "version": env!("CARGO_PKG_VERSION"),
+            "now": now,
+            "window": WINDOW.as_millis() as u64,
+            "ready": state.not_ready.is_none(),
+            "reason": state.not_ready,
+            "draining": state.draining,
+            "alerts": alerts,
+            "times": times,
+            "series": series,
+            "latency": inner.latencies.json(),
+        })
+    }
+}
+
+impl Point {
+    fn get(&self, id: usize) -> Option<f64> {
+        self.values.get(id).copied().filter(|value| !value.is_nan())
+    }
+}
+
+impl Inner {
+    fn push(&mut self, at: u64, sample: sample::Sample) {
+        self.broken = None;
+        let mut values = vec![f64::NAN; self.series.len()];
+        for (series, value) in sample.values {
+            let id = self.admit(series);
+            if id >= values.len() {
+                values.resize(id + 1, f64::NAN);
+            }
+            values[id] = if values[id].is_nan() { value } else { values[id] + value };
+        }
+        let oldest = at.saturating_sub(WINDOW.as_millis() as u64);
+        while self.points.len() >= MAX_POINTS || self.points.front().is_some_and(|point| point.at < oldest) {
+            self.points.pop_front();
+        }
+        self.points.push_back(Point { at, values: values.into() });
+        self.latencies.push(at, sample.latency);
+        self.taken += 1;
+        if self.taken.is_multiple_of(SWEEP) {
+            self.forget_dead_series();
+        }
+    }
+
+    /// The place of a series. Those that are known keep theirs; when there are too many, new ones share one.
+    fn admit(&mut self, series: Series) -> usize {
+        if let Some(id) = self.ids.get(&series) {
+            return *id;
+        }
+        let wanted = series.wanted;
+        let of_this = self.series.iter().filter(|other| other.wanted == wanted).count();
+        if of_this >= MAX_LABEL_SETS {
+            let others =
+                Series { wanted, labels: WANTED[wanted].by.iter().map(|_| OTHERS.to_owned()).collect() };
+            return match self.ids.get(&others) {
+                Some(id) => *id,
+                None => self.insert(others),
+            };
+        }
+        self.insert(series)
+    }
+
+    fn insert(&mut self, series: Series) -> usize {
+        let id = self.series.len();
+        self.ids.insert(series.clone(), id);
+        self.series.push(series);
+        id
+    }
+
+    /// Workers and salts come and go; what has no point left gives its place to the next.
+    fn forget_dead_series(&mut self) {
+        let alive: Vec<bool> = (0..self.series.len())
+            .map(|id| self.points.iter().rev().any(|point| point.get(id).is_some()))
+            .collect();
+        if alive.iter().all(|alive| *alive) {
+            return;
+        }
+        let kept = |id: &usize| alive[*id];
+        for point in &mut self.points {
+            point.values = (0..point.values.len()).filter(kept).map(|id| point.values[id]).collect();
+        }
+        let series: Vec<Series> =
+            (0..self.series.len()).filter(kept).map(|id| self.series[id].clone()).collect();
+        self.ids = series.iter().cloned().enumerate().map(|(id, series)| (series, id)).collect();
+        self.series = series;
+    }
+
+    fn of<'a>(&'a self, key: &'a str) -> impl Iterator<Item = usize> + 'a {
+        (0..self.series.len()).filter(move |id| WANTED[self.series[*id].wanted].key == key)
+    }
+}
+
+impl Numbers for Inner {
+    fn now(&self, key: &str) -> Option<f64> {
+        let last = self.points.back()?;
+        self.of(key).filter_map(|id| last.get(id)).reduce(|sum, value| sum + value)
+    }
+
+    fn increase(&self, key: &str, within: Duration) -> f64 {
+        let Some(last) = self.points.back() else { return 0.0 };
+        let from = last.at.saturating_sub(within.as_millis() as u64);
+        // The last point before the window: what came between it and the next one came in the window.
+        let before = self.points.iter().rev().find(|point| point.at <= from).or(self.points.front());
+        // A counter that was not there yet was 0: it lives as long as the daemon.
+        let base = |id| before.and_then(|point| point.get(id)).unwrap_or(0.0);
+        self.of(key).filter_map(|id| Some((last.get(id)? - base(id)).max(0.0))).sum()
+    }
+}
+
+/// Looks once a period, for ever.
+pub async fn keep(history: Arc<History>, source: Arc<dyn Source>) {
+    loop {
+        let began = tokio::time::Instant::now();
+        let (history, source) = (history.clone(), source.clone());
+        // A scrape waits for the event bus: not on an I/O thread.
+        let look = tokio::task::spawn_blocking(move || {
+            let before = cpu_time();
+            history.look(&*source);
+            cpu_time().saturating_sub(before)
+        });
+        let period = match look.await {
+            Ok(cost) => period(cost),
+            Err(error) => {
+                tracing::error!(%error, "the live page cannot read the metrics; this is a bug in lmcached, please report it");
+                MAX_PERIOD
+            }
+        };
+        tokio::time::sleep_until(began + period).await;
+    }
+}
+
+/// CPU time of this thread.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+/// Time from one look to the next, if a look costs that much CPU time.
+fn period(cost: Duration) -> Duration {
+    (cost * SHARE).clamp(PERIOD, MAX_PERIOD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Text(Mutex<Result<String, String>>);
+
+    impl Text {
+        fn new(text: &str) -> Text {
+            Text(Mutex::new(Ok(text.to_owned())))
+        }
+
+        fn set(&self, text: impl Into<String>) {
+            *self.0.lock() = Ok(text.into());
+        }
+    }
+
+    impl Source for Text {
+        fn exposition(&self) -> Result<String, String> {
+            self.0.lock().clone()
+        }
+
+        fn state(&self) -> State {
+            State::default()
+        }
+    }
+
+    fn push(history: &History, at: u64, text: &str) {
+        history.inner.lock().push(at, sample::read(text));
+    }
+
+    #[test]
+    fn points_have_what_the_text_had() {
+        let (history, source) = (History::new(), Text::new("lmcached_connections 3\n"));
+        history.look(&source);
+        source.set("lmcached_connections 4\nlmcached_workers 1\n");
+        history.look(&source);
+        let data = history.data(&source, None);
+        let of = |key: &str| {
+            let series = data["series"].as_array().expect("array").iter().find(|series| series["key"] == key);
+            series.expect("a series")["values"].clone()
+        };
+        assert_eq!(of("connections"), json!([3.0, 4.0]));
+        assert_eq!(of("workers"), json!([null, 1.0]));
+        assert_eq!(data["times"].as_array().map(Vec::len), Some(2));
+        assert_eq!(data["ready"], true);
+        let last = data["times"][1].as_u64();
+        assert_eq!(history.data(&source, last)["times"], json!([]));
+    }
+
+    #[test]
+    fn a_text_that_cannot_be_had_is_an_alert() {
+        let (history, source) = (History::new(), Text::new(""));
+        *source.0.lock() = Err("out of ink".into());
+        history.look(&source);
+        let alerts = history.data(&source, None)["alerts"].to_string();
+        assert!(alerts.contains("out of ink"), "{alerts}");
+    }
+
+    #[test]
+    fn points_series_and_time_are_bounded() {
+        let history = History::new();
+        for at in 0..2_000_u64 {
+            let worker = at / 10;
+            push(
+                &history,
+                at * 1_000,
+                &format!("lmcached_ring_lost_events_total{{worker_id=\"{worker}\"}} 1\n"),
+            );
+        }
+        let inner = history.inner.lock();
+        assert_eq!(inner.points.len(), MAX_POINTS);
+        assert!(
+            inner.points.back().expect("points").at - inner.points.front().expect("points").at <= 900_000
+        );
+        assert!(inner.series.len() <= MAX_LABEL_SETS + 1, "{}", inner.series.len());
+        assert!(inner.series.iter().any(|series| &*series.labels[0] == OTHERS));
+        assert!(
+            !inner.series.iter().any(|series| &*series.labels[0] == "0"),
+            "dead series give up their place"
+        );
+        let last = inner.points.back().expect("points");
+        assert_eq!((0..inner.series.len()).filter_map(|id| last.get(id)).sum::<f64>(), 1.0);
+    }
+
+    #[test]
+    fn increases_are_those_of_the_window() {
+        let history = History::new();
+        push(&history, 0, "lmcached_l1_full_total 5\n");
+        push(
+            &history,
+            100_000,
+            "lmcached_l1_full_total 7\nlmcached_ring_lost_events_total{worker_id=\"1\"} 2\n",
+        );
+        push(
+            &history,
+            150_000,
+            "lmcached_l1_full_total 8\nlmcached_ring_lost_events_total{worker_id=\"1\"} 2\n",
+        );
+        let inner = history.inner.lock();
+        let minute = Duration::from_secs(60);
+        assert_eq!(inner.increase("l1_full", minute), 3.0, "from the last point before the window");
+        assert_eq!(inner.increase("l1_full", Duration::from_secs(40)), 1.0);
+        assert_eq!(inner.increase("l1_full", WINDOW), 3.0);
+        assert_eq!(inner.increase("ring_lost", WINDOW), 2.0, "a counter begins at 0");
+        assert_eq!(inner.increase("ring_lost", Duration::from_secs(40)), 0.0);
+        assert_eq!(inner.now("l1_full"), Some(8.0));
+        assert_eq!(inner.now("workers"), None);
+    }
+
+    #[test]
+    fn a_dear_look_is_taken_more_rarely() {
+        assert_eq!(period(Duration::ZERO), PERIOD);
+        assert_eq!(period(Duration::from_millis(4)), PERIOD);
+        assert_eq!(period(Duration::from_millis(10)), Duration::from_secs(2));
+        assert_eq!(period(Duration::from_secs(1)), MAX_PERIOD);
+    }
+}

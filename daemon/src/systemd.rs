@@ -1,0 +1,276 @@
+//! What the service manager is told, and what it hands over: sd_notify(3), the watchdog, and sd_listen_fds(3).
+//!
+//! Without a service manager (no `NOTIFY_SOCKET`, no `LISTEN_FDS`) nothing here does anything.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+/// Messages that may wait for a service manager that does not read. Later ones are dropped: pings and progress.
+const QUEUE: usize = 64;
+
+/// How long the end waits until its message is sent.
+const LAST_MESSAGE: Duration = Duration::from_secs(1);
+
+/// Time between two looks at the progress of the start.
+const PROGRESS: Duration = Duration::from_secs(5);
+
+/// Time that progress buys the start. `TimeoutStartSec=` counts from the last one.
+const EXTENSION: Duration = Duration::from_secs(60);
+
+/// Why a socket that the service manager handed over is of no use.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// Not a listening Unix socket.
+    #[error(
+        "the service manager handed over a socket that workers cannot connect to ({0}); in lmcached.socket, use one ListenStream=/absolute/path"
+    )]
+    Kind(io::Error),
+    /// It has no name in the file system.
+    #[error(
+        "the service manager handed over a socket without a path; in lmcached.socket, use ListenStream=/absolute/path"
+    )]
+    Unnamed,
+}
+
+/// Listening sockets that the service manager has opened: workers can connect before the daemon runs, and while it
+/// restarts.
+#[derive(Debug, Default)]
+pub struct Sockets(Vec<(PathBuf, UnixListener)>);
+
+impl Sockets {
+    /// Takes them out of the environment. To be called once, before there are other threads.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub fn take() -> Result<Sockets, SocketError> {
+        let mut fds = listenfd::ListenFd::from_env();
+        let mut sockets = Vec::new();
+        for index in 0..fds.len() {
+            let Some(listener) = fds.take_unix_listener(index).map_err(SocketError::Kind)? else { continue };
+            let address = listener.local_addr().map_err(SocketError::Kind)?;
+            let path = address.as_pathname().ok_or(SocketError::Unnamed)?.to_owned();
+            sockets.push((path, listener));
+        }
+        Ok(Sockets(sockets))
+    }
+
+    /// The one at `path`.
+    pub fn at(&mut self, path: &Path) -> Option<UnixListener> {
+        let index = self.0.iter().position(|(other, _)| other == path)?;
+        Some(self.0.swap_remove(index).1)
+    }
+
+    /// Those that nobody has asked for.
+    pub fn rest(self) -> impl Iterator<Item = (PathBuf, UnixListener)> {
+        self.0.into_iter()
+    }
+}
+
+#[derive(Debug)]
+enum Message {
+    Ready,
+    Stopping(oneshot::Sender<()>),
+    Progress(String),
+    Ping,
+}
+
+/// Talks to the service manager, on a thread of its own: a manager that does not read must not stop the daemon.
+#[derive(Clone, Debug)]
+pub struct Supervisor {
+    queue: Option<SyncSender<Message>>,
+    watchdog: Option<Duration>,
+}
+
+impl Supervisor {
+    /// One that talks if there is somebody to talk to.
+    pub fn from_env() -> Supervisor {
+        if std::env::var_os("NOTIFY_SOCKET").is_none() {
+            return Supervisor { queue: None, watchdog: None };
+        }
+        let watchdog = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
+        let (queue, messages) = mpsc::sync_channel(QUEUE);
+        let thread = std::thread::Builder::new().name("lmcached-notify".into());
+        match thread.spawn(move || talk(&messages)) {
+            Ok(_) => Supervisor { queue: Some(queue), watchdog },
+            Err(error) => {
+                tracing::error!(%error, "no thread to talk to the service manager; it will think that the daemon does not start");
+                Supervisor { queue: None, watchdog: None }
+            }
+        }
+    }
+
+    /// The daemon is ready for traffic.
+    pub fn ready(&self) {
+        self.send(Message::Ready);
+    }
+
+    /// The daemon is about to end. Returns when that is said, or cannot be.
+    pub async fn stopping(&self) {
+        let (said, heard) = oneshot::channel();
+        self.send(Message::Stopping(said));
+        let _ = tokio::time::timeout(LAST_MESSAGE, heard).await;
+    }
+
+    /// Tells how far the start is and asks for more time, as long as `progress` grows. It returns what is done and what is to
+    /// be done.
+    pub async fn follow_start(self, progress: impl Fn() -> (u64, u64)) {
+        if self.queue.is_none() {
+            return;
+        }
+        let mut before = 0;
+        loop {
+            let (done, all) = progress();
+            if done >= all {
+                return;
+            }
+            if done > before {
+                self.send(Message::Progress(format!(
+                    "reserving memory: {} of {} MiB",
+                    done >> 20,
+                    all >> 20
+                )));
+            }
+            before = done;
+            tokio::time::sleep(PROGRESS).await;
+        }
+    }
+
+    /// Pings the watchdog for ever. Each ping needs a turn of the runtime and an end of `probe`: when either is stuck, the
+    /// pings stop and the service manager restarts the daemon, which finds its pool again.
+    pub async fn watch(self, probe: impl Fn()) {
+        let Some(limit) = self.watchdog else { return };
+        // Three in the time that one must come in.
+        beat(limit / 3, probe, || self.send(Message::Ping)).await;
+    }
+
+    fn send(&self, message: Message) {
+        if let Some(queue) = &self.queue {
+            let _ = queue.try_send(message);
+        }
+    }
+}
+
+async fn beat(period: Duration, probe: impl Fn(), ping: impl Fn()) {
+    let mut ticks = tokio::time::interval(period.max(Duration::from_millis(1)));
+    // Pings that were missed are not made up for.
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        probe();
+        ping();
+    }
+}
+
+fn talk(messages: &Receiver<Message>) {
+    let mut failed = false;
+    while let Ok(message) = messages.recv() {
+        let result = match &message {
+            Message::Ready => sd_notify::notify(&[NotifyState::Ready, NotifyState::Status("serving")]),
+            Message::Stopping(_) => sd_notify::notify(&[
+                NotifyState::Stopping,
+                NotifyState::Status("finishing what is in flight"),
+            ]),
+            Message::Progress(status) => sd_notify::notify(&[
+                NotifyState::Status(status),
+                NotifyState::ExtendTimeoutUsec(EXTENSION.as_micros() as u32),
+            ]),
+            Message::Ping => sd_notify::notify(&[NotifyState::Watchdog]),
+        };
+        match result {
+            Ok(()) => failed = false,
+            // Once: the pings would repeat it for ever.
+            Err(error) if !failed => {
+                failed = true;
+                tracing::error!(%error, "cannot talk to the service manager at NOTIFY_SOCKET; it may take the daemon for dead and restart it");
+            }
+            Err(_) => {}
+        }
+        if let Message::Stopping(said) = message {
+            let _ = said.send(());
+        }
+    }
+}
+
+/// What [`Supervisor::watch`] asks of the daemon: nothing that waits for requests, but every lock that they need.
+pub fn probe(l1: &Arc<crate::l1::L1>) -> impl Fn() + Send + Sync + use<> {
+    let l1 = l1.clone();
+    move || {
+        let _ = l1.stats();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn pings_stop_while_the_runtime_is_stuck() {
+        const WORKERS: usize = 2;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(WORKERS)
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        let (ping, pings) = mpsc::channel();
+        runtime.spawn(beat(
+            Duration::from_millis(5),
+            || {},
+            move || {
+                let _ = ping.send(());
+            },
+        ));
+        pings.recv_timeout(Duration::from_secs(30)).expect("pings come");
+        // Every worker is kept busy; all of them have begun when the first barrier opens.
+        let (begun, end) = (Arc::new(Barrier::new(WORKERS + 1)), Arc::new(Barrier::new(WORKERS + 1)));
+        for _ in 0..WORKERS {
+            let (begun, end) = (begun.clone(), end.clone());
+            runtime.spawn(async move {
+                begun.wait();
+                end.wait();
+            });
+        }
+        begun.wait();
+        while pings.try_recv().is_ok() {}
+        assert!(pings.recv_timeout(Duration::from_millis(200)).is_err(), "nobody can ping");
+        end.wait();
+        pings.recv_timeout(Duration::from_secs(30)).expect("pings come again");
+    }
+
+    #[test]
+    fn pings_stop_while_the_probe_is_stuck() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        let (ping, pings) = mpsc::channel();
+        let lock = Arc::new(parking_lot::Mutex::new(()));
+        let probed = lock.clone();
+        runtime.spawn(beat(
+            Duration::from_millis(5),
+            move || drop(probed.lock()),
+            move || {
+                let _ = ping.send(());
+            },
+        ));
+        pings.recv_timeout(Duration::from_secs(30)).expect("pings come");
+        let held = lock.lock();
+        // One that had passed the lock may still come.
+        let _ = pings.recv_timeout(Duration::from_millis(200));
+        while pings.try_recv().is_ok() {}
+        assert!(pings.recv_timeout(Duration::from_millis(200)).is_err(), "the lock is held");
+        drop(held);
+        pings.recv_timeout(Duration::from_secs(30)).expect("pings come again");
+    }
+}

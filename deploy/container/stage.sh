@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Puts a binary and what it needs to run into DIR/rootfs: stage.sh BINARY DIR
+set -euo pipefail
+binary=$(realpath "$1")
+root=$(realpath -m "$2")/rootfs
+rm -rf "$root"
+mkdir -p "$root"/{usr/bin,etc,dev/shm,run/lmcached,var/lib/lmcached,tmp,proc,sys,lib64}
+chmod 1777 "$root/tmp" "$root/dev/shm"
+install -m 0755 "$binary" "$root/usr/bin/lmcached"
+# A tenth of the size; the names of functions in backtraces stay.
+if command -v strip >/dev/null; then strip --strip-debug "$root/usr/bin/lmcached"; fi
+# The loader, the C library and what Rust links besides, where the loader looks for them.
+ldd "$binary" | grep -oE '/[^ ]+' | sort -u | while read -r library; do
+  install -D -m 0755 "$(realpath "$library")" "$root$library"
+done
+# Names of hosts, with the C library's own resolver.
+printf 'hosts: files dns\n' >"$root/etc/nsswitch.conf"
+printf 'root:x:0:0:root:/:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n' >"$root/etc/passwd"
+printf 'root:x:0:\nnogroup:x:65534:\n' >"$root/etc/group"
+# Certificates, for L2 stores behind TLS.
+if [ -f /etc/ssl/certs/ca-certificates.crt ]; then
+  install -D -m 0644 /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
+fi

@@ -1,0 +1,197 @@
+//! The documentation says what the daemon does: flags, error lines, links.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ipc_tests::daemon::binary;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn files(dir: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path()) {
+        if entry.is_dir() {
+            files(&entry, extension, found);
+        } else if entry.extension().is_some_and(|other| other == extension) {
+            found.push(entry);
+        }
+    }
+}
+
+#[test]
+fn the_guide_lists_the_flags_of_the_daemon() {
+    const BEGIN: &str = "<!-- flags:begin -->\n";
+    const END: &str = "<!-- flags:end -->";
+    let output = Command::new(binary()).arg("--help").env_remove("COLUMNS").output().expect("runs");
+    let help = String::from_utf8(output.stdout).expect("UTF-8");
+    let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+    let wanted = format!("```text\n{}\n```\n", lines.join("\n").trim_end());
+    let path = root().join("docs/src/configuration.md");
+    let text = read(&path);
+    let (head, rest) = text.split_once(BEGIN).expect("the beginning of the list");
+    let (now, tail) = rest.split_once(END).expect("the end of the list");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, format!("{head}{BEGIN}{wanted}{END}{tail}")).expect("written");
+        return;
+    }
+    assert!(
+        now == wanted,
+        "docs/src/configuration.md is out of date: UPDATE_DOCS=1 cargo test -p ipc-tests --test docs"
+    );
+}
+
+/// Texts of `#[error("…")]`.
+fn error_texts(source: &str) -> Vec<String> {
+    let mut texts = Vec::new();
+    for attribute in source.split("#[error(").skip(1) {
+        let Some(literal) = attribute.trim_start().strip_prefix('"') else { continue };
+        let mut text = String::new();
+        let mut chars = literal.chars().peekable();
+        while let Some(c) = chars.next() {
+            match c {
+                '"' => break,
+                '\\' if chars.peek() == Some(&'\n') => {
+                    while chars.next_if(|c| c.is_whitespace()).is_some() {}
+                }
+                '\\' => text.extend(chars.next()),
+                c => text.push(c),
+            }
+        }
+        texts.push(text);
+    }
+    texts
+}
+
+/// The longest part of a text that is the same each time, without the advice after a semicolon.
+fn fixed_part(text: &str) -> String {
+    let head = text.split(';').next().unwrap_or_default();
+    let mut parts = Vec::new();
+    let mut rest = head;
+    while let Some((part, after)) = rest.split_once('{') {
+        parts.push(part);
+        rest = after.split_once('}').map_or("", |(_, after)| after);
+    }
+    parts.push(rest);
+    parts
+        .into_iter()
+        .map(|part| part.trim_matches([' ', '(', ')', ':', ',']))
+        .max_by_key(|part| part.len())
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[test]
+fn every_error_line_of_the_start_is_in_troubleshooting() {
+    let guide = read(&root().join("docs/src/troubleshooting.md"));
+    let mut count = 0;
+    for file in [
+        "app.rs",
+        "systemd.rs",
+        "config/error.rs",
+        "server/endpoint.rs",
+        "l1/open.rs",
+        "l1/pool/reserve.rs",
+        "l1/pool/segment.rs",
+        "ring/hub.rs",
+        "telemetry/otlp/collector.rs",
+    ] {
+        for text in error_texts(&read(&root().join("daemon/src").join(file))) {
+            let fixed = fixed_part(&text);
+            // What is all placeholders says itself what to do.
+            if fixed.len() < 8 {
+                continue;
+            }
+            count += 1;
+            assert!(guide.contains(&fixed), "{file}: docs/src/troubleshooting.md has no line for {fixed:?}");
+        }
+    }
+    assert!(count > 12, "only {count} texts were found: the sources are not read as they should be");
+}
+
+#[test]
+fn refusals_are_explained() {
+    let guide = read(&root().join("docs/src/troubleshooting.md"));
+    let source = read(&root().join("daemon/src/engine/refusal.rs"));
+    let names = source.split("fn name(self)").nth(1).and_then(|rest| rest.split("fn advice").next());
+    let names: Vec<&str> = names.expect("the names").split('"').skip(1).step_by(2).collect();
+    assert!(names.len() > 10);
+    for name in names {
+        assert!(guide.contains(&format!("| `{name}` |")), "{name}");
+    }
+}
+
+/// Headings as GitHub and mdBook make anchors of them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = prose(text)
+        .filter_map(|line| line.strip_prefix('#').map(|rest| rest.trim_start_matches('#').trim().to_owned()));
+    headings
+        .map(|heading| {
+            let kept = heading.to_lowercase();
+            let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+            kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+        })
+        .collect()
+}
+
+/// Lines that are no code.
+fn prose(text: &str) -> impl Iterator<Item = &str> {
+    let mut fenced = false;
+    text.lines().filter(move |line| {
+        let fence = line.trim_start().starts_with("```");
+        fenced ^= fence;
+        !fenced && !fence && !line.starts_with("    ")
+    })
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let root = root();
+    let mut pages = vec![root.join("README.md")];
+    for dir in ["docs", "deploy", "ipc-tests"] {
+        files(&root.join(dir), "md", &mut pages);
+    }
+    let mut count = 0;
+    for page in pages {
+        let text = read(&page);
+        for line in prose(&text) {
+            for after in line.split("](").skip(1) {
+                let Some((target, _)) = after.split_once(')') else { continue };
+                if target.contains("://") {
+                    continue;
+                }
+                count += 1;
+                let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+                let file =
+                    if path.is_empty() { page.clone() } else { page.parent().expect("a folder").join(path) };
+                assert!(file.exists(), "{}: {target} leads nowhere", page.display());
+                if !anchor.is_empty() {
+                    assert!(
+                        anchors(&read(&file)).contains(anchor),
+                        "{}: {target} has no such heading",
+                        page.display()
+                    );
+                }
+            }
+        }
+    }
+    assert!(count > 20, "only {count} links were found: the pages are not read as they should be");
+}
+
+#[test]
+fn the_table_of_the_readme_is_the_one_of_the_benchmarks() {
+    let benchmarks = read(&root().join("docs/benchmarks.md"));
+    let readme = read(&root().join("README.md"));
+    let (_, table) = readme.split_once("<!-- table:begin -->").expect("the table begins");
+    let (table, _) = table.split_once("<!-- table:end -->").expect("the table ends");
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with('|')).collect();
+    assert!(rows.len() > 4);
+    for row in rows {
+        assert!(benchmarks.contains(row), "README.md has a row that docs/benchmarks.md does not have: {row}");
+    }
+}
