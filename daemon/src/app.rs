@@ -22,7 +22,7 @@ use crate::process::{self, ProcessId};
 use crate::ring::{RingConfig, RingError, RingHub, RingTimer};
 use crate::server::{BindError, Listener, Server, ServerConfig};
 use crate::systemd::{self, Sockets, Supervisor};
-use crate::telemetry::{self, CollectorError, DaemonGauges, Outlet};
+use crate::telemetry::{self, DaemonGauges, Outlet};
 
 /// Time for a ZMTP greeting.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,9 +58,9 @@ pub enum AppError {
         /// Why.
         source: io::Error,
     },
-    /// The OTLP collector.
+    /// Metrics, logs or spans.
     #[error(transparent)]
-    Collector(#[from] CollectorError),
+    Telemetry(#[from] telemetry::StartError),
     /// The runtime or signals.
     #[error("cannot start: {0}")]
     Runtime(io::Error),
@@ -438,7 +438,7 @@ async fn maintain(engine: Arc<Engine>) {
         let work: fn(&Engine) = tokio::select! {
             _ = ticks.tick() => Engine::sweep,
             _ = seconds.tick() => Engine::eviction_tick,
-            () = engine.evict.notified() => Engine::evict_above_watermark,
+            () = engine.evict.notified() => Engine::eviction_tick,
         };
         let engine = engine.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || work(&engine)).await {

@@ -32,7 +32,6 @@ const PLUGINS: &str = "plugins are Python programs of the peer's process; run th
 const BLEND: &str = "only prefix caching exists here; serve blending models with the Python server";
 const P2P: &str = "pools are not shared between daemons; use an L2 tier that all of them reach";
 pub(super) const COORDINATOR: &str = "this daemon joins no coordinator; drop the flag or variable";
-const HASH_LOG: &str = "logging of looked-up hashes";
 const TRACE: &str = "recording of .lct files";
 
 /// In the order of the peer's help.
@@ -102,10 +101,6 @@ pub(super) const TABLE: &[Row] = &[
     neutral("--gds-l1-backend", OneOf(&["auto", "cufile", "hipfile", "mufile", "phx", "ugds"]), GDS),
     neutral("--periodic-notifier-interval-ms", Int, "controllers are woken by events, not by a timer"),
     neutral("--disable-grpc-metrics", Nothing, "there is no gRPC transport to measure"),
-    not_yet("--lookup-hash-log-dir", &[""], HASH_LOG),
-    not_yet("--lookup-hash-log-rotation-interval", &["21600"], HASH_LOG),
-    not_yet("--lookup-hash-log-rotation-max-size", &["104857600"], HASH_LOG),
-    not_yet("--lookup-hash-log-max-files", &["100"], HASH_LOG),
     neutral("--enable-gc-monitor", Nothing, GC),
     neutral("--gc-monitor-min-pause-ms", Number, GC),
     neutral("--gc-monitor-top-objects", Int, GC),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use lmcache_proto::layout::ObjectLayout;
+use lmcache_proto::layout::{ObjectLayout, Region};
 use lmcache_proto::wire::RegisterKvCache;
 use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
@@ -223,6 +223,15 @@ impl Instances {
         let models = self.models.read();
         let shapes = models.get(model).and_then(|worlds| worlds.get(&world_size));
         shapes.map_or_else(|| Arc::from([]), |shapes| shapes.rows.clone())
+    }
+
+    /// What a chunk of a model consists of, in the newest registration's shape.
+    pub(super) fn regions(&self, model: &str, world_size: u32) -> Arc<[Region]> {
+        let models = self.models.read();
+        let shapes = models.get(model).and_then(|worlds| worlds.get(&world_size));
+        let newest = shapes.and_then(|shapes| shapes.shapes.last());
+        let groups = newest.iter().flat_map(|(groups, _)| groups.iter());
+        groups.flat_map(|shape| shape.layout.regions().iter().copied()).collect()
     }
 
     /// The model's name as its events carry it.

@@ -306,6 +306,7 @@ impl Engine {
                 hashes: chain.hashes.as_slice().into(),
                 chunk_size: self.hasher.chunk_size() as u32,
                 seq_len: key.tokens.len() as u64,
+                regions: self.instances.regions(key.model_name, key.world_size),
             });
         }
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lmcache_proto::hash::ChunkHash;
+use lmcache_proto::layout::Region;
 use lmcache_proto::wire::BlockAllocationRecord;
 
 /// One object of a batch.
@@ -415,6 +416,8 @@ pub enum Event {
         hashes: Arc<[ChunkHash]>,
         chunk_size: u32,
         seq_len: u64,
+        /// Of a chunk's objects, group after group.
+        regions: Arc<[Region]>,
     },
     MpStoreSubmitted {
         session: SessionId,

@@ -61,7 +61,8 @@ pub(super) fn observability(
         metrics_compat: given.metrics_compat,
         metrics_max_series: ranges::count("--metrics-max-series", given.metrics_max_series, MAX_SERIES)?,
         log_format: given.log_format,
-        lookup_hash_log: lookup_hash_log(&flags.lookup_hash_log)?,
+        // It lives of events.
+        lookup_hash_log: lookup_hash_log(&flags.lookup_hash_log)?.filter(|_| enabled),
         trace: trace(&flags.trace, notices),
     })
 }
