@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::net::TcpListener;
 
 use crate::engine::Engine;
+use crate::l2::control::Attached;
 use crate::net;
 use crate::server::Server;
 use crate::telemetry::Telemetry;
@@ -52,8 +53,7 @@ impl Source for Admin {
         State {
             not_ready: self.not_ready(),
             draining: self.draining.load(Ordering::Relaxed),
-            // There are no tiers yet; what their breakers say belongs here.
-            tiers_down: Vec::new(),
+            tiers_down: self.tiers_down(),
         }
     }
 }
@@ -75,6 +75,18 @@ impl Admin {
     /// The daemon drains from now on: it is no longer ready.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Tiers that get no calls now, and why.
+    fn tiers_down(&self) -> Vec<(String, String)> {
+        let Some(l2) = self.engine.l2() else { return Vec::new() };
+        let all = l2.opened.tiers.all();
+        let down = all.iter().filter(|attached| attached.tier.breaker().is_shut());
+        let reason = |attached: &Arc<Attached>| {
+            let error = attached.tier.breaker().status().last_error;
+            (attached.tier.label().to_owned(), error.unwrap_or_else(|| "it was too slow".into()))
+        };
+        down.map(reason).collect()
     }
 
     /// Why the daemon should get no traffic now; `None` when it should.
