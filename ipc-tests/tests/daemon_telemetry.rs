@@ -1,7 +1,7 @@
 //! One request through the real daemon, as its page, its collector and its log tell it.
 
 use ipc_tests::daemon::Daemon;
-use ipc_tests::otlp::Collector;
+use ipc_tests::otlp::{Collector, Point};
 use ipc_tests::pool::Pool;
 use ipc_tests::scrape::Page;
 use ipc_tests::worker::{Model, commit_retrieve, lookup, prepare_retrieve, prepare_store, prompt, store};
@@ -111,12 +111,13 @@ async fn a_stored_and_retrieved_prompt_is_on_every_sink() {
     }
 }
 
-/// The same series on both sinks; the collector has the labels as attributes.
+/// The same series on both sinks; of a histogram it is the count.
 async fn on_both(collector: &Collector, page: &Page, name: &str, labels: &str, otel: &str, value: f64) {
     let there: Vec<_> = page.series(name).collect();
     assert_eq!(page.value(name, labels), Some(value), "{name}{{{labels}}} in {there:?}");
-    eventually("the collector has it, too", async || {
-        collector.points(otel).iter().any(|point| point.value == value).then_some(())
+    let count = |point: &Point| if point.buckets.is_empty() { point.value } else { point.count() };
+    eventually(&format!("the collector has {value} of {otel}"), async || {
+        collector.points(otel).iter().any(|point| count(point) == value).then_some(())
     })
     .await;
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ipc_tests::daemon::Daemon;
-use ipc_tests::otlp::Collector;
+use ipc_tests::otlp::{Collector, Point};
 use ipc_tests::pool::Pool;
 use ipc_tests::scrape::Page;
 use ipc_tests::worker::{Model, lookup, prepare_store, prompt, start_lookup, store};
@@ -66,7 +66,8 @@ impl Rig {
             let mut seen = Vec::new();
             let found = async || {
                 let page = self.page().await;
-                seen = page.series(&name).cloned().collect();
+                seen.extend(page.series(&name).cloned());
+                seen.dedup();
                 (page.value(&name, labels) == Some(*value)).then_some(())
             };
             let what = format!("{name}{{{labels}}} is {value}");
@@ -75,7 +76,9 @@ impl Rig {
             }
             let otel = format!("lmcache_mp.{}", row.trim_end_matches("_total").trim_end_matches("_count"));
             eventually(&format!("{otel} is {value} at the collector"), async || {
-                self.collector.points(&otel).iter().any(|point| point.value == *value).then_some(())
+                let count =
+                    |point: &Point| if point.buckets.is_empty() { point.value } else { point.count() };
+                self.collector.points(&otel).iter().any(|point| count(point) == *value).then_some(())
             })
             .await;
         }
@@ -165,7 +168,8 @@ async fn objects_that_are_gone_before_their_turn_are_told_as_the_stores() {
     // One object in flight at a time.
     let mut rig = Rig::start(&[&slow, "--l2-store-max-bytes-in-flight=262144"]).await;
     rig.store("a", &prompt(1, 3)).await;
-    rig.rows(&[("num_inflight_l2_stores", r#"l2_name="fault_inject",adapter_index="0""#, 1.0)]).await;
+    // One after the other, a second each.
+    rig.rows(&[("num_inflight_l2_stores", r#"l2_name="fs",adapter_index="0""#, 1.0)]).await;
     // The one that is being stored is pinned, and stays.
     rig.clear().await;
     let labels = r#"during="l2_store",reason="not_found",model_name="m""#;
@@ -189,7 +193,7 @@ async fn what_is_in_flight_is_on_the_gauges() {
     );
     let mut rig = Rig::start(&[&slow]).await;
     start_lookup(&mut rig.client, &rig.model, "b", &tokens, 1).await;
-    let tier = r#"l2_name="fault_inject",adapter_index="0""#;
+    let tier = r#"l2_name="fs",adapter_index="0""#;
     rig.rows(&[
         ("active_prefetch_jobs", "", 1.0),
         ("num_inflight_l2_loads", tier, 1.0),
@@ -197,17 +201,19 @@ async fn what_is_in_flight_is_on_the_gauges() {
     ])
     .await;
     assert_eq!(ipc_tests::worker::await_lookup(&mut rig.client, "b").await, 4);
-    rig.rows(&[
-        ("active_prefetch_jobs", "", 0.0),
-        ("num_inflight_l2_loads", tier, 0.0),
-        ("inflight_load_memory_usage_bytes", tier, 0.0),
-    ])
+    rig.rows(&[("active_prefetch_jobs", "", 0.0)]).await;
+    // A tier without work has no series, as documented.
+    eventually("nothing is in flight", async || {
+        let page = rig.page().await;
+        let gone = |row: &str| page.series(&format!("lmcache_mp_{row}")).next().is_none();
+        (gone("num_inflight_l2_loads") && gone("inflight_load_memory_usage_bytes")).then_some(())
+    })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tier_that_refuses_costs_failed_keys() {
-    let refuses = r#"--l2-adapter={"type":"fault_inject","inner":{"type":"mock"},"fault":"denied"}"#;
+    let refuses = r#"--l2-adapter={"type":"fault_inject","inner":{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":100},"fault":"denied"}"#;
     let mut rig = Rig::start(&[refuses]).await;
     rig.store("a", &prompt(1, 3)).await;
     rig.rows(&[("l2_store_failed_keys_total", "", 3.0), ("l2_store_succeeded_keys_total", "", 0.0)]).await;
