@@ -133,7 +133,8 @@ fn secrets_in_json_are_never_repeated() {
     }
     let line = error_of(run(&["--runtime-plugin-config", r#"{"token":"hunter2"}"#]), "plugin");
     assert!(line.contains("--runtime-plugin-config") && !line.contains("hunter2"), "{line}");
-    let parsed = run(&["--l2-adapter", r#"{"type":"resp","password":"hunter2"}"#]).expect("well-formed");
+    let parsed = run(&["--l2-adapter", r#"{"type":"resp","host":"h","port":6379,"password":"hunter2"}"#])
+        .expect("well-formed");
     let debug = format!("{:?}", parsed.config);
     assert!(debug.contains("password") && !debug.contains("hunter2"), "{debug}");
 }

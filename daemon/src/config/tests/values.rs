@@ -96,7 +96,10 @@ fn bad_values_are_turned_down_by_flag() {
         (&["--l2-prefetch-max-in-flight", "0"], &["--l2-prefetch-max-in-flight"]),
         (&["--l2-store-policy", "all"], &["--l2-store-policy", "skip_l1"]),
         (&["--l2-adapter", r#"{"path":"/"}"#], &["--l2-adapter number 1", "type"]),
-        (&["--l2-adapter", r#"{"type":"fs"}"#, "--l2-adapter", r#"{"type":"disk"}"#], &["number 2", "resp"]),
+        (
+            &["--l2-adapter", r#"{"type":"fs","base_path":"/x"}"#, "--l2-adapter", r#"{"type":"disk"}"#],
+            &["number 2", "resp"],
+        ),
         (&["--l2-adapter", r#"{"type":"fs","persist_enabled":1}"#], &["persist_enabled"]),
         (&["--l2-adapter", r#"{"type":"fs","eviction":{}}"#], &["eviction_policy"]),
         (
@@ -274,7 +277,7 @@ fn unbuilt_values_reach_the_configuration_all_the_same() {
         "--l2-adapter",
         r#"{"type":"fs","base_path":"/data","shared":true,"eviction":{"eviction_policy":"LRU","eviction_ratio":0.5}}"#,
         "--l2-adapter",
-        r#"{"type":"resp","persist_enabled":false,"eviction":null}"#,
+        r#"{"type":"resp","host":"h","port":1,"persist_enabled":false,"eviction":null}"#,
         "--l2-store-policy",
         "skip_l1",
         "--l2-prefetch-policy",
