@@ -19,6 +19,7 @@ use crate::l2::adapter::L2Adapter as _;
 use crate::l2::control;
 use crate::liveness_watch::DeathWatch;
 use crate::process::{self, ProcessId};
+use crate::quota::Quotas;
 use crate::ring::{RingConfig, RingError, RingHub, RingTimer};
 use crate::server::{BindError, Listener, Server, ServerConfig};
 use crate::systemd::{self, Sockets, Supervisor};
@@ -286,6 +287,7 @@ fn open_engine(
 ) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
     let chunk_size = config.server.chunk_size.get();
     let algorithm = hash_algorithm(config);
+    let quotas = Arc::new(Quotas::open(config.server.state_dir.as_deref()));
     let (l1, recovered) = L1::open(&L1Config {
         pool_name: config.l1.pool_name.clone(),
         pool_bytes: config
@@ -303,6 +305,7 @@ fn open_engine(
         align: config.l1.align_bytes.get(),
         hugepages: config.l1.use_hugepages,
         fresh: config.l1.fresh,
+        quotas: quotas.clone(),
     })?;
     if recovered.objects > 0 || recovered.dropped > 0 {
         let Recovered { objects, bytes, dropped, .. } = recovered;
@@ -347,11 +350,12 @@ fn open_engine(
     let l2 = if config.l2.adapters.is_empty() {
         None
     } else {
-        Some(L2 { opened: control::open(&config.l2, &l1, &bus)?, runtime: tokio::runtime::Handle::current() })
+        let opened = control::open(&config.l2, &l1, &bus, &quotas)?;
+        Some(L2 { opened, runtime: tokio::runtime::Handle::current() })
     };
     let engine = {
         let (l1, adopted, deaths) = (l1.clone(), recovered.pins, death_watch);
-        Engine::new(engine_config, hasher, Parts { l1, adopted, bus, ring, deaths, l2 })
+        Engine::new(engine_config, hasher, Parts { l1, adopted, bus, ring, deaths, l2, quotas })
     };
     Ok((l1, engine))
 }

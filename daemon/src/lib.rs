@@ -14,6 +14,7 @@ mod log_limit;
 pub mod logging;
 mod net;
 pub mod process;
+pub mod quota;
 pub mod ring;
 pub mod server;
 pub mod systemd;

@@ -13,6 +13,16 @@ pub async fn post(port: u16, path: &str, body: &str) -> Option<(u16, String)> {
     request(port, "POST", path, body).await
 }
 
+/// PUT with a JSON body.
+pub async fn put(port: u16, path: &str, body: &str) -> Option<(u16, String)> {
+    request(port, "PUT", path, body).await
+}
+
+/// DELETE.
+pub async fn delete(port: u16, path: &str) -> Option<(u16, String)> {
+    request(port, "DELETE", path, "").await
+}
+
 async fn request(port: u16, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
     let head = format!(

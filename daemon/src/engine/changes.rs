@@ -104,5 +104,8 @@ impl Engine {
         if triggered {
             self.evict_above_watermark(usage);
         }
+        // What was held when its salt should have given it up may be free by now.
+        self.l1.trim_to_quotas();
+        self.flush_removed();
     }
 }

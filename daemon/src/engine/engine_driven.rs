@@ -200,6 +200,10 @@ impl Engine {
                     let what = format!("{asked} objects of {} bytes", layout.bytes());
                     (Refusal::PoolFull, what)
                 }
+                ReserveError::OverQuota => (
+                    Refusal::OverQuota,
+                    format!("{asked} objects of {} bytes, cache salt {salt:?}", layout.bytes()),
+                ),
                 ReserveError::TableFull => (Refusal::TableFull, format!("{asked} objects")),
             }
         })

@@ -1,7 +1,7 @@
 //! What the operations mean. The engine knows objects, workers and requests; it knows no sockets.
 //!
 //! One file per group of operations: `lookup`, `engine_driven`, `lmcache_driven`, `liveness`, `kv_events`,
-//! `management`. State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
+//! `management`, `quotas`. State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
 //! `prompt`s, `leases` and `prefetch` jobs), `transfers` (slots that workers are touching). `changes` is what follows when the cache changes,
 //! `publish` what the events say.
 //!
@@ -21,6 +21,7 @@ mod management;
 mod prefetch;
 mod prompt;
 mod publish;
+mod quotas;
 mod refusal;
 mod ring;
 mod sessions;
@@ -39,6 +40,7 @@ use parking_lot::Mutex;
 
 pub use kv_events::{EventSource, KvEvents};
 pub use prefetch::L2;
+pub use quotas::SaltUsage;
 pub use refusal::Refusal;
 pub use stats::{OpOutcome, Stats};
 
@@ -46,6 +48,7 @@ use crate::events::{Bus, Event};
 use crate::l1::{L1, Owner};
 use crate::liveness_watch::DeathWatch;
 use crate::process::ProcessId;
+use crate::quota::Quotas;
 use crate::ring::RingHub;
 use instances::Instances;
 use liveness::Liveness;
@@ -176,6 +179,8 @@ pub struct Parts {
     pub deaths: Arc<DeathWatch>,
     /// The colder tiers, if there are any.
     pub l2: Option<L2>,
+    /// The limits of the salts; L1 and the tiers ask the same.
+    pub quotas: Arc<Quotas>,
 }
 
 /// The engine.
@@ -195,6 +200,7 @@ pub struct Engine {
     ring: Arc<RingHub>,
     deaths: Arc<DeathWatch>,
     l2: Option<L2>,
+    quotas: Arc<Quotas>,
     next_job: AtomicU64,
     /// For what outlives a call: jobs and waits.
     me: Weak<Engine>,
@@ -209,9 +215,10 @@ pub struct Engine {
 impl Engine {
     /// An engine over what it works with.
     pub fn new(config: EngineConfig, hasher: TokenHasher, parts: Parts) -> Arc<Engine> {
-        let Parts { l1, adopted, bus, ring, deaths, l2 } = parts;
+        let Parts { l1, adopted, bus, ring, deaths, l2, quotas } = parts;
         Arc::new_cyclic(|me| Engine {
             l2,
+            quotas,
             next_job: AtomicU64::new(1),
             me: me.clone(),
             instances: Instances::default(),

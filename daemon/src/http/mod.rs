@@ -6,6 +6,7 @@ mod body;
 mod cache;
 pub mod history;
 mod page;
+mod quota;
 mod routes;
 mod serve;
 mod status;

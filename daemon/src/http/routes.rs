@@ -11,10 +11,12 @@ use warp::{Filter, Rejection, Reply};
 
 use super::answer::{Answer, answer, detail, json_answer};
 use super::body::body;
-use super::{Admin, cache, page, status};
+use super::{Admin, cache, page, quota, status};
 use crate::telemetry;
 
-fn with(admin: &Arc<Admin>) -> impl Filter<Extract = (Arc<Admin>,), Error = Infallible> + Clone + use<> {
+pub(super) fn with(
+    admin: &Arc<Admin>,
+) -> impl Filter<Extract = (Arc<Admin>,), Error = Infallible> + Clone + use<> {
     let admin = admin.clone();
     warp::any().map(move || admin.clone())
 }
@@ -67,6 +69,8 @@ pub(super) fn admin(admin: Arc<Admin>) -> impl Filter<Extract = (impl Reply,), E
         .or(clear)
         .unify()
         .or(checksums)
+        .unify()
+        .or(quota::routes(admin.clone()))
         .unify()
         .or(metrics(admin))
         .unify()

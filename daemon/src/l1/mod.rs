@@ -6,10 +6,11 @@
 //! * `policy`: who goes first;
 //! * `index`: states, leases and pins;
 //! * `open`, `recover`: start, and what an earlier daemon left;
-//! * `lookup`, `hold`: what the engine does with it.
+//! * `lookup`, `hold`: what the engine does with it;
+//! * `quotas`: what a salt may take.
 //!
 //! There is one lock, around the index; it is held for map operations on at most some hundred objects, or those of one
-//! request, never across a copy, and no other lock is taken under it. A hit takes the lock, touches two list links and
+//! request, never across a copy, and no other lock is taken under it but that of the quotas, which is a leaf. A hit takes the lock, touches two list links and
 //! leaves.
 #![deny(unsafe_code)]
 
@@ -21,9 +22,12 @@ mod names;
 mod open;
 mod policy;
 pub mod pool;
+mod quotas;
 mod recover;
 #[cfg(test)]
 mod tests;
+
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -37,6 +41,8 @@ pub use policy::PolicyKind;
 use pool::{Pool, Table};
 pub use pool::{SlotMut, SlotRef};
 pub use recover::Recovered;
+
+use crate::quota::Quotas;
 
 /// Objects handled per hold of the lock where a whole cache is walked.
 const SLICE: usize = 256;
@@ -110,6 +116,7 @@ pub struct Stats {
 pub struct L1 {
     pool: Pool,
     table: Table,
+    quotas: Arc<Quotas>,
     index: Mutex<Index>,
 }
 

@@ -44,6 +44,7 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
         align: 4096,
         hugepages: false,
         fresh: true,
+        quotas: Arc::default(),
     })
     .expect("a pool");
     let l1 = Arc::new(l1);
@@ -68,7 +69,11 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
     let engine = {
         let (ring, deaths) = (crate::ring::RingHub::disabled(), crate::liveness_watch::DeathWatch::new().0);
         let (l1, adopted, bus) = (l1.clone(), Vec::new(), Bus::disabled());
-        Engine::new(config, hasher, Parts { l1, adopted, bus, ring, deaths, l2: None })
+        Engine::new(
+            config,
+            hasher,
+            Parts { l1, adopted, bus, ring, deaths, l2: None, quotas: Arc::default() },
+        )
     };
     (l1, engine)
 }

@@ -45,7 +45,7 @@ pub use exposition::CONTENT_TYPE;
 pub use health::Health;
 pub use otlp::{Collector, CollectorError};
 use pulled::Sources;
-pub use readings::{AdapterReading, Gauges, L1Readings, OperationTiming, Readings};
+pub use readings::{AdapterReading, Gauges, L1Readings, OperationTiming, QuotaReading, Readings};
 use series::{Limits, Store};
 use snapshot::{Selection, Sink};
 
