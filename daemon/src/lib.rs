@@ -18,3 +18,4 @@ pub mod ring;
 pub mod server;
 pub mod systemd;
 pub mod telemetry;
+pub mod trace;

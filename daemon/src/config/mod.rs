@@ -27,8 +27,8 @@ pub use error::{ConfigError, Exit};
 pub use types::{
     Config, EvictionConfig, EvictionPolicy, HashAlgorithm, HttpConfig, L1Config, L2Adapter, L2Config,
     L2PrefetchPolicy, L2StorePolicy, Limits, Listen, LivenessConfig, LogFormat, LogLevel,
-    LookupHashLogConfig, MetricsCompat, ObservabilityConfig, ServerConfig, ShutdownConfig, TraceConfig,
-    TraceLevel, TransferModes,
+    LookupHashLogConfig, MetricsCompat, ObservabilityConfig, ServerConfig, ShutdownConfig, TraceArgs,
+    TraceConfig, TraceLevel, TransferModes,
 };
 
 /// Something the operator should read once at start, at INFO.

@@ -33,7 +33,6 @@ const BLEND: &str = "only prefix caching exists here; serve blending models with
 const P2P: &str = "pools are not shared between daemons; use an L2 tier that all of them reach";
 pub(super) const COORDINATOR: &str = "this daemon joins no coordinator; drop the flag or variable";
 const HASH_LOG: &str = "logging of looked-up hashes";
-const TRACE: &str = "recording of .lct files";
 
 /// In the order of the peer's help.
 pub(super) const TABLE: &[Row] = &[
@@ -109,8 +108,12 @@ pub(super) const TABLE: &[Row] = &[
     neutral("--enable-gc-monitor", Nothing, GC),
     neutral("--gc-monitor-min-pause-ms", Number, GC),
     neutral("--gc-monitor-top-objects", Int, GC),
-    not_yet("--trace-level", &[], TRACE),
-    not_yet("--trace-output", &[""], TRACE),
+    refused(
+        "--trace-level",
+        Field,
+        &["storage"],
+        "cache events are recorded for a coordinator, and this daemon joins none; use storage",
+    ),
     refused("--coordinator-url", Text, &[""], COORDINATOR),
     refused("--coordinator-advertise-ip", Text, &[""], COORDINATOR),
     refused("--coordinator-heartbeat-interval", Number, &["5", "5.0"], COORDINATOR),

@@ -25,6 +25,7 @@ const REFUSED: &[&[&str]] = &[
     &["--l1-manager", "{}"],
     &["--l1-devdax-path", "/dev/dax0.0"],
     &["--gds-l1-path", "/nvme"],
+    &["--trace-level", "events"],
     &["--coordinator-url", "http://c:9300"],
     &["--coordinator-advertise-ip", "10.0.0.1"],
     &["--coordinator-heartbeat-interval", "9"],
@@ -49,8 +50,6 @@ const NOT_YET: &[&[&str]] = &[
     &["--lookup-hash-log-rotation-interval", "9"],
     &["--lookup-hash-log-rotation-max-size", "9"],
     &["--lookup-hash-log-max-files", "9"],
-    &["--trace-level", "storage"],
-    &["--trace-output", "/tmp/run.lct"],
 ];
 
 /// The flags of a class, in the table and in the cases of a test, must be the same.
