@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{assert_errors, config, error_of, run, run_in};
 use crate::config::{
     Endpoint, EvictionPolicy, HashAlgorithm, L2PrefetchPolicy, L2StorePolicy, LogFormat, LogLevel,
-    MetricsCompat, TraceLevel, TransferModes,
+    MetricsCompat, TraceArgs, TraceLevel, TransferModes,
 };
 
 #[test]

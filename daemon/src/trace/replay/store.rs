@@ -25,6 +25,9 @@ const SETTLE: Duration = Duration::from_secs(60);
 /// Objects being written, or leased, that may be noted for their timeout beyond those that are.
 const SLACK: usize = 4096;
 
+/// Reads open at a time, and models, ranks and groups that are told apart; real recordings have a handful of each.
+const MAX_NAMED: usize = 1 << 16;
+
 /// Why a call could not be made; for the report.
 pub(super) type Problem = &'static str;
 
@@ -231,6 +234,9 @@ impl Store {
     /// Remembers what the objects of a model are.
     pub(super) fn learn(&mut self, keys: &[TraceKey], layout: &ObjectLayout) {
         let Some(first) = keys.first() else { return };
+        if self.layouts.len() >= MAX_NAMED {
+            self.layouts.clear();
+        }
         match self.layouts.entry((first.model.clone(), first.rank, first.group)) {
             Entry::Occupied(mut known) => *known.get_mut() = layout.fingerprint(),
             Entry::Vacant(new) => drop(new.insert(layout.fingerprint())),
@@ -292,6 +298,9 @@ impl Store {
         let Some((model, salt)) = names(&keys)? else { return Ok(()) };
         let layout = |key: &TraceKey| self.layouts.get(&(key.model.clone(), key.rank, key.group)).copied();
         let first = layout(&keys[0]);
+        if self.reads.len() >= MAX_NAMED {
+            return Err("too many reads are open");
+        }
         if keys.iter().any(|key| layout(key) != first) {
             return Err("one read is of objects of several layouts");
         }
