@@ -24,6 +24,7 @@ use crate::ring::{RingConfig, RingError, RingHub, RingTimer};
 use crate::server::{BindError, Listener, Server, ServerConfig};
 use crate::systemd::{self, Sockets, Supervisor};
 use crate::telemetry::{self, DaemonGauges, Outlet};
+use crate::trace::{self, RecordError, Recorder};
 
 /// Time for a ZMTP greeting.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,6 +63,9 @@ pub enum AppError {
     /// Metrics, logs or spans.
     #[error(transparent)]
     Telemetry(#[from] telemetry::StartError),
+    /// The recording.
+    #[error(transparent)]
+    Trace(#[from] RecordError),
     /// The runtime or signals.
     #[error("cannot start: {0}")]
     Runtime(io::Error),
@@ -138,7 +142,13 @@ async fn serve(
         None => None,
     };
 
-    let telemetry::Started { telemetry, subscribers } = telemetry::start(&config.observability, outlet)?;
+    let telemetry::Started { telemetry, mut subscribers } = telemetry::start(&config.observability, outlet)?;
+    let mut recording = None;
+    if let Some(trace) = &config.observability.trace {
+        let (recorder, started) = Recorder::create(trace)?;
+        subscribers.push(Box::new(recorder));
+        recording = Some(started);
+    }
     let (bus, events) = if config.observability.enabled {
         let (bus, drain) = Bus::start(config.observability.event_bus_queue_size.get(), subscribers);
         (bus, Some(drain))
@@ -147,6 +157,9 @@ async fn serve(
     };
     let (death_watch, deaths) = DeathWatch::new();
     let (l1, engine) = open_engine(config, bus.clone(), death_watch)?;
+    if let Some(recording) = recording {
+        recording.begin(bus.clone(), trace::storage_config(config, l1.stats().capacity))?;
+    }
     tokio::spawn(deaths.run(on_death(engine.clone())));
     let ring_timer = RingTimer::start(engine.ring().clone());
     let server = Server::new(engine.clone(), server_config(config));
@@ -339,6 +352,7 @@ fn open_engine(
         engine_driven: config.server.transfer_modes.engine_driven,
         pool_name: config.l1.pool_name.clone(),
         publish_lookups: config.observability.lookup_hash_log.is_some(),
+        publish_calls: config.observability.trace.is_some(),
     };
     let hasher = TokenHasher::new(algorithm, chunk_size as usize, config.server.hash_seed.as_deref());
     let ring = RingHub::open(&RingConfig {

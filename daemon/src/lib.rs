@@ -19,3 +19,4 @@ pub mod ring;
 pub mod server;
 pub mod systemd;
 pub mod telemetry;
+pub mod trace;

@@ -136,6 +136,8 @@ pub(super) struct GroupRow {
     /// The newest of them, and the bytes of such an object: what is asked of L2.
     pub(super) layout: u64,
     pub(super) object_bytes: u64,
+    /// The same in full.
+    pub(super) object: ObjectLayout,
 }
 
 /// The shapes that a model's workers have registered for one world size.
@@ -183,6 +185,7 @@ impl Shapes {
                 layouts: layouts.into(),
                 layout: shape.layout.fingerprint(),
                 object_bytes: shape.layout.bytes(),
+                object: shape.layout.clone(),
             }
         };
         // A connector's private groups are not part of the standard lookup.

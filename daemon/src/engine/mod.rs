@@ -3,12 +3,13 @@
 //! One file per group of operations: `lookup`, `engine_driven`, `lmcache_driven`, `liveness`, `kv_events`,
 //! `management`, `quotas`. State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
 //! `prompt`s, `leases` and `prefetch` jobs), `transfers` (slots that workers are touching). `changes` is what follows when the cache changes,
-//! `publish` what the events say.
+//! `publish` what the events say, `calls` what a recording gets.
 //!
 //! Locks, outermost first: a session, then liveness or transfers, then the order lock of `changes`, then L1's index; the
 //! others are leaves.
 #![forbid(unsafe_code)]
 
+mod calls;
 mod changes;
 mod engine_driven;
 mod instances;
@@ -162,6 +163,8 @@ pub struct EngineConfig {
     pub pool_name: String,
     /// Whether somebody wants an event with the hashes of every lookup.
     pub publish_lookups: bool,
+    /// Whether somebody records the calls of the storage layer.
+    pub publish_calls: bool,
 }
 
 /// What the engine works with.

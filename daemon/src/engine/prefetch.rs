@@ -150,6 +150,7 @@ impl Engine {
             }
         }
         if let Some(found) = found {
+            self.call_unwanted(ask, &found.hit);
             self.l1.end_leases(found.hit.cells.iter().rev().map(|cell| cell.object));
         }
     }

@@ -64,6 +64,7 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
         engine_driven: true,
         pool_name: "unused".into(),
         publish_lookups: false,
+        publish_calls: false,
     };
     let hasher = TokenHasher::new(HashAlgorithm::Blake3, 16, None);
     let engine = {

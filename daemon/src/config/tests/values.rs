@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{assert_errors, config, error_of, run, run_in};
 use crate::config::{
     Endpoint, EvictionPolicy, HashAlgorithm, L2PrefetchPolicy, L2StorePolicy, LogFormat, LogLevel,
-    MetricsCompat, TraceLevel, TransferModes,
+    MetricsCompat, TraceArgs, TraceLevel, TransferModes,
 };
 
 #[test]
@@ -90,6 +90,7 @@ fn bad_values_are_turned_down_by_flag() {
         (&["--otlp-endpoint", "ftp://h:1"], &["--otlp-endpoint"]),
         (&["--otlp-endpoint", "http://"], &["--otlp-endpoint"]),
         (&["--trace-level", "mq"], &["--trace-level", "storage"]),
+        (&["--trace-level", "storage", "--trace-args", "0.4"], &["--trace-args", "0.4.5"]),
         (&["--lookup-hash-log-max-files", "0"], &["--lookup-hash-log-max-files"]),
         (&["--lookup-hash-log-rotation-interval", "0"], &["--lookup-hash-log-rotation-interval"]),
         (&["--lookup-hash-log-rotation-max-size", "0"], &["--lookup-hash-log-rotation-max-size"]),
@@ -298,9 +299,11 @@ fn unbuilt_values_reach_the_configuration_all_the_same() {
         "--otlp-endpoint",
         "collector:4317",
         "--trace-level",
-        "events",
+        "storage",
         "--trace-output",
         "/tmp/run.lct",
+        "--trace-args",
+        "0.4.5",
         "--lookup-hash-log-dir",
         "/logs",
     ])
@@ -314,7 +317,7 @@ fn unbuilt_values_reach_the_configuration_all_the_same() {
     assert_eq!(other.metrics_max_series.get(), 9);
     assert_eq!(observability.otlp_endpoint.as_deref(), Some("http://collector:4317"));
     let trace = observability.trace.expect("given");
-    assert_eq!(trace.level, TraceLevel::Events);
+    assert_eq!((trace.level, trace.args), (TraceLevel::Storage, TraceArgs::V045));
     assert_eq!(trace.output.as_deref(), Some(std::path::Path::new("/tmp/run.lct")));
     let log = observability.lookup_hash_log.expect("given");
     assert_eq!((log.rotation_interval, log.max_files.get()), (Duration::from_secs(21_600), 100));

@@ -161,5 +161,5 @@ fn trace(flags: &TraceFlags, notices: &mut Vec<Notice>) -> Option<TraceConfig> {
             line: "--trace-output records nothing without --trace-level".to_owned(),
         });
     }
-    flags.trace_level.map(|level| TraceConfig { level, output })
+    flags.trace_level.map(|level| TraceConfig { level, output, args: flags.trace_args })
 }
