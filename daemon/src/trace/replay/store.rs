@@ -1,7 +1,6 @@
 //! The storage layer under a replay, and who holds what of it.
 
-use std::collections::VecDeque;
-use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -240,13 +239,13 @@ impl Store {
 
     /// Remembers what the objects of a model are.
     pub(super) fn learn(&mut self, keys: &[TraceKey], layout: &ObjectLayout) {
-        let Some(first) = keys.first() else { return };
-        if self.layouts.len() >= MAX_NAMED {
-            self.layouts.clear();
-        }
-        match self.layouts.entry((first.model.clone(), first.rank, first.group)) {
-            Entry::Occupied(mut known) => *known.get_mut() = layout.fingerprint(),
-            Entry::Vacant(new) => drop(new.insert(layout.fingerprint())),
+        let layout = layout.fingerprint();
+        // Neighbours are mostly of one group.
+        for alike in keys.chunk_by(|a, b| (&a.model, a.rank, a.group) == (&b.model, b.rank, b.group)) {
+            if self.layouts.len() >= MAX_NAMED {
+                self.layouts.clear();
+            }
+            self.layouts.insert((alike[0].model.clone(), alike[0].rank, alike[0].group), layout);
         }
     }
 
@@ -303,22 +302,38 @@ impl Store {
 
     fn enter(&mut self, keys: Vec<TraceKey>) -> Result<(), Problem> {
         let Some((model, salt)) = names(&keys)? else { return Ok(()) };
-        let layout = |key: &TraceKey| self.layouts.get(&(key.model.clone(), key.rank, key.group)).copied();
-        let first = layout(&keys[0]);
         if self.reads.len() >= MAX_NAMED {
             return Err("too many reads are open");
         }
-        if keys.iter().any(|key| layout(key) != first) {
-            return Err("one read is of objects of several layouts");
-        }
-        let pinned =
-            first.and_then(|layout| self.l1.pin_read(&model, &salt, cells(&keys), layout, None).ok());
+        let pinned = self.pin(&model, &salt, &keys);
         match &pinned {
             Some(_) => self.outcomes.read += keys.len() as u64,
             None => self.outcomes.unreadable += keys.len() as u64,
         }
         self.reads.entry(keys).or_default().push_back(pinned);
         Ok(())
+    }
+
+    /// Pins all of `keys`, or none. One read may be of several object groups, each with a layout of its own.
+    fn pin(&self, model: &str, salt: &str, keys: &[TraceKey]) -> Option<Vec<Pinned>> {
+        let mut by_layout: BTreeMap<u64, Vec<(ChunkHash, u32, u32)>> = BTreeMap::new();
+        for (key, cell) in keys.iter().zip(cells(keys)) {
+            by_layout
+                .entry(*self.layouts.get(&(key.model.clone(), key.rank, key.group))?)
+                .or_default()
+                .push(cell);
+        }
+        let mut pinned = Vec::with_capacity(keys.len());
+        for (layout, cells) in by_layout {
+            match self.l1.pin_read(model, salt, cells.iter().copied(), layout, None) {
+                Ok(more) => pinned.extend(more),
+                Err(_) => {
+                    self.l1.unpin(pinned.iter().map(|object: &Pinned| &object.pin));
+                    return None;
+                }
+            }
+        }
+        Some(pinned)
     }
 
     fn exit(&mut self, keys: &[TraceKey]) -> Result<(), Problem> {
