@@ -33,7 +33,7 @@ need() {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null || true
 }
 need promtool:prometheus systemd-analyze:systemd buildah:buildah dpkg-shlibdeps:dpkg-dev python3:python3 setpriv:util-linux
-command -v cargo-deb >/dev/null || cargo install cargo-deb --locked --no-default-features --version '^3' --root "$tools"
+command -v cargo-deb >/dev/null || cargo install cargo-deb --debug --locked --no-default-features --version '^3' --root "$tools"
 
 # --- The daemon -----------------------------------------------------------------------------------------------------
 if [ -z "${LMCACHED_BIN:-}" ]; then

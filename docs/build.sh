@@ -5,5 +5,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 PATH="$target/tools/bin:$PATH"
 command -v mdbook >/dev/null ||
-  cargo install mdbook --locked --no-default-features --version '^0.5' --root "$target/tools"
+  cargo install mdbook --debug --locked --no-default-features --version '^0.5' --root "$target/tools"
 mdbook build --dest-dir "$target/book" docs
