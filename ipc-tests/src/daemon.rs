@@ -114,6 +114,15 @@ impl Daemon {
         assert!(exited.is_none(), "daemon exited at start: {:?}\n{}", exited, self.log().join("\n"));
     }
 
+    /// Drops what nobody holds from L1.
+    ///
+    /// # Panics
+    /// If the daemon refuses.
+    pub async fn clear(&self) {
+        let (status, _) = http::post(self.http_port, "/cache/clear", "").await.expect("an answer");
+        assert_eq!(status, 200);
+    }
+
     /// Kills the daemon with SIGKILL and starts it again with the same flags.
     pub async fn crash_and_restart(&mut self) {
         self.child.kill().expect("kill");

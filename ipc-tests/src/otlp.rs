@@ -53,9 +53,9 @@ pub struct Point {
 }
 
 impl Point {
-    /// Records of a histogram.
+    /// The number; of a histogram the count of its records.
     pub fn count(&self) -> f64 {
-        self.buckets.iter().sum::<u64>() as f64
+        if self.buckets.is_empty() { self.value } else { self.buckets.iter().sum::<u64>() as f64 }
     }
 }
 

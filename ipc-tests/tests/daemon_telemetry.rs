@@ -1,7 +1,7 @@
 //! One request through the real daemon, as its page, its collector and its log tell it.
 
 use ipc_tests::daemon::Daemon;
-use ipc_tests::otlp::{Collector, Point};
+use ipc_tests::otlp::Collector;
 use ipc_tests::pool::Pool;
 use ipc_tests::scrape::Page;
 use ipc_tests::worker::{Model, commit_retrieve, lookup, prepare_retrieve, prepare_store, prompt, store};
@@ -115,9 +115,8 @@ async fn a_stored_and_retrieved_prompt_is_on_every_sink() {
 async fn on_both(collector: &Collector, page: &Page, name: &str, labels: &str, otel: &str, value: f64) {
     let there: Vec<_> = page.series(name).collect();
     assert_eq!(page.value(name, labels), Some(value), "{name}{{{labels}}} in {there:?}");
-    let count = |point: &Point| if point.buckets.is_empty() { point.value } else { point.count() };
     eventually(&format!("the collector has {value} of {otel}"), async || {
-        collector.points(otel).iter().any(|point| count(point) == value).then_some(())
+        collector.points(otel).iter().any(|point| point.count() == value).then_some(())
     })
     .await;
 }
@@ -199,7 +198,7 @@ async fn evictions_failures_and_blocks_are_on_both_sinks() {
     both(&seen, reuse, "", "lmcache_mp.l1_chunk_evict_reuse_gap_seconds", 12.0).await;
 
     // Everything is leased: a store finds no room, and says of how many keys.
-    clear(&daemon).await;
+    daemon.clear().await;
     let held = prompt(3, 48);
     assert_eq!(store(&mut worker, &pool, &model, "held", &held, 7, 0).await, 48);
     assert_eq!(lookup(&mut scheduler, &model, "reader", &held, 1).await, 48);
@@ -275,9 +274,4 @@ async fn the_bus_tells_of_itself_on_both_sinks() {
     // No subscriber of this daemon panics; telemetry_faults.rs has one that does.
     let exceptions = "lmcache_mp_event_bus_subscriber_exceptions_total";
     assert!(seen.series(exceptions).all(|sample| sample.value == 0.0));
-}
-
-async fn clear(daemon: &Daemon) {
-    let answer = http::post(daemon.http_port(), "/cache/clear", "{}").await.expect("an answer");
-    assert_eq!(answer.0, 200);
 }

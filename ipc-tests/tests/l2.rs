@@ -4,22 +4,17 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipc_tests::daemon::Daemon;
+use ipc_tests::eventually;
 use ipc_tests::pool::Pool;
 use ipc_tests::worker::{
     Model, await_lookup, commit_retrieve, commit_store, lookup, prepare_retrieve, prepare_store, prompt,
     start_lookup, store,
 };
-use ipc_tests::{eventually, http};
 use lmcache_client::Connection;
 use lmcache_proto::wire::{Request, Response};
 
 fn fs_tier(dir: &Path) -> String {
     format!(r#"--l2-adapter={{"type":"fs","base_path":"{}"}}"#, dir.display())
-}
-
-async fn clear(daemon: &Daemon) {
-    let (status, _) = http::post(daemon.http_port(), "/cache/clear", "").await.expect("clear");
-    assert_eq!(status, 200);
 }
 
 /// Waits until the tier has `files` objects.
@@ -60,7 +55,7 @@ async fn what_left_memory_comes_back_from_the_tier() {
     store(&mut client, &pool, &model, "a", &tokens, 7, 100).await;
     client.call(&Request::EndSession { request_id: "a" }).await.expect("end");
     stored(dir.path(), 6).await;
-    clear(&daemon).await;
+    daemon.clear().await;
     assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 0.0);
     assert_eq!(lookup(&mut client, &model, "b", &tokens, 1).await, 6);
     check(&mut client, &pool, &model, "b", &tokens, 100).await;
@@ -114,7 +109,7 @@ async fn two_requests_for_the_same_objects_load_them_once() {
     let stored =
         async || (daemon.status().await["storage_manager"]["l2_adapters"][0]["stores"] == 4).then_some(());
     eventually("the tier has them", stored).await;
-    clear(&daemon).await;
+    daemon.clear().await;
     start_lookup(&mut one, &model, "b", &tokens, 1).await;
     start_lookup(&mut two, &model, "c", &tokens, 1).await;
     let pending = one.call(&Request::QueryPrefetchStatus { request_id: "b" }).await.expect("status");
@@ -164,7 +159,7 @@ async fn damaged_and_short_values_are_misses_and_go() {
     let tokens = prompt(5, 3);
     store(&mut client, &pool, &model, "a", &tokens, 7, 10).await;
     stored(dir.path(), 3).await;
-    clear(&daemon).await;
+    daemon.clear().await;
     let files: Vec<_> = std::fs::read_dir(dir.path())
         .expect("the directory")
         .flatten()
@@ -190,7 +185,7 @@ async fn damaged_and_short_values_are_misses_and_go() {
     }
     assert!(commit_store(&mut client, &frame, 7).await);
     stored(dir.path(), 3).await;
-    clear(&daemon).await;
+    daemon.clear().await;
     assert_eq!(lookup(&mut client, &model, "d", &tokens, 1).await, 3);
     check(&mut client, &pool, &model, "d", &tokens, 10).await;
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ipc_tests::daemon::Daemon;
-use ipc_tests::otlp::{Collector, Point};
+use ipc_tests::otlp::Collector;
 use ipc_tests::pool::Pool;
 use ipc_tests::scrape::Page;
 use ipc_tests::worker::{Model, lookup, prepare_store, prompt, start_lookup, store};
@@ -49,11 +49,6 @@ impl Rig {
         self.client.call(&Request::EndSession { request_id: request }).await.expect("end");
     }
 
-    async fn clear(&self) {
-        let (status, _) = http::post(self.daemon.http_port(), "/cache/clear", "").await.expect("clear");
-        assert_eq!(status, 200);
-    }
-
     async fn page(&self) -> Page {
         Page::parse(&http::get(self.daemon.http_port(), "/metrics").await.expect("a page").1)
     }
@@ -76,9 +71,7 @@ impl Rig {
             }
             let otel = format!("lmcache_mp.{}", row.trim_end_matches("_total").trim_end_matches("_count"));
             eventually(&format!("{otel} is {value} at the collector"), async || {
-                let count =
-                    |point: &Point| if point.buckets.is_empty() { point.value } else { point.count() };
-                self.collector.points(&otel).iter().any(|point| count(point) == *value).then_some(())
+                self.collector.points(&otel).iter().any(|point| point.count() == *value).then_some(())
             })
             .await;
         }
@@ -110,7 +103,7 @@ async fn stores_and_loads_of_files_move_their_rows() {
         ("l2_store_failed_keys_total", "", 0.0),
     ])
     .await;
-    rig.clear().await;
+    rig.daemon.clear().await;
     assert_eq!(rig.lookup("b", &tokens).await, 4);
     rig.rows(&[
         ("l2_prefetch_lookups_total", "", 1.0),
@@ -142,7 +135,7 @@ async fn a_pool_without_room_is_told_as_the_prefetchs() {
     let wanted = prompt(1, 8);
     rig.store("a", &wanted).await;
     eventually("the tier has them", async || (objects(dir.path()).len() == 8).then_some(())).await;
-    rig.clear().await;
+    rig.daemon.clear().await;
     // A worker holds everything but four slots.
     let other = prompt(2, 60);
     let frame = rig.model.key("hold", &other).frame(Some(0), 0, other.len() as u64);
@@ -171,7 +164,7 @@ async fn objects_that_are_gone_before_their_turn_are_told_as_the_stores() {
     // One after the other, a second each.
     rig.rows(&[("num_inflight_l2_stores", r#"l2_name="fs",adapter_index="0""#, 1.0)]).await;
     // The one that is being stored is pinned, and stays.
-    rig.clear().await;
+    rig.daemon.clear().await;
     let labels = r#"during="l2_store",reason="not_found",model_name="m""#;
     rig.rows(&[("l1_read_failure_total", labels, 2.0), ("l2_store_succeeded_keys_total", "", 1.0)]).await;
     assert_eq!(objects(dir.path()).len(), 1);
