@@ -44,6 +44,11 @@ pub fn binary() -> &'static Path {
     })
 }
 
+/// The operator's program, built with the daemon.
+pub fn ctl() -> PathBuf {
+    binary().with_file_name("lmcache-ctl")
+}
+
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
@@ -126,6 +131,16 @@ impl Daemon {
             assert!(Instant::now() < until, "daemon does not stop");
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Waits for an end that something else has caused, and returns its exit code.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub async fn ends(&mut self) -> Option<i32> {
+        let child = &mut self.child;
+        let probe = async || child.try_wait().expect("wait");
+        eventually("the daemon ends", probe).await.code()
     }
 
     /// Whether the process still runs.

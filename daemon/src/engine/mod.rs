@@ -1,7 +1,7 @@
 //! What the operations mean. The engine knows objects, workers and requests; it knows no sockets.
 //!
 //! One file per group of operations: `lookup`, `engine_driven`, `lmcache_driven`, `liveness`, `kv_events`,
-//! `management`. State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
+//! `management` and `look` (what operators ask), `warm` (prefetches that operators ask for). State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
 //! `prompt`s, `leases` and `prefetch` jobs), `transfers` (slots that workers are touching). `changes` is what follows when the cache changes,
 //! `publish` what the events say.
 //!
@@ -16,6 +16,7 @@ mod kv_events;
 mod leases;
 mod liveness;
 mod lmcache_driven;
+mod look;
 mod lookup;
 mod management;
 mod prefetch;
@@ -26,10 +27,11 @@ mod ring;
 mod sessions;
 mod stats;
 mod transfers;
+mod warm;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -41,6 +43,7 @@ pub use kv_events::{EventSource, KvEvents};
 pub use prefetch::L2;
 pub use refusal::Refusal;
 pub use stats::{OpOutcome, Stats};
+pub use warm::{Begun, WarmError, WarmState};
 
 use crate::events::{Bus, Event};
 use crate::l1::{L1, Owner};
@@ -52,6 +55,7 @@ use liveness::Liveness;
 use prompt::Prompt;
 use sessions::Sessions;
 use transfers::Transfers;
+use warm::Warmed;
 
 /// One connection, which is one client.
 #[derive(Debug)]
@@ -196,6 +200,10 @@ pub struct Engine {
     deaths: Arc<DeathWatch>,
     l2: Option<L2>,
     next_job: AtomicU64,
+    /// Prefetches that operators asked for. Taken outside L1's lock; no session is locked under it.
+    warmed: Mutex<Warmed>,
+    /// The daemon drains: what is there can be read, nothing comes.
+    no_stores: AtomicBool,
     /// For what outlives a call: jobs and waits.
     me: Weak<Engine>,
     /// The empty salt.
@@ -213,6 +221,8 @@ impl Engine {
         Arc::new_cyclic(|me| Engine {
             l2,
             next_job: AtomicU64::new(1),
+            warmed: Mutex::default(),
+            no_stores: AtomicBool::new(false),
             me: me.clone(),
             instances: Instances::default(),
             sessions: Sessions::new(config.max_sessions),
@@ -319,6 +329,9 @@ impl Engine {
             }
             Request::UnregisterEngineDriven { instance_id } => {
                 self.unregister_engine_driven(instance_id).map(|()| Outcome::Reply(Response::Nothing))
+            }
+            Request::PrepareStore { .. } | Request::Store { .. } if self.stores_stopped() => {
+                Err((Refusal::Draining, "drained over the admin API".into()))
             }
             Request::PrepareStore { key, instance_id } => {
                 self.prepare_store(client, &key, instance_id).map(Outcome::Reply)

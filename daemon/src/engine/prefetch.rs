@@ -150,6 +150,7 @@ impl Engine {
             }
         }
         if let Some(found) = found {
+            self.warm_done(&ask.request_id, &found);
             self.l1.end_leases(found.hit.cells.iter().rev().map(|cell| cell.object));
         }
     }

@@ -201,6 +201,11 @@ impl Session {
         self.last_used = Instant::now();
     }
 
+    /// How long it has not been used.
+    pub(super) fn idle(&self) -> Duration {
+        self.last_used.elapsed()
+    }
+
     /// Hashes known so far.
     pub(super) fn known_hashes(&self) -> &[ChunkHash] {
         self.prompt.hashes()

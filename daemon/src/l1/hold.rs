@@ -82,6 +82,7 @@ impl L1 {
         for (pin, done) in pins.iter().zip(&mut committed).rev() {
             *done = index.commit(pin, &self.table);
         }
+        self.tell_unheld(&index);
         committed
     }
 
@@ -103,6 +104,7 @@ impl L1 {
         for pin in pins {
             index.abort(pin, &self.table);
         }
+        self.tell_unheld(&index);
     }
 
     /// Takes the keys of reservations away while their owner may still write.
@@ -159,6 +161,7 @@ impl L1 {
         for pin in pins.rev() {
             index.unpin(pin, &self.table);
         }
+        self.tell_unheld(&index);
     }
 
     /// Marks objects as used now; give them tail first.

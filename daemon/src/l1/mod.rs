@@ -6,7 +6,8 @@
 //! * `policy`: who goes first;
 //! * `index`: states, leases and pins;
 //! * `open`, `recover`: start, and what an earlier daemon left;
-//! * `lookup`, `hold`: what the engine does with it.
+//! * `lookup`, `hold`: what the engine does with it;
+//! * `look`: what operators see and do.
 //!
 //! There is one lock, around the index; it is held for map operations on at most some hundred objects, or those of one
 //! request, never across a copy, and no other lock is taken under it. A hit takes the lock, touches two list links and
@@ -16,6 +17,7 @@
 mod alloc;
 mod hold;
 mod index;
+mod look;
 mod lookup;
 mod names;
 mod open;
@@ -25,11 +27,12 @@ mod recover;
 #[cfg(test)]
 mod tests;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 pub use hold::Cells;
 use index::Index;
 pub use index::{Key, RemovalCause, Removed, ReserveError, Reserved, Totals};
+pub use look::{Deleted, Seen, Wanted};
 pub use lookup::{Hit, LeasedCell, Row, first_needed, longest_prefix};
 pub use names::NameId;
 pub use open::{L1Config, OpenError};
@@ -111,9 +114,18 @@ pub struct L1 {
     pool: Pool,
     table: Table,
     index: Mutex<Index>,
+    /// Woken when the last hold of all has ended.
+    unheld: Condvar,
 }
 
 impl L1 {
+    /// Wakes whoever waits until nobody holds anything. Costs a look at two numbers while somebody does.
+    fn tell_unheld(&self, index: &Index) {
+        if index.leased_now == 0 && index.pins_now == 0 {
+            self.unheld.notify_all();
+        }
+    }
+
     /// The pool.
     pub fn pool(&self) -> &Pool {
         &self.pool

@@ -107,7 +107,15 @@ impl L1 {
         } else {
             (Recovered::default(), 0)
         };
-        Ok((L1 { pool: Pool::new(segment, frontier), table, index: Mutex::new(index) }, recovered))
+        Ok((
+            L1 {
+                pool: Pool::new(segment, frontier),
+                table,
+                index: Mutex::new(index),
+                unheld: parking_lot::Condvar::new(),
+            },
+            recovered,
+        ))
     }
 }
 
