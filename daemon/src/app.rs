@@ -21,10 +21,12 @@ use crate::liveness_watch::DeathWatch;
 use crate::logging::Levels;
 use crate::periodic::{Periodic, TaskId};
 use crate::process::{self, ProcessId};
+use crate::quota::Quotas;
 use crate::ring::{RingConfig, RingError, RingHub, RingTimer};
 use crate::server::{BindError, Listener, Server, ServerConfig};
 use crate::systemd::{self, Sockets, Supervisor};
-use crate::telemetry::{self, CollectorError, DaemonGauges, Outlet};
+use crate::telemetry::{self, DaemonGauges, Outlet};
+use crate::trace::{self, RecordError, Recorder};
 
 /// Time for a ZMTP greeting.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,9 +65,12 @@ pub enum AppError {
     /// The token of the admin API.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// The OTLP collector.
+    /// Metrics, logs or spans.
     #[error(transparent)]
-    Collector(#[from] CollectorError),
+    Telemetry(#[from] telemetry::StartError),
+    /// The recording.
+    #[error(transparent)]
+    Trace(#[from] RecordError),
     /// The runtime or signals.
     #[error("cannot start: {0}")]
     Runtime(io::Error),
@@ -156,6 +161,12 @@ async fn serve(
 
     let telemetry::Started { telemetry, mut subscribers } = telemetry::start(&config.observability, outlet)?;
     subscribers.push(streams.subscriber());
+    let mut recording = None;
+    if let Some(trace) = &config.observability.trace {
+        let (recorder, started) = Recorder::create(trace)?;
+        subscribers.push(Box::new(recorder));
+        recording = Some(started);
+    }
     let (bus, events) = if config.observability.enabled {
         let (bus, drain) = Bus::start(config.observability.event_bus_queue_size.get(), subscribers);
         (bus, Some(drain))
@@ -164,6 +175,9 @@ async fn serve(
     };
     let (death_watch, deaths) = DeathWatch::new();
     let (l1, engine) = open_engine(config, bus.clone(), death_watch)?;
+    if let Some(recording) = recording {
+        recording.begin(bus.clone(), trace::storage_config(config, l1.stats().capacity))?;
+    }
     tokio::spawn(deaths.run(on_death(engine.clone())));
     let ring_timer = RingTimer::start(engine.ring().clone());
     let server = Server::new(engine.clone(), server_config(config));
@@ -350,6 +364,7 @@ fn open_engine(
 ) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
     let chunk_size = config.server.chunk_size.get();
     let algorithm = hash_algorithm(config);
+    let quotas = Arc::new(Quotas::open(config.server.state_dir.as_deref()));
     let (l1, recovered) = L1::open(&L1Config {
         pool_name: config.l1.pool_name.clone(),
         pool_bytes: config
@@ -367,6 +382,7 @@ fn open_engine(
         align: config.l1.align_bytes.get(),
         hugepages: config.l1.use_hugepages,
         fresh: config.l1.fresh,
+        quotas: quotas.clone(),
     })?;
     if recovered.objects > 0 || recovered.dropped > 0 {
         let Recovered { objects, bytes, dropped, .. } = recovered;
@@ -400,6 +416,7 @@ fn open_engine(
         engine_driven: config.server.transfer_modes.engine_driven,
         pool_name: config.l1.pool_name.clone(),
         publish_lookups: config.observability.lookup_hash_log.is_some(),
+        publish_calls: config.observability.trace.is_some(),
     };
     let hasher = TokenHasher::new(algorithm, chunk_size as usize, config.server.hash_seed.as_deref());
     let ring = RingHub::open(&RingConfig {
@@ -410,12 +427,12 @@ fn open_engine(
     })?;
     // Also without a tier: one may be added while the daemon runs.
     let l2 = Some(L2 {
-        opened: control::open(&config.l2, &l1, &bus)?,
+        opened: control::open(&config.l2, &l1, &bus, &quotas)?,
         runtime: tokio::runtime::Handle::current(),
     });
     let engine = {
         let (l1, adopted, deaths) = (l1.clone(), recovered.pins, death_watch);
-        Engine::new(engine_config, hasher, Parts { l1, adopted, bus, ring, deaths, l2 })
+        Engine::new(engine_config, hasher, Parts { l1, adopted, bus, ring, deaths, l2, quotas })
     };
     Ok((l1, engine))
 }
@@ -505,7 +522,7 @@ async fn maintain(engine: Arc<Engine>, periodic: Arc<Periodic>) {
         let (task, work): (Option<TaskId>, fn(&Engine)) = tokio::select! {
             _ = ticks.tick() => (Some(sweep), Engine::sweep),
             _ = seconds.tick() => (Some(eviction), Engine::eviction_tick),
-            () = engine.evict.notified() => (None, Engine::evict_above_watermark),
+            () = engine.evict.notified() => (None, Engine::eviction_tick),
         };
         let (engine, began) = (engine.clone(), std::time::Instant::now());
         let outcome = tokio::task::spawn_blocking(move || work(&engine)).await;

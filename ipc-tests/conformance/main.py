@@ -9,6 +9,7 @@ import traceback
 import typing
 
 import bench_checks
+import l2_checks
 import restart_checks
 import vllm_checks
 from processes import Failure, Process
@@ -32,7 +33,7 @@ def guarded(name: str, report: Report, body: typing.Callable[[], None]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=["all", "bench", "vllm", "restart"], required=True)
+    parser.add_argument("--only", choices=["all", "bench", "l2", "vllm", "restart"], required=True)
     parser.add_argument("--server", choices=["lmcached", "peer"], required=True)
     parser.add_argument("--venv", type=pathlib.Path, required=True)
     parser.add_argument("--work", type=pathlib.Path, required=True)
@@ -55,7 +56,7 @@ def main() -> int:
     python = options.venv / "bin" / "python"
     report = Report(options.server == "peer")
     reference = Reference(python, options.work / "model", logs)
-    wanted = ["bench", "vllm", "restart"] if options.only == "all" else [options.only]
+    wanted = ["bench", "l2", "vllm", "restart"] if options.only == "all" else [options.only]
 
     scenarios = {}
     if "vllm" in wanted:
@@ -73,6 +74,9 @@ def main() -> int:
 
     if "bench" in wanted:
         with_server("bench", lambda server: bench_checks.run_all(server, report, python, logs))
+    # Both servers take part, so there is nothing to prove with one of them alone.
+    if "l2" in wanted and options.server == "lmcached":
+        guarded("l2", report, lambda: l2_checks.run_all(report, python, options.work, logs, options))
     if scenarios:
         guarded("reference", report, lambda: reference.compute(scenarios, report))
     # Without the reference there is nothing to compare with, and its failure is on the list already.

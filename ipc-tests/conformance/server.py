@@ -5,6 +5,7 @@ import mmap
 import os
 import pathlib
 import signal
+import typing
 import urllib.error
 import urllib.request
 
@@ -32,7 +33,7 @@ def wait_until_settled(url: str) -> None:
 
 
 class Server:
-    def __init__(self, kind: str, binary: str, venv: pathlib.Path, log: pathlib.Path):
+    def __init__(self, kind: str, binary: str, venv: pathlib.Path, log: pathlib.Path, extra: typing.Sequence[str] = ()):
         self.peer = kind == "peer"
         self.log = log
         self.port, self.http_port, metrics_port = free_ports(3)
@@ -43,11 +44,12 @@ class Server:
         self.command += [
             "--host", "127.0.0.1", "--port", str(self.port), "--http-port", str(self.http_port),
             "--prometheus-port", str(metrics_port), "--l1-size-gb", "2", "--eviction-policy", "LRU",
-            "--shm-name", self.shm_name,
+            "--shm-name", self.shm_name, "--metrics-sample-rate", "1.0",
         ]  # fmt: skip
         if self.peer:
             # Without these two it serves one transfer mode only and does not share its pool with the workers.
             self.command += ["--supported-transfer-mode", "auto", "--no-l1-use-lazy"]
+        self.command += extra
         self.env = os.environ | {
             "LMCACHE_TRACK_USAGE": "false",
             "LMCACHE_DISABLE_BANNER": "1",
@@ -112,6 +114,18 @@ class Server:
         with urllib.request.urlopen(request, timeout=30) as reply:
             if reply.status != 200:
                 raise Failure(f"POST /cache/clear answered {reply.status}")
+
+    def metrics(self) -> dict[str, float]:
+        """Each metric of /metrics by its name, its series added up."""
+        with urllib.request.urlopen(self.url + "/metrics", timeout=30) as reply:
+            lines = reply.read().decode().splitlines()
+        totals: dict[str, float] = {}
+        for line in lines:
+            if line and not line.startswith("#"):
+                series, value = line.rsplit(" ", 1)
+                name = series.split("{", 1)[0]
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return totals
 
     def overwrite_pool(self) -> None:
         """Replaces the whole pool: whatever the server hands out afterwards is garbage.

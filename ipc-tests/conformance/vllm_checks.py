@@ -100,6 +100,7 @@ def run_all(server: Server, report: Report, reference: Reference, logs: pathlib.
         ("engine_driven.warm", ENGINE, engine_warm),
         ("lmcache_driven.warm", SERVER, server_warm),
     ]
+    before = server.metrics()
     for phase, mode, step in steps:
         # An engine that dies takes only its own phase with it; the others still say what works.
         try:
@@ -110,3 +111,28 @@ def run_all(server: Server, report: Report, reference: Reference, logs: pathlib.
         except Failure as failure:
             report.check(f"vllm.{phase}.completes", [str(failure)])
             server.require_not_crashed()
+
+    if not server.peer:
+        report.check("vllm.moves-the-metrics", still(before, server.metrics()))
+
+
+# What a real engine must have moved by the end: it reports the life of its own blocks (L0), and everything else follows
+# from its lookups, stores and retrieves.
+MOVED = [
+    "lmcache_mp_l0_block_lifetime_seconds_count",
+    "lmcache_mp_l0_block_idle_before_evict_seconds_count",
+    "lmcache_mp_l0_block_reuse_gap_seconds_count",
+    "lmcache_mp_lookup_requested_tokens_total",
+    "lmcache_mp_lookup_hit_tokens_total",
+    "lmcache_mp_l0_l1_store_throughput_gbs_count",
+    "lmcache_mp_l0_l1_load_throughput_gbs_count",
+    "lmcache_mp_num_chunks_loaded_total",
+    "lmcache_mp_sm_read_requests_total",
+    "lmcache_mp_sm_write_requests_total",
+    "lmcache_mp_l1_read_keys_total",
+    "lmcache_mp_l1_write_keys_total",
+]
+
+
+def still(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    return [f"{name} stayed at {after.get(name)}" for name in MOVED if not after.get(name, 0.0) > before.get(name, 0.0)]

@@ -32,7 +32,8 @@ if ! [ "$work/node_modules/.package-lock.json" -nt "$here/package-lock.json" ]; 
 fi
 
 cd "$root"
-cargo build --quiet --workspace --bins
+# The programs are built with their packages' tests, and so with the features that the tests have been built with.
+cargo test --quiet --no-run --workspace --test page --test instrumentation
 export LMCACHED_BIN=${LMCACHED_BIN:-$target/debug/lmcached}
 export PAGE_LOAD_BIN="$target/debug/page-load" CHROMIUM="$chromium" PAGE_WORK="$work"
 # Imports are looked for beside the script, so it runs where its packages are.

@@ -25,16 +25,19 @@ pub struct Daemon {
     dir: tempfile::TempDir,
 }
 
+/// An integration test of the daemon's own package.
+const DAEMONS_TEST: &str = "instrumentation";
+
 /// The daemon's binary, built once per test process in the profile of the tests.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let exe = std::env::current_exe().expect("own path");
         let profile_dir = exe.ancestors().nth(2).expect("target/<profile>/deps/<test>").to_owned();
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
-        // The whole workspace, as `cargo test --workspace` has built it: other features would mean other objects.
-        build.args(["build", "--quiet", "--workspace", "--bins"]);
+        let mut build = cargo();
+        // A package's programs are built with its integration tests, and these are the features that `cargo test
+        // --workspace` builds with: `cargo build` would leave out those of dev-dependencies and build everything again.
+        build.args(["test", "--quiet", "--no-run", "--workspace", "--test", DAEMONS_TEST]);
         if profile_dir.file_name().is_some_and(|name| name == "release") {
             build.arg("--release");
         }
@@ -47,6 +50,20 @@ pub fn binary() -> &'static Path {
 /// The operator's program, built with the daemon.
 pub fn ctl() -> PathBuf {
     binary().with_file_name("lmcache-ctl")
+}
+
+/// Cargo, to build what the tests run.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What it told this test of its package is not the build's business: build scripts that look at it (ring's) would run
+    // again, and everything above them would be built again.
+    for (name, _) in std::env::vars_os() {
+        let about_the_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"];
+        if about_the_package.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
 }
 
 /// A port that was free a moment ago.

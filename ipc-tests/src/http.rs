@@ -13,6 +13,16 @@ pub async fn post(port: u16, path: &str, body: &str) -> Option<(u16, String)> {
     request(port, "POST", path, body).await
 }
 
+/// PUT with a JSON body.
+pub async fn put(port: u16, path: &str, body: &str) -> Option<(u16, String)> {
+    request(port, "PUT", path, body).await
+}
+
+/// DELETE.
+pub async fn delete(port: u16, path: &str) -> Option<(u16, String)> {
+    request(port, "DELETE", path, "").await
+}
+
 /// Any method with a JSON body.
 pub async fn request(port: u16, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
     request_with(port, method, path, &[], body).await

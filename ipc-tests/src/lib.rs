@@ -16,13 +16,21 @@ pub mod worker;
 ///
 /// # Panics
 /// After 60 seconds.
-pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = in_time(probe).await;
+    found.unwrap_or_else(|| panic!("timed out waiting until {what}"))
+}
+
+/// [`eventually`] for callers that have more to say than what they waited for.
+pub async fn in_time<T>(mut probe: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
         if let Some(value) = probe().await {
-            return value;
+            return Some(value);
         }
-        assert!(std::time::Instant::now() < until, "timed out waiting until {what}");
+        if std::time::Instant::now() > until {
+            return None;
+        }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }

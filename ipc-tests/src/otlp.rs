@@ -52,6 +52,13 @@ pub struct Point {
     pub times: (u64, u64),
 }
 
+impl Point {
+    /// Records of a histogram.
+    pub fn count(&self) -> f64 {
+        self.buckets.iter().sum::<u64>() as f64
+    }
+}
+
 /// A span.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Span {

@@ -4,16 +4,16 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use ipc_tests::daemon::{Daemon, binary};
+use ipc_tests::daemon::{Daemon, binary, cargo};
 use ipc_tests::{eventually, http};
 use serde_json::Value;
 
-/// The shared library, built once, with the features that the workspace has.
+/// The shared library, built once.
 fn library() -> PathBuf {
     let directory = binary().parent().expect("target/<profile>").to_owned();
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.args(["build", "--quiet", "--workspace", "--lib"]);
+    let mut build = cargo();
+    // By itself it needs little; with the workspace's features it would need everything.
+    build.args(["build", "--quiet", "--package", "lmcache-client-c"]);
     if directory.file_name().is_some_and(|name| name == "release") {
         build.arg("--release");
     }

@@ -102,7 +102,7 @@ async fn another_daemon_serves_what_this_one_stored() {
 
 #[tokio::test]
 async fn two_requests_for_the_same_objects_load_them_once() {
-    let tier = r#"--l2-adapter={"type":"fault_inject","inner":{"type":"mock"},"delay_seconds":0.3}"#;
+    let tier = r#"--l2-adapter={"type":"fault_inject","inner":{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":100},"delay_seconds":0.3}"#;
     let daemon = Daemon::start(&[tier]).await;
     let (mut one, mut two) = (daemon.connect().await, daemon.connect().await);
     let model = Model::small("m");
@@ -131,8 +131,7 @@ async fn two_requests_for_the_same_objects_load_them_once() {
 #[tokio::test]
 async fn a_tier_that_hangs_costs_a_deadline_and_nothing_else() {
     let dir = tempfile::tempdir().expect("a directory");
-    let hanging =
-        r#"--l2-adapter={"type":"fault_inject","inner":{"type":"mock"},"fault":"hang","request_timeout":60}"#;
+    let hanging = r#"--l2-adapter={"type":"fault_inject","inner":{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":100},"fault":"hang","request_timeout":60}"#;
     let daemon = Daemon::start(&[hanging, &fs_tier(dir.path()), "--l2-prefetch-deadline-seconds=1"]).await;
     let mut client = daemon.connect().await;
     let model = Model::small("m");
@@ -213,7 +212,7 @@ async fn skip_l1_keeps_objects_in_the_tier_alone() {
 
 #[tokio::test]
 async fn a_waiting_client_is_woken_by_the_end_of_the_load() {
-    let tier = r#"--l2-adapter={"type":"fault_inject","inner":{"type":"mock"},"delay_seconds":0.2}"#;
+    let tier = r#"--l2-adapter={"type":"fault_inject","inner":{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":100},"delay_seconds":0.2}"#;
     let daemon = Daemon::start(&[tier]).await;
     let mut client = daemon.connect().await;
     let model = Model::small("m");

@@ -11,7 +11,7 @@ use ipc_tests::scrape::Page;
 use lmcache_proto::wire::Request;
 use lmcached::events::{Event, Timing};
 use lmcached::telemetry::catalogue::{CATALOGUE, OWN, PAGE};
-use lmcached::telemetry::{L1Readings, OperationTiming, Readings};
+use lmcached::telemetry::{L1Readings, OperationTiming, QuotaReading, Readings};
 
 async fn page(port: u16) -> Page {
     let (status, text) = http::get(port, "/metrics").await.expect("a page");
@@ -94,6 +94,11 @@ async fn what_is_read_at_a_scrape_arrives_on_both_sinks() {
         sessions: 25,
         connections: 26,
         queued_bytes: 27,
+        quotas: vec![QuotaReading {
+            cache_salt: "tenant".into(),
+            limit_bytes: 28,
+            used_bytes: vec![("l1".into(), 29), ("fs#1".into(), 30)],
+        }],
         ..Readings::default()
     };
     let rig = Rig::start(&[], readings, vec![]).await;
@@ -125,6 +130,9 @@ async fn what_is_read_at_a_scrape_arrives_on_both_sinks() {
         ("lmcached_sessions", "", 25.0),
         ("lmcached_connections", "", 26.0),
         ("lmcached_queued_bytes", "", 27.0),
+        ("lmcached_quota_limit_bytes", r#"cache_salt="tenant""#, 28.0),
+        ("lmcached_quota_usage_bytes", r#"cache_salt="tenant",tier="l1""#, 29.0),
+        ("lmcached_quota_usage_bytes", r#"cache_salt="tenant",tier="fs#1""#, 30.0),
         ("lmcached_events_published_total", "", 1.0),
         ("lmcached_metric_series_retired_total", "", 0.0),
     ] {

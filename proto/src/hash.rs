@@ -5,12 +5,22 @@
 //! A trailing part of a chunk has no hash.
 #![forbid(unsafe_code)]
 
+use std::fmt::Write as _;
+
 use sha2::{Digest, Sha256};
 
 use crate::wire::{DecodeError, Tokens};
 
 /// Hash of one chunk and of everything before it.
 pub type ChunkHash = [u8; 32];
+
+/// A chunk hash in lower-case hex.
+pub fn hex(hash: &ChunkHash) -> String {
+    hash.iter().fold(String::with_capacity(64), |mut hex, byte| {
+        write!(hex, "{byte:02x}").expect("writing to a String cannot fail");
+        hex
+    })
+}
 
 /// Which function chains the chunks. Both sides of a shared store must use the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -103,10 +103,7 @@ impl ObjectKey {
 
     /// The chunk hash in lower-case hex.
     pub fn hash_hex(&self) -> String {
-        self.chunk_hash.iter().fold(String::with_capacity(64), |mut hex, byte| {
-            write!(hex, "{byte:02x}").expect("writing to a String cannot fail");
-            hex
-        })
+        crate::hash::hex(&self.chunk_hash)
     }
 
     fn push_salt(&self, name: &mut String) {

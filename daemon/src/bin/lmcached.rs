@@ -4,8 +4,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let parsed = match lmcached::config::parse(std::env::args_os()).and_then(|parsed| parsed.refuse_not_yet())
-    {
+    let parsed = match lmcached::config::parse(std::env::args_os()) {
         Ok(parsed) => parsed,
         Err(exit) => {
             let code = exit.code();

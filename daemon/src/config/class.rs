@@ -14,8 +14,6 @@ pub(super) enum Class {
     Neutral,
     /// Stops the start: doing without it silently would surprise whoever asked for it.
     Refused,
-    /// Read into the configuration, but nothing acts on it in this build.
-    NotYet,
 }
 
 /// What follows a flag on the command line.
@@ -68,7 +66,6 @@ impl Row {
         match self.class {
             Class::Neutral => "Accepted, no meaning here (one INFO line at start)",
             Class::Refused => "Refused (the daemon does not start)",
-            Class::NotYet => "Understood, not in this build yet (the daemon does not start)",
         }
     }
 
@@ -128,25 +125,15 @@ impl Row {
     }
 }
 
-/// What the classes have to say about one command line.
-#[derive(Debug, Default)]
-pub(super) struct Verdict {
-    pub(super) notices: Vec<Notice>,
-    pub(super) not_yet: Vec<ConfigError>,
-}
-
-/// Adds the rows' flags to the command, and their classes to the help of declared ones.
+/// Adds the rows' flags to the command.
 pub(super) fn extend(command: clap::Command) -> clap::Command {
-    TABLE.iter().fold(command, |command, row| match (row.takes, row.class) {
-        (Takes::Field, Class::NotYet) => command.mut_arg(row.id(), |arg| arg.help_heading(row.heading())),
-        (Takes::Field, _) => command,
-        _ => command.arg(row.arg()),
-    })
+    let rows = TABLE.iter().filter(|row| row.takes != Takes::Field);
+    rows.fold(command, |command, row| command.arg(row.arg()))
 }
 
-/// Goes through the table: the first refused flag ends it.
-pub(super) fn judge(matches: &ArgMatches) -> Result<Verdict, ConfigError> {
-    let mut verdict = Verdict::default();
+/// Goes through the table: the first refused flag ends it. Returns what to say of the others.
+pub(super) fn judge(matches: &ArgMatches) -> Result<Vec<Notice>, ConfigError> {
+    let mut notices = Vec::new();
     for row in TABLE {
         let Some(values) = row.given(matches) else { continue };
         let harmless = row.is_harmless(&values);
@@ -156,18 +143,15 @@ pub(super) fn judge(matches: &ArgMatches) -> Result<Verdict, ConfigError> {
             Class::Refused if !harmless => {
                 return Err(ConfigError::Refused { what: row.quoted(&values), line: row.line });
             }
-            Class::NotYet => {
-                verdict.not_yet.push(ConfigError::NotBuilt { flag: row.flag, line: row.line });
-            }
             Class::Neutral | Class::Refused => {
                 let line = if harmless {
                     format!("{} is accepted: it changes nothing here", row.quoted(&values))
                 } else {
                     format!("{} is accepted and has no meaning here: {}", row.quoted(&values), row.line)
                 };
-                verdict.notices.push(Notice { flag: row.flag, line });
+                notices.push(Notice { flag: row.flag, line });
             }
         }
     }
-    Ok(verdict)
+    Ok(notices)
 }

@@ -11,7 +11,7 @@ const AFTER_HELP: &str = "\
 Three classes of flags, so that an existing command line of `lmcache server` 0.5.6 can be used as it is:
   Honoured   works as named; grouped by subject above
   Accepted   has no meaning in this daemon, or has only one sensible value; logged once, then ignored
-  Refused    asks for something this daemon does not do, or not yet; it says so in one line and ends with code 2
+  Refused    asks for something this daemon does not do; it says so in one line and ends with code 2
 A leading word `server` is dropped. An unambiguous beginning of a flag is enough; of two equal flags the last wins.
 
 Environment:

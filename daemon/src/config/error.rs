@@ -44,14 +44,6 @@ pub enum ConfigError {
         /// Why, and what to do instead.
         line: &'static str,
     },
-    /// A flag that a later build will honour.
-    #[error("{flag} is not in this build yet: {line}; drop the flag to start")]
-    NotBuilt {
-        /// The flag.
-        flag: &'static str,
-        /// What is missing.
-        line: &'static str,
-    },
     /// Something in the configuration file.
     #[error("{place}: {line}")]
     File {

@@ -27,8 +27,8 @@ pub use error::{ConfigError, Exit};
 pub use types::{
     Config, EvictionConfig, EvictionPolicy, HashAlgorithm, HttpConfig, L1Config, L2Adapter, L2Config,
     L2PrefetchPolicy, L2StorePolicy, Limits, Listen, LivenessConfig, LogFormat, LogLevel,
-    LookupHashLogConfig, MetricsCompat, ObservabilityConfig, ServerConfig, ShutdownConfig, TraceConfig,
-    TraceLevel, TransferModes,
+    LookupHashLogConfig, MetricsCompat, ObservabilityConfig, ServerConfig, ShutdownConfig, TraceArgs,
+    TraceConfig, TraceLevel, TransferModes,
 };
 
 /// Something the operator should read once at start, at INFO.
@@ -47,18 +47,6 @@ pub struct Parsed {
     pub config: Config,
     /// What to say at start.
     pub notices: Vec<Notice>,
-    /// Flags that were given, are in `config`, and that nothing in this build acts on.
-    pub not_yet: Vec<ConfigError>,
-}
-
-impl Parsed {
-    /// Ends the start at the first flag that nothing in this build acts on.
-    pub fn refuse_not_yet(self) -> Result<Parsed, Exit> {
-        match self.not_yet.first() {
-            Some(error) => Err(error.clone().into()),
-            None => Ok(self),
-        }
-    }
 }
 
 /// Reads a command line, program name first as in `std::env::args_os`, and the process's environment.
@@ -99,9 +87,8 @@ pub fn l2_adapter(json: &[u8]) -> Result<L2Adapter, String> {
 
 fn check(matches: &clap::ArgMatches, environment: &dyn Fn(&str) -> Option<OsString>) -> Result<Parsed, Exit> {
     // Before anything is checked: why a flag is refused matters more than what else is wrong with it.
-    let verdict = class::judge(matches)?;
+    let mut notices = class::judge(matches)?;
     let flags = flags::Flags::from_arg_matches(matches)?;
-    let mut notices = verdict.notices;
     let config = validate::validate(&flags, matches, environment, &mut notices)?;
-    Ok(Parsed { config, notices, not_yet: verdict.not_yet })
+    Ok(Parsed { config, notices })
 }

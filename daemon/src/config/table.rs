@@ -18,10 +18,6 @@ const fn refused(
     Row { flag, takes, class: Class::Refused, harmless, line }
 }
 
-const fn not_yet(flag: &'static str, harmless: &'static [&'static str], line: &'static str) -> Row {
-    Row { flag, takes: Field, class: Class::NotYet, harmless, line }
-}
-
 const THREADS: &str = "threads follow the cores; --compute-threads sets them";
 const GC: &str = "there is no garbage collector to watch";
 const OUTPUT: &str = "a daemon prints no result; its log goes to standard error";
@@ -32,8 +28,6 @@ const PLUGINS: &str = "plugins are Python programs of the peer's process; run th
 const BLEND: &str = "only prefix caching exists here; serve blending models with the Python server";
 const P2P: &str = "pools are not shared between daemons; use an L2 tier that all of them reach";
 pub(super) const COORDINATOR: &str = "this daemon joins no coordinator; drop the flag or variable";
-const HASH_LOG: &str = "logging of looked-up hashes";
-const TRACE: &str = "recording of .lct files";
 
 /// In the order of the peer's help.
 pub(super) const TABLE: &[Row] = &[
@@ -102,15 +96,15 @@ pub(super) const TABLE: &[Row] = &[
     neutral("--gds-l1-backend", OneOf(&["auto", "cufile", "hipfile", "mufile", "phx", "ugds"]), GDS),
     neutral("--periodic-notifier-interval-ms", Int, "controllers are woken by events, not by a timer"),
     neutral("--disable-grpc-metrics", Nothing, "there is no gRPC transport to measure"),
-    not_yet("--lookup-hash-log-dir", &[""], HASH_LOG),
-    not_yet("--lookup-hash-log-rotation-interval", &["21600"], HASH_LOG),
-    not_yet("--lookup-hash-log-rotation-max-size", &["104857600"], HASH_LOG),
-    not_yet("--lookup-hash-log-max-files", &["100"], HASH_LOG),
     neutral("--enable-gc-monitor", Nothing, GC),
     neutral("--gc-monitor-min-pause-ms", Number, GC),
     neutral("--gc-monitor-top-objects", Int, GC),
-    not_yet("--trace-level", &[], TRACE),
-    not_yet("--trace-output", &[""], TRACE),
+    refused(
+        "--trace-level",
+        Field,
+        &["storage"],
+        "cache events are recorded for a coordinator, and this daemon joins none; use storage",
+    ),
     refused("--coordinator-url", Text, &[""], COORDINATOR),
     refused("--coordinator-advertise-ip", Text, &[""], COORDINATOR),
     refused("--coordinator-heartbeat-interval", Number, &["5", "5.0"], COORDINATOR),

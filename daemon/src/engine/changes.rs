@@ -83,10 +83,8 @@ impl Engine {
     }
 
     /// Evicts if the pool is filled above its watermark.
-    pub fn evict_above_watermark(&self) {
+    fn evict_above_watermark(&self, usage: f64) {
         let (watermark, ratio) = (self.config.watermark, self.config.eviction_ratio);
-        let stats = self.l1.stats();
-        let usage = if stats.capacity == 0 { 0.0 } else { stats.used as f64 / stats.capacity as f64 };
         let freed = self.l1.evict_above(watermark, ratio);
         if freed > 0 {
             tracing::info!(
@@ -97,7 +95,7 @@ impl Engine {
         }
     }
 
-    /// A look at the eviction loop, once a second: it is alive, and this is how full the pool is.
+    /// A round of the eviction loop: once a second, so that one sees it alive, and when a commit has filled the pool.
     pub fn eviction_tick(&self) {
         let stats = self.l1.stats();
         let usage = if stats.capacity == 0 { 0.0 } else { stats.used as f64 / stats.capacity as f64 };
@@ -105,7 +103,10 @@ impl Engine {
         let triggered = usage >= watermark && stats.capacity > 0;
         self.bus.publish(|| Event::L1EvictionLoopTick { usage, watermark, triggered });
         if triggered {
-            self.evict_above_watermark();
+            self.evict_above_watermark(usage);
         }
+        // What was held when its salt should have given it up may be free by now.
+        self.l1.trim_to_quotas();
+        self.flush_removed();
     }
 }

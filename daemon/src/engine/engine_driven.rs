@@ -188,6 +188,7 @@ impl Engine {
     ) -> Result<Vec<Reserved>, Failure> {
         let asked = cells.clone().count() as u64;
         let (model, salt) = (key.model_name, key.cache_salt);
+        self.call_reserve(key, cells.clone(), layout);
         let reserved = self.l1.reserve(model, salt, cells, layout.fingerprint(), layout.bytes(), owner);
         self.after_change();
         let succeeded = reserved.as_ref().map_or(0, |reserved| reserved.len() as u64);
@@ -200,6 +201,10 @@ impl Engine {
                     let what = format!("{asked} objects of {} bytes", layout.bytes());
                     (Refusal::PoolFull, what)
                 }
+                ReserveError::OverQuota => (
+                    Refusal::OverQuota,
+                    format!("{asked} objects of {} bytes, cache salt {salt:?}", layout.bytes()),
+                ),
                 ReserveError::TableFull => (Refusal::TableFull, format!("{asked} objects")),
             }
         })
@@ -223,6 +228,7 @@ impl Engine {
         let pending = self.transfers.lock().take(&transfer_key).ok_or_else(|| nothing_pending(id, key))?;
         let chunk_of =
             |at: usize| range.start + pending.chunk_indices.get(at).map_or(0, |index| *index as usize);
+        self.call_finish_write(pending.told.as_deref());
         let done = self.commit_and_log(key, &chain, &pending.pins, chunk_of);
         let committed = done.iter().filter(|done| **done).count() as u64;
         let whole = committed == pending.pins.len() as u64;
@@ -359,6 +365,7 @@ impl Engine {
         let transfer_key = TransferKey::new(key, id, Direction::Retrieve, hashes);
         let pending = self.transfers.lock().take(&transfer_key).ok_or_else(|| nothing_pending(id, key))?;
         let objects = pending.pins.iter().zip(range.start as u32..).map(|(pin, chunk)| (chunk, pin.object));
+        self.call_finish_read(pending.told.as_deref());
         self.retrieved(key, id, objects);
         self.l1.unpin(pending.pins.iter());
         let count = pending.pins.len() as u64;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use lmcache_proto::layout::ObjectLayout;
+use lmcache_proto::layout::{ObjectLayout, Region};
 use lmcache_proto::wire::RegisterKvCache;
 use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
@@ -142,6 +142,8 @@ pub(super) struct GroupRow {
     /// The newest of them, and the bytes of such an object: what is asked of L2.
     pub(super) layout: u64,
     pub(super) object_bytes: u64,
+    /// The same in full.
+    pub(super) object: ObjectLayout,
 }
 
 /// The shapes that a model's workers have registered for one world size.
@@ -189,6 +191,7 @@ impl Shapes {
                 layouts: layouts.into(),
                 layout: shape.layout.fingerprint(),
                 object_bytes: shape.layout.bytes(),
+                object: shape.layout.clone(),
             }
         };
         // A connector's private groups are not part of the standard lookup.
@@ -229,6 +232,15 @@ impl Instances {
         let models = self.models.read();
         let shapes = models.get(model).and_then(|worlds| worlds.get(&world_size));
         shapes.map_or_else(|| Arc::from([]), |shapes| shapes.rows.clone())
+    }
+
+    /// What a chunk of a model consists of, in the newest registration's shape.
+    pub(super) fn regions(&self, model: &str, world_size: u32) -> Arc<[Region]> {
+        let models = self.models.read();
+        let shapes = models.get(model).and_then(|worlds| worlds.get(&world_size));
+        let newest = shapes.and_then(|shapes| shapes.shapes.last());
+        let groups = newest.iter().flat_map(|(groups, _)| groups.iter());
+        groups.flat_map(|shape| shape.layout.regions().iter().copied()).collect()
     }
 
     /// The model's name as its events carry it.

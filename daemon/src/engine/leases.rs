@@ -117,12 +117,13 @@ impl Lookup {
     }
 
     /// Ends the leases of `chunks`, tail first; all rows, whatever readers are left.
-    pub(super) fn end_leases(&mut self, chunks: Range<u64>) -> Vec<LeasedCell> {
+    pub(super) fn end_leases(&mut self, chunks: Range<u64>) -> Vec<Ended> {
         let mut ended = Vec::new();
         for cell in self.cells.iter_mut().rev().filter(|cell| chunks.contains(&u64::from(cell.chunk))) {
             if cell.left > 0 {
-                cell.left = 0;
-                ended.push(LeasedCell { row: cell.row, chunk: cell.chunk, object: cell.object });
+                let readers = std::mem::take(&mut cell.left);
+                let cell = LeasedCell { row: cell.row, chunk: cell.chunk, object: cell.object };
+                ended.push(Ended { cell, readers });
             }
         }
         ended
@@ -144,6 +145,15 @@ impl Lookup {
         }
         Read::NotHere
     }
+}
+
+/// A lease that has ended before its last reader came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    /// What was leased.
+    pub(super) cell: LeasedCell,
+    /// Readers that have not come.
+    pub(super) readers: u32,
 }
 
 enum Read {

@@ -157,18 +157,21 @@ impl Engine {
             let mut ended = Vec::new();
             {
                 // Sessions before liveness, as everywhere.
-                let mut session = session.lock();
+                let session = &mut *session.lock();
                 let live = self.liveness.lock();
-                session.lookups.retain_mut(|lookup| {
+                let (lookups, hashes) = session.lookups_and_hashes();
+                lookups.retain_mut(|lookup| {
                     let gone = live.gone_for(lookup.client, self.config.lease_grace, self.started);
                     if gone {
-                        ended.extend(lookup.end_leases(0..u64::MAX).iter().map(|cell| cell.object));
+                        let leases = lookup.end_leases(0..u64::MAX);
+                        self.call_released(lookup, hashes, &leases);
+                        ended.extend(leases.iter().map(|ended| ended.cell.object));
                     }
                     !gone
                 });
                 drop(live);
                 if !ended.is_empty() {
-                    self.sessions.charge(&mut session);
+                    self.sessions.charge(session);
                     tracing::warn!(
                         request = &*session.id,
                         leases = ended.len(),

@@ -151,6 +151,7 @@ impl Engine {
         }
         let objects = std::mem::take(&mut writing.objects);
         let pins: Vec<Pin> = objects.iter().map(|(_, _, object)| object.pin).collect();
+        self.call_finish_write(told.as_deref());
         let done = self.commit_and_log(key, &chain, &pins, |at| range.start + objects[at].1);
         for (group, shape) in worker.geometry.object_groups.iter().enumerate() {
             let of_group = objects.iter().zip(&done).filter(|((at, ..), done)| **done && *at == group);
@@ -222,6 +223,7 @@ impl Engine {
         }
         let copied = self.copy_in(&worker, block_ids, skip_first, &reading.objects);
         if copied.is_ok() {
+            self.call_finish_read(told.as_deref());
             let read = |(_, chunk, object): &(usize, usize, Pinned)| {
                 ((range.start + chunk) as u32, object.pin.object)
             };

@@ -39,6 +39,7 @@ impl Engine {
         };
         let (rows, shapes) = self.rows(key);
         self.tell_lookup(key, &session_id, &chain, new);
+        self.call_submit(key, &session_id, &chain, &rows);
         // A client that names no readers is older than 0.5.6's lookup protocol: its leases would never end.
         let hit = if key.num_kv_readers == 0 {
             Hit::default()
@@ -47,6 +48,7 @@ impl Engine {
         };
         let crowded = !self.sessions.has_room_for(hit.cells.len());
         let hit = if crowded {
+            self.call_unleased(key, &chain.hashes, &rows, &hit);
             self.l1.end_leases(hit.cells.iter().rev().map(|cell| cell.object));
             Hit::default()
         } else {
@@ -107,10 +109,13 @@ impl Engine {
         let mut replaced = Vec::new();
         let kept = self.sessions.with(key.request_id, |session, _| {
             // The same client looks up the same request again: the new result replaces the old one.
-            session.lookups.retain_mut(|old| {
+            let (lookups, hashes) = session.lookups_and_hashes();
+            lookups.retain_mut(|old| {
                 let same = old.client == client.id;
                 if same {
-                    replaced.append(&mut old.end_leases(0..u64::MAX));
+                    let mut leases = old.end_leases(0..u64::MAX);
+                    self.call_released(old, hashes, &leases);
+                    replaced.append(&mut leases);
                 }
                 !same
             });
@@ -122,7 +127,7 @@ impl Engine {
             // The session was ended meanwhile, and others have taken its place.
             self.l1.end_leases(hit.cells.iter().rev().map(|cell| cell.object));
         }
-        self.l1.end_leases(replaced.iter().map(|cell| cell.object));
+        self.l1.end_leases(replaced.iter().map(|ended| ended.cell.object));
     }
 
     /// The rows that a lookup of `key` must find (object groups of the model, group-major, ranks within), and their shapes.
@@ -222,12 +227,14 @@ impl Engine {
                 if lookup.job.is_none() {
                     self.consume(lookup, &id);
                 }
-                let cells = lookup.end_leases(range.clone());
+                let leases = lookup.end_leases(range.clone());
+                self.call_released(lookup, &hashes, &leases);
                 if self.bus.enabled() {
+                    let cells: Vec<_> = leases.iter().map(|ended| ended.cell).collect();
                     let keys = keys_of(&lookup.model, &lookup.salt, &lookup.rows, &hashes, &cells);
                     self.read_finished(keys);
                 }
-                ended.extend(cells.iter().map(|cell| cell.object));
+                ended.extend(leases.iter().map(|ended| ended.cell.object));
             }
         }
         self.l1.end_leases(ended.into_iter());
@@ -245,7 +252,9 @@ impl Engine {
                 for mut lookup in std::mem::take(&mut session.lookups) {
                     // Another live client may use the same request id; what belongs to a dead connection goes.
                     if lookup.client == client.id || !live.is_connected(lookup.client) {
-                        ended.extend(lookup.end_leases(0..u64::MAX).iter().map(|cell| cell.object));
+                        let leases = lookup.end_leases(0..u64::MAX);
+                        self.call_released(&lookup, session.known_hashes(), &leases);
+                        ended.extend(leases.iter().map(|ended| ended.cell.object));
                         over = Some(lookup);
                     } else {
                         session.lookups.push(lookup);
@@ -306,6 +315,7 @@ impl Engine {
                 hashes: chain.hashes.as_slice().into(),
                 chunk_size: self.hasher.chunk_size() as u32,
                 seq_len: key.tokens.len() as u64,
+                regions: self.instances.regions(key.model_name, key.world_size),
             });
         }
     }
@@ -325,7 +335,7 @@ impl Engine {
 }
 
 /// The keys of leased cells.
-fn keys_of(
+pub(super) fn keys_of(
     model: &Arc<str>,
     salt: &Arc<str>,
     rows: &[Row],

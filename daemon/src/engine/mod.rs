@@ -1,14 +1,15 @@
 //! What the operations mean. The engine knows objects, workers and requests; it knows no sockets.
 //!
 //! One file per group of operations: `lookup`, `engine_driven`, `lmcache_driven`, `liveness`, `kv_events`,
-//! `management` and `look` (what operators ask), `warm` (prefetches that operators ask for). State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
+//! `management` and `look` (what operators ask), `warm` (prefetches that operators ask for), `quotas`. State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
 //! `prompt`s, `leases` and `prefetch` jobs), `transfers` (slots that workers are touching). `changes` is what follows when the cache changes,
-//! `publish` what the events say.
+//! `publish` what the events say, `calls` what a recording gets.
 //!
 //! Locks, outermost first: a session, then liveness or transfers, then the order lock of `changes`, then L1's index; the
 //! others are leaves.
 #![forbid(unsafe_code)]
 
+mod calls;
 mod changes;
 mod engine_driven;
 mod instances;
@@ -22,6 +23,7 @@ mod management;
 mod prefetch;
 mod prompt;
 mod publish;
+mod quotas;
 mod refusal;
 mod ring;
 mod sessions;
@@ -41,6 +43,7 @@ use parking_lot::Mutex;
 
 pub use kv_events::{EventSource, KvEvents};
 pub use prefetch::L2;
+pub use quotas::SaltUsage;
 pub use refusal::Refusal;
 pub use stats::{OpOutcome, Stats};
 pub use warm::{Begun, WarmError, WarmState};
@@ -49,6 +52,7 @@ use crate::events::{Bus, Event};
 use crate::l1::{L1, Owner};
 use crate::liveness_watch::DeathWatch;
 use crate::process::ProcessId;
+use crate::quota::Quotas;
 use crate::ring::RingHub;
 use instances::Instances;
 use liveness::Liveness;
@@ -163,6 +167,8 @@ pub struct EngineConfig {
     pub pool_name: String,
     /// Whether somebody wants an event with the hashes of every lookup.
     pub publish_lookups: bool,
+    /// Whether somebody records the calls of the storage layer.
+    pub publish_calls: bool,
 }
 
 /// What the engine works with.
@@ -180,6 +186,8 @@ pub struct Parts {
     pub deaths: Arc<DeathWatch>,
     /// The colder tiers, if there are any.
     pub l2: Option<L2>,
+    /// The limits of the salts; L1 and the tiers ask the same.
+    pub quotas: Arc<Quotas>,
 }
 
 /// The engine.
@@ -199,6 +207,7 @@ pub struct Engine {
     ring: Arc<RingHub>,
     deaths: Arc<DeathWatch>,
     l2: Option<L2>,
+    quotas: Arc<Quotas>,
     next_job: AtomicU64,
     /// Prefetches that operators asked for. Taken outside L1's lock; no session is locked under it.
     warmed: Mutex<Warmed>,
@@ -217,9 +226,10 @@ pub struct Engine {
 impl Engine {
     /// An engine over what it works with.
     pub fn new(config: EngineConfig, hasher: TokenHasher, parts: Parts) -> Arc<Engine> {
-        let Parts { l1, adopted, bus, ring, deaths, l2 } = parts;
+        let Parts { l1, adopted, bus, ring, deaths, l2, quotas } = parts;
         Arc::new_cyclic(|me| Engine {
             l2,
+            quotas,
             next_job: AtomicU64::new(1),
             warmed: Mutex::default(),
             no_stores: AtomicBool::new(false),

@@ -17,6 +17,7 @@ pub enum Refusal {
     UnknownInstance,
     BadValue,
     PoolFull,
+    OverQuota,
     TableFull,
     NotResident,
     NothingPending,
@@ -37,6 +38,7 @@ impl Refusal {
         Refusal::UnknownInstance,
         Refusal::BadValue,
         Refusal::PoolFull,
+        Refusal::OverQuota,
         Refusal::TableFull,
         Refusal::NotResident,
         Refusal::NothingPending,
@@ -57,6 +59,7 @@ impl Refusal {
             Refusal::UnknownInstance => "unknown_instance",
             Refusal::BadValue => "bad_value",
             Refusal::PoolFull => "pool_full",
+            Refusal::OverQuota => "over_quota",
             Refusal::TableFull => "table_full",
             Refusal::NotResident => "not_resident",
             Refusal::NothingPending => "nothing_pending",
@@ -80,6 +83,9 @@ impl Refusal {
             }
             Refusal::BadValue => "a value is outside the protocol; the request was not done",
             Refusal::PoolFull => "no memory left and nothing can be evicted; raise --l1-size-gb",
+            Refusal::OverQuota => {
+                "the cache salt is at its quota, and nothing of its own can be evicted for this request; other salts are not touched: raise the quota (PUT /quota/<salt>), or expect prompts larger than it to go without cache"
+            }
             Refusal::TableFull => {
                 "the object table has no record or name left, or /dev/shm no memory for it: too many models and salts at once, or a full tmpfs"
             }

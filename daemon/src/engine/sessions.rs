@@ -206,6 +206,11 @@ impl Session {
         self.last_used.elapsed()
     }
 
+    /// The lookups, and the hashes known so far.
+    pub(super) fn lookups_and_hashes(&mut self) -> (&mut Vec<Lookup>, &[ChunkHash]) {
+        (&mut self.lookups, self.prompt.hashes())
+    }
+
     /// Hashes known so far.
     pub(super) fn known_hashes(&self) -> &[ChunkHash] {
         self.prompt.hashes()

@@ -155,12 +155,12 @@ impl Engine {
         Some(WarmState::Completed { found, total })
     }
 
-    /// A job without a session is over: if it was an operator's, what it found stays.
-    pub(super) fn warm_done(&self, id: &str, found: &Found) {
+    /// A job without a session is over: if it was an operator's, what it found stays. Returns whether it was.
+    pub(super) fn warm_done(&self, id: &str, found: &Found) -> bool {
         let mut warmed = self.warmed.lock();
-        if let Some(warm) = warmed.map.get_mut(id) {
-            self.l1.retain(found.hit.cells.iter().map(|cell| cell.object));
-            warm.found = Some(found.hit.cells.len() as u64);
-        }
+        let Some(warm) = warmed.map.get_mut(id) else { return false };
+        self.l1.retain(found.hit.cells.iter().map(|cell| cell.object));
+        warm.found = Some(found.hit.cells.len() as u64);
+        true
     }
 }

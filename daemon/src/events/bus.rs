@@ -153,6 +153,11 @@ impl Bus {
         }
     }
 
+    /// Events that found the queue full.
+    pub fn dropped(&self) -> u64 {
+        self.inner.as_ref().map_or(0, |inner| inner.dropped.load(Ordering::Relaxed))
+    }
+
     /// Numbers about the bus.
     pub fn status(&self) -> BusStatus {
         let Some(inner) = &self.inner else { return BusStatus::default() };

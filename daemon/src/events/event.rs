@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lmcache_proto::hash::ChunkHash;
+use lmcache_proto::layout::{ObjectLayout, Region};
 use lmcache_proto::wire::BlockAllocationRecord;
 
 /// One object of a batch.
@@ -415,6 +416,8 @@ pub enum Event {
         hashes: Arc<[ChunkHash]>,
         chunk_size: u32,
         seq_len: u64,
+        /// Of a chunk's objects, group after group.
+        regions: Arc<[Region]>,
     },
     MpStoreSubmitted {
         session: SessionId,
@@ -519,13 +522,56 @@ pub enum Event {
     },
 }
 
-/// A call of the storage layer, recorded for replay.
+/// A call of the storage layer, for replay: published while somebody records, at the moment at which the call begins.
 #[derive(Debug)]
-pub struct TraceCall {
-    /// Which call.
-    pub qualname: &'static str,
-    /// Its arguments, encoded as the trace format has them.
-    pub args: Vec<u8>,
+pub enum TraceCall {
+    /// Memory was asked for objects, those that are there already included.
+    ReserveWrite {
+        /// The objects.
+        keys: Keys,
+        /// What each of them is.
+        layout: ObjectLayout,
+    },
+    /// Written objects become readable.
+    FinishWrite {
+        /// The objects.
+        keys: Keys,
+    },
+    /// A lookup leases what is there and loads the rest.
+    SubmitPrefetch {
+        /// The request.
+        session: SessionId,
+        /// Model.
+        model: Arc<str>,
+        /// Salt.
+        salt: Arc<str>,
+        /// Chunks of the prompt, from its start.
+        hashes: Box<[ChunkHash]>,
+        /// What is looked for of each chunk.
+        rows: Box<[TraceRow]>,
+        /// Readers that each object is leased for.
+        readers: u32,
+    },
+    /// Leased objects were read, or let go unread.
+    FinishRead {
+        /// The objects.
+        keys: Keys,
+        /// Readers that are done with each of them.
+        read_locks: u32,
+    },
+}
+
+/// One row of a recorded lookup: an object group as one rank stores it.
+#[derive(Debug)]
+pub struct TraceRow {
+    /// Packed rank.
+    pub rank: u32,
+    /// Object group.
+    pub group: u32,
+    /// Chunks at the end of a hit that must be there; `None` for all.
+    pub window: Option<u64>,
+    /// What its objects are.
+    pub layout: ObjectLayout,
 }
 
 /// An event with its time.

@@ -20,7 +20,7 @@ pub use bus::{Bus, BusStatus, Drain};
 pub use describe::describe;
 pub use event::{
     AdapterId, CbPhase, Cell, During, Event, EvictionCause, KeyBatch, Keys, LookupEnd, PrefetchFailure,
-    ReadFailure, SaltCounts, SessionId, Stamped, TraceCall, TransferEnd, TransferId, Worker,
+    ReadFailure, SaltCounts, SessionId, Stamped, TraceCall, TraceRow, TransferEnd, TransferId, Worker,
 };
 pub use subscriber::Subscriber;
 pub use timing::{TIMING_BOUNDS_NS, Timing, TimingReading};

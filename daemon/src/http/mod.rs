@@ -18,6 +18,7 @@ mod objects;
 mod own;
 mod page;
 mod prefetches;
+mod quota;
 mod routes;
 mod serve;
 mod status;
@@ -37,6 +38,7 @@ use crate::engine::Engine;
 use crate::events::Bus;
 use crate::log_limit::LogLimit;
 use crate::logging::Levels;
+use crate::l2::control::Attached;
 use crate::net;
 use crate::periodic::Periodic;
 use crate::server::Server;
@@ -105,17 +107,10 @@ impl Source for Admin {
     }
 
     fn state(&self) -> State {
-        let tiers = self.engine.l2().map(|l2| l2.opened.tiers.all());
-        let down = tiers.iter().flat_map(|tiers| tiers.iter()).filter(|tier| tier.tier.breaker().is_shut());
         State {
             not_ready: self.not_ready(),
             draining: self.draining.load(Ordering::Relaxed),
-            tiers_down: down
-                .map(|tier| {
-                    let why = tier.tier.breaker().status().last_error.unwrap_or_default();
-                    (tier.tier.label().to_owned(), why)
-                })
-                .collect(),
+            tiers_down: self.tiers_down(),
         }
     }
 }
@@ -152,6 +147,18 @@ impl Admin {
     /// The daemon drains from now on: it is no longer ready.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Tiers that get no calls now, and why.
+    fn tiers_down(&self) -> Vec<(String, String)> {
+        let Some(l2) = self.engine.l2() else { return Vec::new() };
+        let all = l2.opened.tiers.all();
+        let down = all.iter().filter(|attached| attached.tier.breaker().is_shut());
+        let reason = |attached: &Arc<Attached>| {
+            let error = attached.tier.breaker().status().last_error;
+            (attached.tier.label().to_owned(), error.unwrap_or_else(|| "it was too slow".into()))
+        };
+        down.map(reason).collect()
     }
 
     /// Why the daemon should get no traffic now; `None` when it should.

@@ -16,7 +16,7 @@ use super::call::{Call, Later, Route, Work};
 use super::guard::{self, Refused};
 use super::{
     Admin, adapters, body, cache, config_page, drain, events, info, loglevel, objects, own, page, prefetches,
-    status, threads,
+    quota, status, threads,
 };
 use crate::telemetry;
 
@@ -26,6 +26,10 @@ const fn get(path: &'static str, work: Work) -> Route {
 
 const fn post(path: &'static str, work: Work) -> Route {
     Route { method: Method::POST, path, work }
+}
+
+const fn put(path: &'static str, work: Work) -> Route {
+    Route { method: Method::PUT, path, work }
 }
 
 const fn delete(path: &'static str, work: Work) -> Route {
@@ -49,6 +53,10 @@ pub(super) static ROUTES: &[Route] = &[
     get("/cache/prefetches/{request_id}", Work::Quick(prefetches::state)),
     post("/cache/clear", Work::InTurn(|call| cache::clear(&call.admin, &call.body))),
     post("/cache/checksums", Work::InTurn(|call| cache::checksums(&call.admin, &call.body))),
+    get("/quota", Work::Blocking(quota::list)),
+    get("/quota/{cache_salt}", Work::Blocking(quota::get)),
+    put("/quota/{cache_salt}", Work::Blocking(quota::set)),
+    delete("/quota/{cache_salt}", Work::Blocking(quota::delete)),
     get("/loglevel", Work::Quick(loglevel::get_or_set)),
     get("/threads", Work::Blocking(threads::threads)),
     get("/periodic-threads", Work::Quick(threads::periodic)),

@@ -20,8 +20,8 @@ impl L1 {
     /// With an `owner` the pins are in the shared table and survive the daemon; without, they are the daemon's own.
     ///
     /// # Errors
-    /// `Full` when eviction cannot make room (nothing is evicted if that is plain beforehand), `TableFull` when a bound of
-    /// the table is reached.
+    /// `Full` when eviction cannot make room, `OverQuota` when the salt's quota does not leave it (nothing is evicted if that
+    /// is plain beforehand), `TableFull` when a bound of the table is reached.
     pub fn reserve(
         &self,
         model: &str,
@@ -33,13 +33,16 @@ impl L1 {
     ) -> Result<Vec<Reserved>, ReserveError> {
         let index = &mut *self.index.lock();
         let table = &self.table;
+        // Under the index lock: a quota that is changed now is applied after us.
+        let limit = self.quotas.limit(salt);
         let model = index.acquire_name(model, table).ok_or(ReserveError::TableFull)?;
         let Some(salt) = index.acquire_name(salt, table) else {
             index.names.release(model, table);
             return Err(ReserveError::TableFull);
         };
+        index.set_quota(salt, limit.is_some());
         let keys = cells.map(|(hash, rank, group)| Key { hash, model, salt, rank, group });
-        let reserved = self.reserve_keys(index, keys, layout, length, owner);
+        let reserved = self.reserve_keys(index, keys, layout, length, (owner, salt, limit));
         // The objects hold the names now.
         index.names.release(model, table);
         index.names.release(salt, table);
@@ -52,12 +55,16 @@ impl L1 {
         keys: impl Iterator<Item = Key> + Clone,
         layout: u64,
         length: u64,
-        owner: Option<Owner>,
+        (owner, salt, limit): (Option<Owner>, NameId, Option<u64>),
     ) -> Result<Vec<Reserved>, ReserveError> {
         let wanted = keys.clone().filter(|key| index.is_wanted(key, layout, length)).count() as u64;
-        if !index.could_hold(wanted.saturating_mul(index.footprint(length))) {
+        let bytes = wanted.saturating_mul(index.footprint(length));
+        if !index.could_hold(bytes) {
             index.refused_full();
             return Err(ReserveError::Full);
+        }
+        if let Some(limit) = limit.filter(|_| wanted > 0) {
+            index.fit_into_quota((salt, limit), bytes, keys.clone(), (layout, length), &self.table)?;
         }
         let mut reserved: Vec<Reserved> = Vec::with_capacity(wanted as usize);
         for (position, key) in keys.enumerate() {

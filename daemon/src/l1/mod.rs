@@ -7,10 +7,11 @@
 //! * `index`: states, leases and pins;
 //! * `open`, `recover`: start, and what an earlier daemon left;
 //! * `lookup`, `hold`: what the engine does with it;
-//! * `look`: what operators see and do.
+//! * `look`: what operators see and do;
+//! * `quotas`: what a salt may take.
 //!
 //! There is one lock, around the index; it is held for map operations on at most some hundred objects, or those of one
-//! request, never across a copy, and no other lock is taken under it. A hit takes the lock, touches two list links and
+//! request, never across a copy, and no other lock is taken under it but that of the quotas, which is a leaf. A hit takes the lock, touches two list links and
 //! leaves.
 #![deny(unsafe_code)]
 
@@ -23,9 +24,12 @@ mod names;
 mod open;
 mod policy;
 pub mod pool;
+mod quotas;
 mod recover;
 #[cfg(test)]
 mod tests;
+
+use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -40,6 +44,8 @@ pub use policy::PolicyKind;
 use pool::{Pool, Table};
 pub use pool::{SlotMut, SlotRef};
 pub use recover::Recovered;
+
+use crate::quota::Quotas;
 
 /// Objects handled per hold of the lock where a whole cache is walked.
 const SLICE: usize = 256;
@@ -113,6 +119,7 @@ pub struct Stats {
 pub struct L1 {
     pool: Pool,
     table: Table,
+    quotas: Arc<Quotas>,
     index: Mutex<Index>,
     /// Woken when the last hold of all has ended.
     unheld: Condvar,

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use lmcache_proto::hash::HashAlgorithm;
 use lmcache_proto::shm::{PAGE, TableLayout};
@@ -17,6 +18,7 @@ use super::pool::{
     huge_pages_refused,
 };
 use super::recover::Recovered;
+use crate::quota::Quotas;
 
 /// How to open L1.
 #[derive(Clone, Debug)]
@@ -37,6 +39,8 @@ pub struct L1Config {
     pub hugepages: bool,
     /// Discard what an earlier daemon left.
     pub fresh: bool,
+    /// Limits of the salts.
+    pub quotas: Arc<Quotas>,
 }
 
 /// Why L1 could not be opened.
@@ -107,15 +111,8 @@ impl L1 {
         } else {
             (Recovered::default(), 0)
         };
-        Ok((
-            L1 {
-                pool: Pool::new(segment, frontier),
-                table,
-                index: Mutex::new(index),
-                unheld: parking_lot::Condvar::new(),
-            },
-            recovered,
-        ))
+        let (pool, quotas) = (Pool::new(segment, frontier), config.quotas.clone());
+        Ok((L1 { pool, table, quotas, index: Mutex::new(index), unheld: parking_lot::Condvar::new() }, recovered))
     }
 }
 

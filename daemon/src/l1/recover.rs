@@ -76,6 +76,7 @@ impl Index {
                 reused: false,
                 temporary: false,
                 detached: state != ObjectState::Committed,
+                nobodys: state != ObjectState::Committed,
             });
             let object = ObjectId { index, generation };
             held.extend(pins.into_iter().map(|(record, fields)| (record, fields.owner, object)));

@@ -18,6 +18,7 @@ fn config(name: &str) -> L1Config {
         align: 4096,
         hugepages: false,
         fresh: false,
+        quotas: Arc::default(),
     }
 }
 
@@ -199,4 +200,101 @@ fn the_prefix_rule_agrees_with_the_lookup() {
     assert_eq!(longest_prefix(&rows, 5, present(&[(1, 1)])), 5);
     assert_eq!(longest_prefix(&rows, 5, present(&[(3, 1)])), 3);
     assert_eq!(longest_prefix(&rows, 0, present(&[])), 0);
+}
+
+fn quota(l1: &L1, salt: &str, objects: u64) {
+    l1.quotas.set(salt, objects * OBJECT).expect("nothing is written");
+    l1.trim_to_quota(salt);
+}
+
+fn hits(l1: &L1, salt: &str, count: u8) -> u64 {
+    let hit = l1.lookup("m", salt, &hashes(count), &[row(None, 0)]);
+    l1.end_leases(hit.cells.iter().rev().map(|cell| cell.object));
+    hit.chunks
+}
+
+#[test]
+fn a_salt_at_its_quota_gives_up_its_own_oldest_and_nothing_of_others() {
+    for policy in [PolicyKind::Lru, PolicyKind::Arc, PolicyKind::IsolatedLru] {
+        let config = L1Config { policy, quotas: Arc::default(), ..config(&format!("quota_{policy:?}")) };
+        let _discard = Discard(config.clone());
+        let (l1, _) = open(&config);
+        put(&l1, "other", 0..4).expect("room");
+        quota(&l1, "a", 4);
+        put(&l1, "a", 0..3).expect("room");
+        assert_eq!((l1.bytes_of_salt("a"), l1.bytes_of_salt("other")), (3 * OBJECT, 4 * OBJECT));
+        // A longer prompt with the same head: the head stays, and its tail takes the last place.
+        assert_eq!(put(&l1, "a", 0..4), Ok(1));
+        assert_eq!(hits(&l1, "a", 4), 4);
+        // Another prompt: two of the old one go, its tail first.
+        assert_eq!(put(&l1, "a", 100..102), Ok(2));
+        assert_eq!((hits(&l1, "a", 4), l1.bytes_of_salt("a")), (2, 4 * OBJECT));
+        // More than the quota: refused, and nothing goes.
+        assert_eq!(put(&l1, "a", 0..5), Err(ReserveError::OverQuota));
+        assert_eq!(put(&l1, "a", 200..205), Err(ReserveError::OverQuota));
+        assert_eq!((hits(&l1, "a", 4), l1.bytes_of_salt("a"), hits(&l1, "other", 4)), (2, 4 * OBJECT, 4));
+        let removed = l1.take_removed();
+        assert!(removed.iter().all(|gone| &*gone.salt == "a" && gone.cause == RemovalCause::Policy));
+        // Salts without a quota are as free as ever.
+        assert_eq!(put(&l1, "free", 0..6), Ok(6));
+    }
+}
+
+#[test]
+fn what_is_being_written_or_held_counts() {
+    let config = L1Config { quotas: Arc::default(), ..config("quota_held") };
+    let _discard = Discard(config.clone());
+    let (l1, _) = open(&config);
+    quota(&l1, "a", 2);
+    let reserve = |numbers| l1.reserve("m", "a", cells(numbers), 7, OBJECT, None);
+    let writing = reserve(0..2).expect("room");
+    assert_eq!(l1.bytes_of_salt("a"), 2 * OBJECT);
+    assert_eq!(reserve(2..3).map(|_| ()), Err(ReserveError::OverQuota), "nothing can be evicted yet");
+    l1.abort(writing.iter().map(|object| &object.pin));
+    assert_eq!(l1.bytes_of_salt("a"), 0);
+    put(&l1, "a", 0..2).expect("room");
+    let held = l1.lookup("m", "a", &hashes(1), &[row(None, 0)]);
+    quota(&l1, "a", 0);
+    assert_eq!(l1.bytes_of_salt("a"), OBJECT, "a lease keeps what it holds");
+    l1.end_leases(held.cells.iter().map(|cell| cell.object));
+    assert_eq!(l1.trim_to_quotas(), OBJECT);
+    assert_eq!(put(&l1, "a", 0..1), Err(ReserveError::OverQuota), "0 is none");
+    l1.quotas.remove("a").expect("nothing is written");
+    l1.trim_to_quota("a");
+    assert_eq!(put(&l1, "a", 0..10), Ok(10));
+    assert_eq!(l1.clear(true, || {}), 10);
+    assert_eq!(l1.bytes_of_salt("a"), 0);
+}
+
+#[test]
+fn with_isolated_lru_those_without_a_quota_share_what_is_left() {
+    let config = L1Config { policy: PolicyKind::IsolatedLru, quotas: Arc::default(), ..config("quota_left") };
+    let _discard = Discard(config.clone());
+    let (l1, _) = open(&config);
+    quota(&l1, "a", 10);
+    put(&l1, "a", 0..10).expect("room");
+    for seed in 0..4 {
+        put(&l1, "one", 10 * seed..10 * seed + 3).expect("room");
+        put(&l1, "two", 10 * seed..10 * seed + 3).expect("room");
+    }
+    assert_eq!((hits(&l1, "a", 10), l1.bytes_of_salt("a")), (10, 10 * OBJECT), "never touched by the others");
+    assert_eq!(l1.bytes_of_salt("one") + l1.bytes_of_salt("two"), 6 * OBJECT);
+    // Recovered objects count too, and a quota that was cut meanwhile is kept at the first look.
+    drop(l1);
+    config.quotas.set("a", 3 * OBJECT).expect("nothing is written");
+    let (l1, recovered) = open(&config);
+    assert_eq!((recovered.objects, l1.bytes_of_salt("a")), (16, 10 * OBJECT));
+    assert_eq!(l1.trim_to_quotas(), 7 * OBJECT);
+    assert_eq!(l1.bytes_of_salt("a"), 3 * OBJECT);
+}
+
+#[test]
+fn without_eviction_a_quota_is_a_wall() {
+    let config = L1Config { policy: PolicyKind::Noop, quotas: Arc::default(), ..config("quota_noop") };
+    let _discard = Discard(config.clone());
+    let (l1, _) = open(&config);
+    quota(&l1, "a", 2);
+    put(&l1, "a", 0..2).expect("room");
+    assert_eq!(put(&l1, "a", 2..3), Err(ReserveError::OverQuota));
+    assert_eq!(hits(&l1, "a", 2), 2);
 }

@@ -151,6 +151,14 @@ pub trait L2Adapter: fmt::Debug + Send + Sync + 'static {
         Usage::default()
     }
 
+    /// Bytes of a salt's objects, as far as it is known without asking.
+    fn bytes_of_salt(&self, _salt: &str) -> u64 {
+        0
+    }
+
+    /// Quotas have changed; whoever evicts by them looks again. To be called inside a tokio runtime.
+    fn quotas_changed(&self) {}
+
     /// Whether the store answers, cheaply.
     fn ping(&self) -> BoxFuture<'_, Result<(), Trouble>>;
 

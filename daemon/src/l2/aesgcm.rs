@@ -240,6 +240,14 @@ impl L2Adapter for AesGcm {
         self.inner.usage()
     }
 
+    fn bytes_of_salt(&self, salt: &str) -> u64 {
+        self.inner.bytes_of_salt(salt)
+    }
+
+    fn quotas_changed(&self) {
+        self.inner.quotas_changed();
+    }
+
     fn ping(&self) -> BoxFuture<'_, Result<(), Trouble>> {
         self.inner.ping()
     }

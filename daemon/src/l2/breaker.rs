@@ -1,8 +1,10 @@
 //! The circuit breaker: a store that is down or slow is not asked until a probe says that it is back.
 //!
-//!     Closed ──(failures in a row)──▶ Open ──(timer)──▶ HalfOpen ──(ping answered)──▶ Closed
-//!                                      ▲                    │
-//!                                      └──(ping failed)─────┘
+//! ```text
+//! Closed ──(failures in a row)──▶ Open ──(timer)──▶ HalfOpen ──(ping answered)──▶ Closed
+//!                                  ▲                    │
+//!                                  └──(ping failed)─────┘
+//! ```
 //!
 //! This file decides; the guard next door runs the timer and the probe. Times come from the caller, so that tests need no
 //! clock.

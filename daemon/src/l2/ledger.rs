@@ -5,30 +5,34 @@
 //! What was there at the start is counted in the background from the adapter's own listing; a directory with a million
 //! entries delays nobody. Until that is done nothing is evicted. In a store that several daemons write, each knows its own
 //! writes and what was there when it started.
+//!
+//! With `IsolatedLRU` every salt has its own order and its limit from the table of quotas; `book` has the rules.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, HashSet};
+mod book;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use futures_util::stream::{self, StreamExt};
-use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::object_key::ObjectKey;
-use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::adapter::{BoxFuture, L2Adapter, ListPage, LoadOutcome, Presence, Stored, Usage};
 use super::error::{LoadError, StoreError, Trouble};
 use super::memory::{SourceBuf, TargetBuf};
 use crate::config::{EvictionConfig, EvictionPolicy};
+use crate::log_limit::LogLimit;
+use crate::quota::Quotas;
+use book::{Book, Marks, Slim};
 
 /// Objects a listing asks for at a time. Large, because a page of a directory costs a walk over all of it.
 const PAGE: usize = 100_000;
 /// Deletes at the same time while evicting.
 const DELETES: usize = 8;
-/// Names in use beyond which unused ones are dropped.
-const NAMES: usize = 1024;
+/// Objects that one round of eviction removes at most; another follows while the store is above a mark.
+const ROUND: usize = 10_000;
 
 /// The limits of one tier.
 #[derive(Clone, Debug)]
@@ -40,118 +44,15 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Bytes above which to evict, and the share of the bytes in use that one round removes.
-    fn trigger(&self) -> Option<(u64, f64)> {
-        let eviction = self.eviction.as_ref().filter(|e| e.policy != EvictionPolicy::Noop)?;
-        Some(((self.capacity? as f64 * eviction.trigger_watermark) as u64, eviction.ratio))
-    }
-}
-
-/// A key with its names shared: a third of the memory.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Slim {
-    hash: ChunkHash,
-    rank: u32,
-    group: u32,
-    model: Arc<str>,
-    salt: Arc<str>,
-}
-
-impl Slim {
-    fn key(&self) -> ObjectKey {
-        ObjectKey {
-            chunk_hash: self.hash,
-            model_name: self.model.to_string(),
-            kv_rank: self.rank,
-            object_group_id: self.group,
-            cache_salt: self.salt.to_string(),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Book {
-    /// Bytes of each object, least recently used last.
-    objects: LruCache<Slim, u64>,
-    bytes: u64,
-    bytes_by_salt: HashMap<Arc<str>, u64>,
-    /// Bytes being written.
-    reserved: u64,
-    names: HashSet<Arc<str>>,
-    /// Deleted while the first count runs: its listing may still show them. `None` afterwards.
-    deleted: Option<HashSet<Slim>>,
-}
-
-impl Book {
-    fn name(&mut self, name: &str) -> Arc<str> {
-        if let Some(known) = self.names.get(name) {
-            return known.clone();
-        }
-        if self.names.len() >= NAMES {
-            self.names.retain(|name| Arc::strong_count(name) > 1);
-        }
-        let name: Arc<str> = name.into();
-        self.names.insert(name.clone());
-        name
+    /// Whether each salt has its own order and limit.
+    pub fn is_isolated(&self) -> bool {
+        self.eviction.is_some_and(|eviction| eviction.policy == EvictionPolicy::IsolatedLru)
     }
 
-    fn slim(&mut self, key: &ObjectKey) -> Slim {
-        Slim {
-            hash: key.chunk_hash,
-            rank: key.kv_rank,
-            group: key.object_group_id,
-            model: self.name(&key.model_name),
-            salt: self.name(&key.cache_salt),
-        }
-    }
-
-    fn credit(&mut self, slim: &Slim, bytes: u64) {
-        self.bytes += bytes;
-        *self.bytes_by_salt.entry(slim.salt.clone()).or_default() += bytes;
-    }
-
-    fn debit(&mut self, slim: &Slim, bytes: u64) {
-        self.bytes -= bytes;
-        if let Some(sum) = self.bytes_by_salt.get_mut(&slim.salt) {
-            *sum -= bytes;
-            if *sum == 0 {
-                self.bytes_by_salt.remove(&slim.salt);
-            }
-        }
-    }
-
-    fn stored(&mut self, key: &ObjectKey, bytes: u64) {
-        let slim = self.slim(key);
-        if let Some(deleted) = &mut self.deleted {
-            deleted.remove(&slim);
-        }
-        if let Some(before) = self.objects.put(slim.clone(), bytes) {
-            self.debit(&slim, before);
-        }
-        self.credit(&slim, bytes);
-    }
-
-    fn gone(&mut self, key: &ObjectKey) {
-        let slim = self.slim(key);
-        if let Some(before) = self.objects.pop(&slim) {
-            self.debit(&slim, before);
-        }
-        if let Some(deleted) = &mut self.deleted {
-            deleted.insert(slim);
-        }
-    }
-
-    /// An object that was there at the start. It was used before all that is known already.
-    fn counted(&mut self, key: &ObjectKey, bytes: u64) {
-        let slim = self.slim(key);
-        if self.deleted.as_ref().is_some_and(|deleted| deleted.contains(&slim))
-            || self.objects.contains(&slim)
-        {
-            return;
-        }
-        self.objects.put(slim.clone(), bytes);
-        self.objects.demote(&slim);
-        self.credit(&slim, bytes);
+    fn marks(&self) -> Option<Marks> {
+        let eviction = self.eviction.filter(|eviction| eviction.policy != EvictionPolicy::Noop)?;
+        let EvictionConfig { trigger_watermark: watermark, ratio, .. } = eviction;
+        Some(Marks { capacity: self.capacity, watermark, ratio })
     }
 }
 
@@ -163,45 +64,48 @@ pub struct Ledger {
     bounds: Bounds,
     book: Mutex<Book>,
     evicting: AtomicBool,
+    quotas: Arc<Quotas>,
+    /// For the line about salts without quota.
+    dropped: LogLimit,
     me: Weak<Ledger>,
 }
 
 impl Ledger {
     /// Wraps `inner` and starts to count what it holds.
-    pub fn open(label: String, inner: Arc<dyn L2Adapter>, bounds: Bounds) -> Arc<Ledger> {
-        let book = Book {
-            objects: LruCache::unbounded(),
-            bytes: 0,
-            bytes_by_salt: HashMap::new(),
-            reserved: 0,
-            names: HashSet::new(),
-            deleted: Some(HashSet::new()),
-        };
-        let evicting = AtomicBool::new(false);
+    pub fn open(
+        label: String,
+        inner: Arc<dyn L2Adapter>,
+        bounds: Bounds,
+        quotas: Arc<Quotas>,
+    ) -> Arc<Ledger> {
         // A device has its own limit.
         let capacity = bounds.capacity.into_iter().chain(inner.usage().capacity).min();
         let bounds = Bounds { capacity, ..bounds };
+        if bounds.is_isolated() && quotas.all().is_empty() {
+            tracing::warn!(
+                tier = %label,
+                "IsolatedLRU without quotas: only max_capacity_gb limits this tier. From the first quota on (PUT /quota/…), \
+                 objects of salts without one are dropped from it, as LMCache 0.5.6 does"
+            );
+        }
         let ledger = Arc::new_cyclic(|me| Ledger {
             label,
             inner,
+            book: Mutex::new(Book::new(bounds.is_isolated())),
             bounds,
-            book: Mutex::new(book),
-            evicting,
+            evicting: AtomicBool::new(false),
+            quotas,
+            dropped: LogLimit::default(),
             me: me.clone(),
         });
         tokio::spawn(count(ledger.me.clone()));
         ledger
     }
 
-    /// Bytes of the objects of each salt.
-    pub fn bytes_by_salt(&self) -> Vec<(Arc<str>, u64)> {
-        self.book.lock().bytes_by_salt.iter().map(|(salt, bytes)| (salt.clone(), *bytes)).collect()
-    }
-
     /// Takes room for an object to be written.
     fn reserve(&self, bytes: u64) -> Result<(), StoreError> {
         let mut book = self.book.lock();
-        let taken = book.bytes + book.reserved;
+        let taken = book.bytes() + book.reserved;
         match self.bounds.capacity {
             Some(capacity) if taken + bytes > capacity => Err(StoreError::Full(format!(
                 "{taken} of {capacity} bytes are taken, {bytes} more do not fit"
@@ -213,13 +117,11 @@ impl Ledger {
         }
     }
 
-    fn evict_if_needed(&self) {
-        let Some((trigger, _)) = self.bounds.trigger() else { return };
-        {
-            let book = self.book.lock();
-            if book.deleted.is_some() || book.bytes < trigger {
-                return;
-            }
+    /// Starts a round of eviction if the store is above its mark, or `salt` above its own; `None` looks at all salts.
+    fn evict_if_needed(&self, salt: Option<&str>) {
+        let Some(marks) = self.bounds.marks() else { return };
+        if !self.book.lock().is_above(&marks, salt, |salt| self.quotas.tier_limit(salt)) {
+            return;
         }
         // One round at a time; AcqRel so that a round sees the book as the last one left it.
         if !self.evicting.swap(true, Ordering::AcqRel) {
@@ -227,22 +129,21 @@ impl Ledger {
         }
     }
 
-    /// The least recently used objects, enough for one round.
     fn victims(&self) -> Vec<ObjectKey> {
-        let Some((trigger, ratio)) = self.bounds.trigger() else { return Vec::new() };
-        let book = self.book.lock();
-        let mut want = (book.bytes as f64 * ratio) as u64;
-        // Enough to end below the mark even when several daemons' worth of objects were found at the start.
-        want = want.max(book.bytes.saturating_sub(trigger));
-        let mut victims = Vec::new();
-        for (slim, bytes) in book.objects.iter().rev() {
-            if want == 0 {
-                break;
-            }
-            want = want.saturating_sub((*bytes).max(1));
-            victims.push(slim.key());
+        let Some(marks) = self.bounds.marks() else { return Vec::new() };
+        let victims = self.book.lock().victims(&marks, ROUND, |salt| self.quotas.tier_limit(salt));
+        if let Some(salt) = victims.dropped
+            && let Some(suppressed) = self.dropped.pass()
+        {
+            tracing::warn!(
+                tier = %self.label,
+                %salt,
+                suppressed,
+                "dropping the objects of a cache salt that has no quota, or one of 0, as IsolatedLRU says; give it a quota \
+                 (PUT /quota/<salt>) to keep them here"
+            );
         }
-        victims
+        victims.keys
     }
 }
 
@@ -266,15 +167,19 @@ async fn evict(ledger: Weak<Ledger>) {
             }
         }
     }
+    ledger.evicting.store(false, Ordering::Release);
     match failed {
         Some(trouble) => tracing::warn!(
             tier = %ledger.label,
             "evicting {count} objects: some could not be deleted ({trouble}); stores are refused when the tier is full; {}",
             trouble.advice()
         ),
-        None => tracing::debug!(tier = %ledger.label, count, "evicted"),
+        None => {
+            tracing::debug!(tier = %ledger.label, count, "evicted");
+            // What came meanwhile, or did not fit into the round. It ends: each round leaves less above the marks.
+            ledger.evict_if_needed(None);
+        }
     }
-    ledger.evicting.store(false, Ordering::Release);
 }
 
 /// Counts what is there, until it has worked once.
@@ -295,10 +200,10 @@ async fn count(ledger: Weak<Ledger>) {
                     // One lock each: requests come in between.
                     ledger.book.lock().counted(&slim.key(), *bytes);
                 }
-                ledger.book.lock().deleted = None;
+                ledger.book.lock().count_is_done();
                 let usage = ledger.usage();
                 tracing::info!(tier = %label, objects = usage.objects, bytes = usage.bytes, "counted what the tier holds");
-                ledger.evict_if_needed();
+                ledger.evict_if_needed(None);
                 return;
             }
             Err(trouble) => {
@@ -344,7 +249,7 @@ impl L2Adapter for Ledger {
             let slim = book.slim(key);
             match outcome.result {
                 Ok(()) => {
-                    book.objects.promote(&slim);
+                    book.used(&slim);
                 }
                 Err(LoadError::NotFound) => book.gone(key),
                 Err(_) => {}
@@ -362,7 +267,7 @@ impl L2Adapter for Ledger {
         Box::pin(async move {
             let bytes = source.len() as u64;
             if let Err(full) = self.reserve(bytes) {
-                self.evict_if_needed();
+                self.evict_if_needed(Some(&key.cache_salt));
                 return Err(full);
             }
             // Gives the room back however this ends, a dropped future included.
@@ -372,7 +277,7 @@ impl L2Adapter for Ledger {
             if let Ok(stored) = &result {
                 self.book.lock().stored(key, stored.bytes);
             }
-            self.evict_if_needed();
+            self.evict_if_needed(Some(&key.cache_salt));
             result
         })
     }
@@ -394,10 +299,20 @@ impl L2Adapter for Ledger {
     fn usage(&self) -> Usage {
         let book = self.book.lock();
         Usage {
-            bytes: book.bytes,
-            objects: book.objects.len() as u64,
+            bytes: book.bytes(),
+            objects: book.objects(),
             capacity: self.bounds.capacity,
-            counted: book.deleted.is_none(),
+            counted: book.is_counted(),
+        }
+    }
+
+    fn bytes_of_salt(&self, salt: &str) -> u64 {
+        self.book.lock().bytes_of_salt(salt)
+    }
+
+    fn quotas_changed(&self) {
+        if self.bounds.is_isolated() {
+            self.evict_if_needed(None);
         }
     }
 

@@ -3,7 +3,7 @@
 //! * [`adapter`]: what every store can do; `fs`, `redis`, `s3`, `raw_block`, [`mock`]: the stores;
 //! * [`memory`]: the caller's bytes (unsafe room); `io`: file I/O into and out of them (unsafe room);
 //! * [`checksum`], [`aesgcm`]: what protects the bytes;
-//! * [`ledger`]: what a store holds, and what leaves it when it fills;
+//! * [`ledger`]: what a store holds, and what leaves it when it or a salt fills;
 //! * [`breaker`], [`tier`]: what protects requests from a store that is down, slow or wrong;
 //! * [`control`]: what goes to the tiers and what comes from them; the only part that knows L1;
 //! * [`registry`]: from the JSON of `--l2-adapter` to a tier; [`settings`], [`error`], [`fault_inject`].

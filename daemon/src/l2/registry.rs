@@ -14,6 +14,7 @@ use super::ledger::{Bounds, Ledger};
 use super::settings::{Settings, SettingsError, gib};
 use super::tier::{Limits, Tier};
 use crate::config;
+use crate::quota::Quotas;
 
 /// Reads an adapter's own keys; the second argument is the deadline of a request without payload.
 type ReadRecipe = fn(&mut Settings, Duration) -> Result<Recipe, SettingsError>;
@@ -58,7 +59,7 @@ const REFUSED: &[(&str, &str)] = &[
 pub enum Counting {
     /// A listing is cheap: always.
     Always,
-    /// A listing is many requests: only when there is a limit to keep.
+    /// A listing is many requests: only when there is a limit to keep, the store's or its salts'.
     WithCapacity,
 }
 
@@ -91,6 +92,7 @@ pub struct Plan {
     bounds: Bounds,
     keys: Option<Keys>,
     limits: Limits,
+    quotas: Arc<Quotas>,
     /// Keys of the JSON that mean nothing to this adapter.
     pub unknown: Vec<String>,
 }
@@ -118,6 +120,7 @@ pub fn plan(number: usize, config: &config::L2Adapter) -> Result<Plan, SettingsE
             breaker: BreakerConfig::read(breaker, request_timeout)?,
         },
         recipe,
+        quotas: Arc::default(),
         unknown: settings.left(),
     })
 }
@@ -170,6 +173,12 @@ impl Plan {
         &self.label
     }
 
+    /// With the limits of the salts, which matter to `IsolatedLRU`. Without them it knows none.
+    #[must_use]
+    pub fn with_quotas(self, quotas: &Arc<Quotas>) -> Plan {
+        Plan { quotas: quotas.clone(), ..self }
+    }
+
     /// Opens the tier. To be called inside a tokio runtime: counting starts in the background.
     ///
     /// # Errors
@@ -179,8 +188,9 @@ impl Plan {
             tracing::warn!(tier = %self.label, "the key {key:?} means nothing to this adapter and is ignored; is it misspelt?");
         }
         let adapter = (self.recipe.open)()?;
-        let adapter = if self.recipe.counting == Counting::Always || self.bounds.capacity.is_some() {
-            Ledger::open(self.label.clone(), adapter, self.bounds) as Arc<dyn L2Adapter>
+        let bounded = self.bounds.capacity.is_some() || self.bounds.is_isolated();
+        let adapter = if self.recipe.counting == Counting::Always || bounded {
+            Ledger::open(self.label.clone(), adapter, self.bounds, self.quotas) as Arc<dyn L2Adapter>
         } else {
             adapter
         };

@@ -380,6 +380,14 @@ impl L2Adapter for Tier {
         self.inner.usage()
     }
 
+    fn bytes_of_salt(&self, salt: &str) -> u64 {
+        self.inner.bytes_of_salt(salt)
+    }
+
+    fn quotas_changed(&self) {
+        self.inner.quotas_changed();
+    }
+
     fn ping(&self) -> BoxFuture<'_, Result<(), Trouble>> {
         Box::pin(async move { self.limited(0, self.inner.ping()).await.and_then(|answer| answer) })
     }

@@ -44,6 +44,7 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
         align: 4096,
         hugepages: false,
         fresh: true,
+        quotas: Arc::default(),
     })
     .expect("a pool");
     let l1 = Arc::new(l1);
@@ -63,12 +64,17 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
         engine_driven: true,
         pool_name: "unused".into(),
         publish_lookups: false,
+        publish_calls: false,
     };
     let hasher = TokenHasher::new(HashAlgorithm::Blake3, 16, None);
     let engine = {
         let (ring, deaths) = (crate::ring::RingHub::disabled(), crate::liveness_watch::DeathWatch::new().0);
         let (l1, adopted, bus) = (l1.clone(), Vec::new(), Bus::disabled());
-        Engine::new(config, hasher, Parts { l1, adopted, bus, ring, deaths, l2: None })
+        Engine::new(
+            config,
+            hasher,
+            Parts { l1, adopted, bus, ring, deaths, l2: None, quotas: Arc::default() },
+        )
     };
     (l1, engine)
 }

@@ -8,8 +8,9 @@ use lmcache_proto::wire::Operation;
 use crate::l2::adapter::L2Adapter;
 use crate::l2::control::Attached;
 
-use super::readings::{AdapterReading, Gauges, L1Readings, OperationTiming, Readings};
+use super::readings::{AdapterReading, Gauges, L1Readings, OperationTiming, QuotaReading, Readings};
 use crate::engine::{Engine, OpOutcome};
+use crate::quota::Quota;
 use crate::server::{BadMessage, Server};
 
 /// Reads the engine and the server.
@@ -40,6 +41,19 @@ impl DaemonGauges {
             }
         };
         l2.opened.tiers.all().iter().map(reading).collect()
+    }
+
+    /// Salts with a quota.
+    fn quotas(&self) -> Vec<QuotaReading> {
+        let reading = |quota: Quota| {
+            let usage = self.engine.salt_usage(&quota.salt);
+            QuotaReading {
+                cache_salt: quota.salt.to_string(),
+                limit_bytes: quota.limit,
+                used_bytes: std::iter::once(("l1".to_owned(), usage.l1)).chain(usage.tiers).collect(),
+            }
+        };
+        self.engine.quotas().into_iter().map(reading).collect()
     }
 
     /// Operations that have been asked for.
@@ -107,6 +121,7 @@ impl Gauges for DaemonGauges {
             kv_events_log_depth: self.engine.kv_event_status().depth as u64,
             connections: self.server.connections() as u64,
             queued_bytes: self.server.queued_bytes() as u64,
+            quotas: self.quotas(),
             ..Readings::default()
         }
     }

@@ -26,12 +26,15 @@ mod series;
 mod snapshot;
 mod subscribers;
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_sdk::Resource;
 use parking_lot::Mutex;
+use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::config::ObservabilityConfig;
@@ -42,7 +45,7 @@ pub use exposition::CONTENT_TYPE;
 pub use health::Health;
 pub use otlp::{Collector, CollectorError};
 use pulled::Sources;
-pub use readings::{AdapterReading, Gauges, L1Readings, OperationTiming, Readings};
+pub use readings::{AdapterReading, Gauges, L1Readings, OperationTiming, QuotaReading, Readings};
 use series::{Limits, Store};
 use snapshot::{Selection, Sink};
 
@@ -120,11 +123,27 @@ impl std::fmt::Debug for Started {
     }
 }
 
+/// Why the telemetry cannot start: the operator must change what he asks for.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The OTLP collector, or its variables.
+    #[error(transparent)]
+    Collector(#[from] CollectorError),
+    /// The directory for lookup hashes.
+    #[error("--lookup-hash-log-dir {}: {source}; name a directory that the daemon may write to", dir.display())]
+    LookupHashLog {
+        /// As given.
+        dir: PathBuf,
+        /// Of making or reading it.
+        source: io::Error,
+    },
+}
+
 /// Starts what `config` asks for. The numbers of the engine come with [`Telemetry::attach`], when there is one.
 ///
 /// # Errors
-/// If the collector's variables are wrong.
-pub fn start(config: &ObservabilityConfig, outlet: &Outlet) -> Result<Started, CollectorError> {
+/// See [`StartError`].
+pub fn start(config: &ObservabilityConfig, outlet: &Outlet) -> Result<Started, StartError> {
     let limits = Limits { max_series: config.metrics_max_series.get(), ..Limits::default() };
     let store = Arc::new(Store::new(limits));
     let mut subscribers = Vec::new();
@@ -136,6 +155,11 @@ pub fn start(config: &ObservabilityConfig, outlet: &Outlet) -> Result<Started, C
     }
     // Asked for by a flag of its own: --disable-logging leaves it.
     subscribers.extend(config.extra_logging.map(subscribers::statistics));
+    if let Some(log) = &config.lookup_hash_log {
+        let hashes = subscribers::lookup_hashes::LookupHashes::new(log)
+            .map_err(|source| StartError::LookupHashLog { dir: log.dir.clone(), source })?;
+        subscribers.push(Box::new(hashes));
+    }
     if let (true, Some(collector)) = (config.tracing, &outlet.collector) {
         let provider = collector.tracer_provider(outlet.resource.clone())?;
         let spans = subscribers::tracing_spans::Spans::new(provider, outlet.health.clone());

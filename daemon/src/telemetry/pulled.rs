@@ -40,6 +40,7 @@ impl Pulled {
         let mut pulled = Pulled { points: CATALOGUE.iter().map(|_| Vec::new()).collect() };
         pulled.engine(sources.readings);
         pulled.adapters(sources.readings);
+        pulled.quotas(sources.readings);
         if let Some(bus) = sources.bus {
             pulled.bus(bus);
         }
@@ -141,6 +142,15 @@ impl Pulled {
             let loads = those().filter(|adapter| adapter.loads).count();
             self.gauge(Id::L2StoreAdapters, &[state], stores as f64);
             self.gauge(Id::L2PrefetchAdapters, &[state], loads as f64);
+        }
+    }
+
+    fn quotas(&mut self, readings: &Readings) {
+        for quota in &readings.quotas {
+            self.gauge(Id::QuotaLimitBytes, &[&quota.cache_salt], quota.limit_bytes as f64);
+            for (tier, used) in &quota.used_bytes {
+                self.gauge(Id::QuotaUsageBytes, &[&quota.cache_salt, tier], *used as f64);
+            }
         }
     }
 

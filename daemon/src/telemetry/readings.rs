@@ -48,6 +48,8 @@ pub struct Readings {
     pub queued_bytes: u64,
     /// KV event records kept.
     pub kv_events_log_depth: u64,
+    /// Quotas; their number has a bound.
+    pub quotas: Vec<QuotaReading>,
 }
 
 /// Numbers of the pool.
@@ -102,6 +104,17 @@ pub struct AdapterReading {
     pub stores: bool,
     /// Loads come from it.
     pub loads: bool,
+}
+
+/// A cache salt that has a quota.
+#[derive(Clone, Debug, Default)]
+pub struct QuotaReading {
+    /// The salt.
+    pub cache_salt: String,
+    /// Bytes that its objects may take.
+    pub limit_bytes: u64,
+    /// Bytes that they take, in `l1` and in each tier by its label.
+    pub used_bytes: Vec<(String, u64)>,
 }
 
 /// How long the requests of one operation took.

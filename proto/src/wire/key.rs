@@ -277,7 +277,10 @@ fn skip_tokens(reader: &mut Reader<'_>, count: usize) -> Result<(), DecodeError>
 }
 
 /// The salt rule of the wire: at most 128 characters, none of `@ / \ NUL` (they delimit L2 names).
-pub(super) fn validate_salt(salt: &str) -> Result<(), DecodeError> {
+///
+/// # Errors
+/// Which part of the rule is broken.
+pub fn validate_salt(salt: &str) -> Result<(), DecodeError> {
     if salt.chars().count() > SALT_MAX_CHARS {
         return Err(DecodeError::Range { what: "length of cache_salt" });
     }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::config::types::{LogFormat, MetricsCompat, TraceLevel};
+use crate::config::types::{LogFormat, MetricsCompat, TraceArgs, TraceLevel};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Honoured: observability")]
@@ -87,11 +87,15 @@ pub(crate) struct LookupHashLogFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Honoured: trace recording")]
 pub(crate) struct TraceFlags {
-    /// Record storage calls, or cache events, to a .lct file
+    /// Record calls of the storage layer to a .lct file, for replay; events is refused
     #[arg(long, value_enum, value_name = "LEVEL")]
     pub(crate) trace_level: Option<TraceLevel>,
 
     /// The file [default: lmcache-trace-PID-UTC.lct in $TMPDIR]
     #[arg(long, value_name = "PATH")]
     pub(crate) trace_output: Option<String>,
+
+    /// Names and shapes of the recorded arguments: those of LMCache 0.5.6, or of the documented page
+    #[arg(long, value_enum, default_value = "0.5.6", value_name = "RELEASE")]
+    pub(crate) trace_args: TraceArgs,
 }

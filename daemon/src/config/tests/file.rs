@@ -63,7 +63,7 @@ fn a_port_of_the_file_is_as_good_as_one_of_a_flag() {
 
 #[test]
 fn adapters_are_tables() {
-    let text = "[[l2-adapter]]\ntype = \"fs\"\nbase_path = \"/data\"\n[[l2-adapter]]\ntype = \"resp\"\nport = 6379\n";
+    let text = "[[l2-adapter]]\ntype = \"fs\"\nbase_path = \"/data\"\n[[l2-adapter]]\ntype = \"resp\"\nhost = \"h\"\nport = 6379\n";
     let parsed = read(text, &[]);
     let debug = format!("{:?}", parsed.config.l2);
     assert!(debug.contains("base_path") && debug.contains("port"), "{debug}");

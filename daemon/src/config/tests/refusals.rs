@@ -25,6 +25,7 @@ const REFUSED: &[&[&str]] = &[
     &["--l1-manager", "{}"],
     &["--l1-devdax-path", "/dev/dax0.0"],
     &["--gds-l1-path", "/nvme"],
+    &["--trace-level", "events"],
     &["--coordinator-url", "http://c:9300"],
     &["--coordinator-advertise-ip", "10.0.0.1"],
     &["--coordinator-heartbeat-interval", "9"],
@@ -38,19 +39,6 @@ const REFUSED: &[&[&str]] = &[
     &["--coordinator-blend-match-concurrency", "9"],
     &["--coordinator-l2-event-reporting"],
     &["--coordinator-l2-event-flush-interval", "9"],
-];
-
-const NOT_YET: &[&[&str]] = &[
-    &["--l2-adapter", r#"{"type":"fs","base_path":"/data"}"#],
-    &["--l2-store-policy", "skip_l1"],
-    &["--l2-prefetch-policy", "retain"],
-    &["--l2-prefetch-max-in-flight", "9"],
-    &["--lookup-hash-log-dir", "/logs"],
-    &["--lookup-hash-log-rotation-interval", "9"],
-    &["--lookup-hash-log-rotation-max-size", "9"],
-    &["--lookup-hash-log-max-files", "9"],
-    &["--trace-level", "storage"],
-    &["--trace-output", "/tmp/run.lct"],
 ];
 
 /// The flags of a class, in the table and in the cases of a test, must be the same.
@@ -71,26 +59,13 @@ fn each_refused_flag_is_named_in_the_line() {
 }
 
 #[test]
-fn each_unbuilt_flag_parses_and_is_refused_when_the_caller_says_so() {
-    assert_covers(NOT_YET, Class::NotYet);
-    for args in NOT_YET {
-        let parsed = run(args).unwrap_or_else(|exit| panic!("{args:?}: {exit}"));
-        assert!(!parsed.not_yet.is_empty(), "{args:?}");
-        let line = error_of(parsed.refuse_not_yet(), args[0]);
-        assert!(line.contains("is not in this build yet") && line.contains("--"), "{line}");
-    }
-}
-
-#[test]
 fn defaults_spelt_out_are_harmless() {
     for row in TABLE {
         for value in row.harmless {
             let parsed =
                 run(&[row.flag, value]).unwrap_or_else(|exit| panic!("{} {value}: {exit}", row.flag));
-            assert!(parsed.not_yet.is_empty(), "{} {value}", row.flag);
             let notices = if row.takes == Takes::Field { 0 } else { 1 };
             assert_eq!(parsed.notices.len(), notices, "{} {value}: {:?}", row.flag, parsed.notices);
-            assert!(parsed.refuse_not_yet().is_ok());
         }
     }
 }
@@ -144,9 +119,8 @@ fn secrets_in_json_are_never_repeated() {
     }
     let line = error_of(run(&["--runtime-plugin-config", r#"{"token":"hunter2"}"#]), "plugin");
     assert!(line.contains("--runtime-plugin-config") && !line.contains("hunter2"), "{line}");
-    let parsed = run(&["--l2-adapter", r#"{"type":"resp","password":"hunter2"}"#]).expect("well-formed");
+    let parsed = run(&["--l2-adapter", r#"{"type":"resp","host":"h","port":6379,"password":"hunter2"}"#])
+        .expect("well-formed");
     let debug = format!("{:?}", parsed.config);
     assert!(debug.contains("password") && !debug.contains("hunter2"), "{debug}");
-    let line = error_of(parsed.refuse_not_yet(), "resp");
-    assert!(!line.contains("hunter2"), "{line}");
 }

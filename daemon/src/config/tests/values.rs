@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{assert_errors, config, error_of, run, run_in};
 use crate::config::{
     Endpoint, EvictionPolicy, HashAlgorithm, L2PrefetchPolicy, L2StorePolicy, LogFormat, LogLevel,
-    MetricsCompat, TraceLevel, TransferModes,
+    MetricsCompat, TraceArgs, TraceLevel, TransferModes,
 };
 
 #[test]
@@ -90,13 +90,17 @@ fn bad_values_are_turned_down_by_flag() {
         (&["--otlp-endpoint", "ftp://h:1"], &["--otlp-endpoint"]),
         (&["--otlp-endpoint", "http://"], &["--otlp-endpoint"]),
         (&["--trace-level", "mq"], &["--trace-level", "storage"]),
+        (&["--trace-level", "storage", "--trace-args", "0.4"], &["--trace-args", "0.4.5"]),
         (&["--lookup-hash-log-max-files", "0"], &["--lookup-hash-log-max-files"]),
         (&["--lookup-hash-log-rotation-interval", "0"], &["--lookup-hash-log-rotation-interval"]),
         (&["--lookup-hash-log-rotation-max-size", "0"], &["--lookup-hash-log-rotation-max-size"]),
         (&["--l2-prefetch-max-in-flight", "0"], &["--l2-prefetch-max-in-flight"]),
         (&["--l2-store-policy", "all"], &["--l2-store-policy", "skip_l1"]),
         (&["--l2-adapter", r#"{"path":"/"}"#], &["--l2-adapter number 1", "type"]),
-        (&["--l2-adapter", r#"{"type":"fs"}"#, "--l2-adapter", r#"{"type":"disk"}"#], &["number 2", "resp"]),
+        (
+            &["--l2-adapter", r#"{"type":"fs","base_path":"/x"}"#, "--l2-adapter", r#"{"type":"disk"}"#],
+            &["number 2", "resp"],
+        ),
         (&["--l2-adapter", r#"{"type":"fs","persist_enabled":1}"#], &["persist_enabled"]),
         (&["--l2-adapter", r#"{"type":"fs","eviction":{}}"#], &["eviction_policy"]),
         (
@@ -274,7 +278,7 @@ fn unbuilt_values_reach_the_configuration_all_the_same() {
         "--l2-adapter",
         r#"{"type":"fs","base_path":"/data","shared":true,"eviction":{"eviction_policy":"LRU","eviction_ratio":0.5}}"#,
         "--l2-adapter",
-        r#"{"type":"resp","persist_enabled":false,"eviction":null}"#,
+        r#"{"type":"resp","host":"h","port":1,"persist_enabled":false,"eviction":null}"#,
         "--l2-store-policy",
         "skip_l1",
         "--l2-prefetch-policy",
@@ -295,9 +299,11 @@ fn unbuilt_values_reach_the_configuration_all_the_same() {
         "--otlp-endpoint",
         "collector:4317",
         "--trace-level",
-        "events",
+        "storage",
         "--trace-output",
         "/tmp/run.lct",
+        "--trace-args",
+        "0.4.5",
         "--lookup-hash-log-dir",
         "/logs",
     ])
@@ -311,7 +317,7 @@ fn unbuilt_values_reach_the_configuration_all_the_same() {
     assert_eq!(other.metrics_max_series.get(), 9);
     assert_eq!(observability.otlp_endpoint.as_deref(), Some("http://collector:4317"));
     let trace = observability.trace.expect("given");
-    assert_eq!(trace.level, TraceLevel::Events);
+    assert_eq!((trace.level, trace.args), (TraceLevel::Storage, TraceArgs::V045));
     assert_eq!(trace.output.as_deref(), Some(std::path::Path::new("/tmp/run.lct")));
     let log = observability.lookup_hash_log.expect("given");
     assert_eq!((log.rotation_interval, log.max_files.get()), (Duration::from_secs(21_600), 100));

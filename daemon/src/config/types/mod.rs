@@ -14,7 +14,8 @@ use super::endpoint::Endpoint;
 
 pub use l2::{L2Adapter, L2Config, L2PrefetchPolicy, L2StorePolicy};
 pub use observability::{
-    LogFormat, LogLevel, LookupHashLogConfig, MetricsCompat, ObservabilityConfig, TraceConfig, TraceLevel,
+    LogFormat, LogLevel, LookupHashLogConfig, MetricsCompat, ObservabilityConfig, TraceArgs, TraceConfig,
+    TraceLevel,
 };
 
 /// Everything the daemon was told, checked.

@@ -131,6 +131,31 @@ pub struct TraceConfig {
     pub level: TraceLevel,
     /// The file. `None`: `$TMPDIR/lmcache-trace-<pid>-<UTC>.lct`.
     pub output: Option<PathBuf>,
+    /// Whose argument names and shapes. Default: those of LMCache 0.5.6.
+    pub args: TraceArgs,
+}
+
+/// Whose argument names and shapes a recording has. Both are the same version of the format, and readers tell them apart by
+/// the names; LMCache's own replay only takes those of its release.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum TraceArgs {
+    /// LMCache 0.5.6.
+    #[default]
+    #[value(name = "0.5.6")]
+    V056,
+    /// LMCache 0.4.5, which is what the documented page describes.
+    #[value(name = "0.4.5")]
+    V045,
+}
+
+impl TraceArgs {
+    /// As the flag has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            TraceArgs::V056 => "0.5.6",
+            TraceArgs::V045 => "0.4.5",
+        }
+    }
 }
 
 /// What a recording holds.

@@ -61,7 +61,8 @@ pub(super) fn observability(
         metrics_compat: given.metrics_compat,
         metrics_max_series: ranges::count("--metrics-max-series", given.metrics_max_series, MAX_SERIES)?,
         log_format: given.log_format,
-        lookup_hash_log: lookup_hash_log(&flags.lookup_hash_log)?,
+        // It lives of events.
+        lookup_hash_log: lookup_hash_log(&flags.lookup_hash_log)?.filter(|_| enabled),
         trace: trace(&flags.trace, notices),
     })
 }
@@ -160,5 +161,5 @@ fn trace(flags: &TraceFlags, notices: &mut Vec<Notice>) -> Option<TraceConfig> {
             line: "--trace-output records nothing without --trace-level".to_owned(),
         });
     }
-    flags.trace_level.map(|level| TraceConfig { level, output })
+    flags.trace_level.map(|level| TraceConfig { level, output, args: flags.trace_args })
 }

@@ -53,6 +53,8 @@ pub(in crate::l1) struct Entry {
     pub(in crate::l1) temporary: bool,
     /// Replaced or cleared while held: no longer found under its key, freed by the last holder.
     pub(in crate::l1) detached: bool,
+    /// Of an earlier daemon's unfinished write: it has no names, and counts for no salt.
+    pub(in crate::l1) nobodys: bool,
 }
 
 impl Entry {
@@ -68,6 +70,7 @@ impl Entry {
         reused: false,
         temporary: false,
         detached: false,
+        nobodys: false,
     };
 }
 
@@ -76,6 +79,8 @@ impl Entry {
 pub enum ReserveError {
     /// No memory, and nothing more to evict.
     Full,
+    /// The salt is at its quota, and nothing of its own that is not wanted by the same request can be evicted.
+    OverQuota,
     /// No table record, pin or name left, and evicting does not help.
     TableFull,
 }

@@ -8,9 +8,11 @@
 //! * this file: finding and holding;
 //! * `write`: reserving, committing, giving up;
 //! * `removal`: eviction and clearing;
+//! * `accounts`: bytes of each salt, and its quota;
 //! * `restore`: what recovery puts back.
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod entry;
 mod removal;
 mod restore;
@@ -26,6 +28,7 @@ use super::names::Names;
 use super::policy::{Policy, Subject};
 use super::pool::{PinFields, Table};
 use super::{ObjectId, Owner, Pin};
+use accounts::Accounts;
 pub(in crate::l1) use entry::Entry;
 pub use entry::{Key, RemovalCause, Removed, ReserveError, Reserved};
 
@@ -53,6 +56,7 @@ pub(in crate::l1) struct Index {
     next_pin: u32,
     pub(in crate::l1) names: Names,
     policy: Policy,
+    accounts: Accounts,
     pub(in crate::l1) allocator: Allocator,
     pub(in crate::l1) totals: Totals,
     pub(in crate::l1) committed: u64,
@@ -74,6 +78,7 @@ impl Index {
             next_pin: 0,
             names,
             policy,
+            accounts: Accounts::default(),
             allocator: Allocator::new(align),
             totals: Totals::default(),
             committed: 0,
@@ -91,6 +96,7 @@ impl Index {
             index,
             bytes: self.allocator.footprint(entry.length),
             salt: entry.key.salt,
+            quota: self.accounts.has_quota(entry.key.salt),
             key_hash: FxBuildHasher.hash_one(entry.key),
             reused: entry.reused,
         }

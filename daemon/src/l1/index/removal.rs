@@ -86,12 +86,17 @@ impl Index {
 
     pub(in crate::l1) fn evict_one(&mut self, table: &Table) -> Option<u64> {
         let index = self.policy.victim()?;
+        Some(self.evict_object(index, table))
+    }
+
+    /// Evicts a victim of the policy. Returns its bytes.
+    pub(super) fn evict_object(&mut self, index: u32, table: &Table) -> u64 {
         let subject = self.subject(index);
         self.policy.evicted(&subject);
         self.totals.evicted += 1;
         self.totals.evicted_bytes += subject.bytes;
         self.detach(index, Some(RemovalCause::Policy), table);
-        Some(subject.bytes)
+        subject.bytes
     }
 
     /// Objects that have gone since the last call, oldest first.
@@ -136,6 +141,9 @@ impl Index {
         // Free in the table first: only then may the bytes become somebody else's (crash rule).
         table.set_object_state(index, ObjectState::Free);
         self.allocator.release(entry.offset);
+        if !entry.nobodys {
+            self.accounts.sub(entry.key.salt, self.allocator.footprint(entry.length));
+        }
         match entry.state {
             ObjectState::Writing => self.writing -= 1,
             ObjectState::Quarantined => self.quarantined_now -= 1,

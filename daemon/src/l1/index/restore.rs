@@ -24,6 +24,7 @@ impl Index {
         if entry.state == ObjectState::Committed {
             self.names.hold(entry.key.model);
             self.names.hold(entry.key.salt);
+            self.accounts.add(entry.key.salt, self.allocator.footprint(entry.length));
             self.map.insert(entry.key, index);
             self.committed += 1;
             if entry.pins == 0 {

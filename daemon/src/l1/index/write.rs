@@ -48,6 +48,7 @@ impl Index {
         let generation = self.entries[index as usize].generation;
         self.names.hold(key.model);
         self.names.hold(key.salt);
+        self.accounts.add(key.salt, self.allocator.footprint(length));
         self.entries[index as usize] = Entry {
             key,
             state: ObjectState::Writing,
@@ -60,6 +61,7 @@ impl Index {
             reused: false,
             temporary: false,
             detached: false,
+            nobodys: false,
         };
         let fields = ObjectFields {
             chunk_hash: key.hash,

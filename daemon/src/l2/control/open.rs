@@ -15,6 +15,7 @@ use super::store::{StoreConfig, StoreController};
 use crate::config::{L2Config, L2PrefetchPolicy, L2StorePolicy};
 use crate::events::Bus;
 use crate::l1::L1;
+use crate::quota::Quotas;
 
 /// A tier that could not be opened. A server that is down is no reason: its breaker opens, and it is probed.
 #[derive(Debug, Error)]
@@ -54,13 +55,19 @@ pub struct Opened {
 ///
 /// # Errors
 /// What the operator must mend first.
-pub fn open(config: &L2Config, l1: &Arc<L1>, bus: &Arc<Bus>) -> Result<Opened, TierError> {
+pub fn open(
+    config: &L2Config,
+    l1: &Arc<L1>,
+    bus: &Arc<Bus>,
+    quotas: &Arc<Quotas>,
+) -> Result<Opened, TierError> {
     let tiers = Arc::new(Tiers::default());
     for (number, adapter) in (1..).zip(&config.adapters) {
         let plan =
             registry::plan(number, adapter).map_err(|source| TierError::Settings { number, source })?;
         let label = plan.label().to_owned();
-        let tier = plan.open().map_err(|source| TierError::Open { label: label.clone(), source })?;
+        let tier = plan.with_quotas(quotas).open();
+        let tier = tier.map_err(|source| TierError::Open { label: label.clone(), source })?;
         let attached = tiers.add(tier);
         tracing::info!(tier = label, index = attached.id.index, "L2 tier in use");
     }

@@ -187,6 +187,7 @@ async fn task(state: Arc<State>, part: Waiting, permit: OwnedSemaphorePermit) {
         .tiers
         .all()
         .iter()
+        .filter(|attached| !attached.is_draining())
         .filter(|attached| part.only.as_ref().is_none_or(|only| only.contains(&attached.id.index)))
         .cloned()
         .collect();

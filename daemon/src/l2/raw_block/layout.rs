@@ -1,8 +1,10 @@
 //! What is where on the device.
 //!
-//!     block 0        superblock
-//!     block 1 …      index: one record of 512 bytes for each slot
-//!     data offset …  slots
+//! ```text
+//! block 0        superblock
+//! block 1 …      index: one record of 512 bytes for each slot
+//! data offset …  slots
+//! ```
 //!
 //! Every record carries a checksum over itself and its place, so a block that was torn by a power failure costs the records
 //! that were being changed and no others, and what an earlier format left behind is no record. Numbers are little-endian.

@@ -395,6 +395,8 @@ pub enum Id {
     L1QuarantinedObjects,
     L1Leases,
     L1Pins,
+    QuotaLimitBytes,
+    QuotaUsageBytes,
     Workers,
     Sessions,
     Connections,

@@ -56,7 +56,7 @@ macro_rules! with {
 }
 
 /// The table.
-pub static OWN: [Metric; 44] = [
+pub static OWN: [Metric; 46] = [
     with!(
         Counter,
         Requests,
@@ -173,6 +173,22 @@ pub static OWN: [Metric; 44] = [
     ),
     plain!(Gauge, L1Leases, "", "lmcached_l1_leases", "Lookup leases."),
     plain!(Gauge, L1Pins, "", "lmcached_l1_pins", "Slots that transfers are touching."),
+    with!(
+        Gauge,
+        QuotaLimitBytes,
+        "By",
+        "lmcached_quota_limit_bytes",
+        ["cache_salt"],
+        "Bytes that the objects of a cache salt with a quota may take, in L1 and in each tier with IsolatedLRU."
+    ),
+    with!(
+        Gauge,
+        QuotaUsageBytes,
+        "By",
+        "lmcached_quota_usage_bytes",
+        ["cache_salt", "tier"],
+        "Bytes that they take: tier is l1 or the label of an L2 tier."
+    ),
     plain!(Gauge, Workers, "", "lmcached_workers", "Registered workers."),
     plain!(Gauge, Sessions, "", "lmcached_sessions", "Requests that the daemon remembers."),
     plain!(Gauge, Connections, "", "lmcached_connections", "Open client connections."),

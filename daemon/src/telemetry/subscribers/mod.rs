@@ -10,6 +10,7 @@ mod l1_lifecycle;
 mod l2;
 mod lines;
 mod lookup;
+pub(super) mod lookup_hashes;
 mod pending;
 mod real_reuse;
 mod span_parts;

@@ -69,7 +69,7 @@ pub(crate) async fn run(daemon: &Path, rounds: usize, cycles: usize) {
 }
 
 /// A daemon whose pool is reserved: until then it refuses stores, and uses CPU for itself.
-async fn start(daemon: &Path, flags: &[&str]) -> Target {
+pub(super) async fn start(daemon: &Path, flags: &[&str]) -> Target {
     let target = Target::start_daemon(daemon, flags).await;
     ipc_tests::eventually("the pool is reserved", async || {
         http::get(target.http_port, "/healthcheck").await.filter(|(status, _)| *status == 200)
@@ -78,7 +78,7 @@ async fn start(daemon: &Path, flags: &[&str]) -> Target {
     target
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 mod cost;
+mod l2;
 mod load;
 mod report;
 mod target;
@@ -31,6 +32,18 @@ enum Command {
     Run(Run),
     /// What observability costs.
     Cost(Cost),
+    /// What a tier costs lookups.
+    L2(L2),
+}
+
+#[derive(clap::Args)]
+struct L2 {
+    /// lmcached's binary.
+    #[arg(long)]
+    daemon: PathBuf,
+    /// Alternating rounds.
+    #[arg(long, default_value_t = 20)]
+    rounds: usize,
 }
 
 #[derive(clap::Args)]
@@ -76,6 +89,7 @@ fn main() {
     match cli.command {
         Command::Echo { port } => runtime.block_on(target::echo(port)),
         Command::Run(run) => runtime.block_on(compare(&run)),
+        Command::L2(l2) => runtime.block_on(l2::run(&l2.daemon, l2.rounds)),
         Command::Cost(cost) => runtime.block_on(cost::run(&cost.daemon, cost.rounds, cost.cycles)),
     }
 }
