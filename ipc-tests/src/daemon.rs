@@ -27,6 +27,8 @@ pub struct Daemon {
 
 /// An integration test of the daemon's own package.
 const DAEMONS_TEST: &str = "instrumentation";
+/// One of `lmcache-ctl`'s.
+const CTLS_TEST: &str = "usage";
 
 /// The daemon's binary, built once per test process in the profile of the tests.
 pub fn binary() -> &'static Path {
@@ -37,7 +39,16 @@ pub fn binary() -> &'static Path {
         let mut build = cargo();
         // A package's programs are built with its integration tests, and these are the features that `cargo test
         // --workspace` builds with: `cargo build` would leave out those of dev-dependencies and build everything again.
-        build.args(["test", "--quiet", "--no-run", "--workspace", "--test", DAEMONS_TEST]);
+        build.args([
+            "test",
+            "--quiet",
+            "--no-run",
+            "--workspace",
+            "--test",
+            DAEMONS_TEST,
+            "--test",
+            CTLS_TEST,
+        ]);
         if profile_dir.file_name().is_some_and(|name| name == "release") {
             build.arg("--release");
         }

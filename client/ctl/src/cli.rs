@@ -95,6 +95,9 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Put load on the daemon and show how long its answers take
     Bench(Bench),
+    /// Recordings of the storage layer; needs no daemon
+    #[command(subcommand)]
+    Trace(Trace),
     /// Print completions for a shell
     Completions {
         /// Which
@@ -102,6 +105,43 @@ pub(crate) enum Command {
     },
     /// Print the manual page
     Man,
+}
+
+/// `trace`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Trace {
+    /// What a recording holds, and whether it is whole
+    Info {
+        /// The .lct file
+        file: PathBuf,
+    },
+    /// Drive this release's storage code with a recording
+    Replay(Replay),
+}
+
+/// `trace replay`.
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    /// The .lct file
+    pub(crate) file: PathBuf,
+    /// recorded, fast, or a factor: 10 is ten times as fast as recorded
+    #[arg(long, default_value = "recorded", value_name = "SPEED")]
+    pub(crate) speed: String,
+    /// Size of the pool, which is real memory; without it that of the recording daemon
+    #[arg(long, value_name = "GIB")]
+    pub(crate) l1_size_gb: Option<f64>,
+    /// What leaves a full pool, as for the daemon
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) eviction_policy: Option<String>,
+    /// A tier, as for the daemon; empty at the start, if two replays are to be the same. Repeat for more
+    #[arg(long, value_name = "JSON")]
+    pub(crate) l2_adapter: Vec<String>,
+    /// Write the times of each operation there
+    #[arg(long, value_name = "FILE")]
+    pub(crate) csv: Option<PathBuf>,
+    /// Write the whole report there
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json_file: Option<PathBuf>,
 }
 
 /// `top`.

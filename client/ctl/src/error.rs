@@ -35,15 +35,9 @@ pub(crate) enum CtlError {
     /// The token.
     #[error("{0}; --token-file or LMCACHED_TOKEN_FILE names the file that holds it")]
     Token(String),
-    /// A file.
-    #[allow(dead_code, reason = "for trace files: `trace info` and `trace replay` make it")]
-    #[error("{path}: {why}")]
-    File {
-        /// Which.
-        path: String,
-        /// What is wrong.
-        why: String,
-    },
+    /// A file that cannot be read as what it should be; the line names it.
+    #[error("{0}")]
+    File(String),
     /// Something on this machine.
     #[error("{0}")]
     Local(String),
@@ -57,7 +51,7 @@ impl CtlError {
             CtlError::Usage(_) => USAGE,
             CtlError::Unreachable { .. } => 3,
             CtlError::Token(_) => 4,
-            CtlError::File { .. } => 5,
+            CtlError::File(_) => 5,
         }
     }
 }

@@ -13,6 +13,7 @@ mod quota;
 mod sample;
 mod status;
 mod top;
+mod trace;
 
 use crate::cli::{Cli, Command};
 use crate::error::CtlError;
@@ -41,6 +42,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Events(action) => events::run(&daemon()?, action, json),
         Command::Doctor(options) => doctor::run(&daemon()?, &options, json),
         Command::Bench(options) => bench::run(&daemon()?, &options, json),
+        Command::Trace(action) => trace::run(action, json),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man => generate::man(),
     }
