@@ -33,7 +33,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, in label order.
-    pub const ALL: [Refusal; 15] = [
+    pub const ALL: [Refusal; 16] = [
         Refusal::Undecodable,
         Refusal::UnknownInstance,
         Refusal::BadValue,

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use lmcache_proto::hash::ChunkHash;
+use lmcache_proto::layout::Region;
 use lmcache_proto::wire::BlockAllocationRecord;
 use serde_json::{Map, Value, json};
 
@@ -138,9 +139,20 @@ impl ToJson for Arc<[BlockAllocationRecord]> {
     }
 }
 
+impl ToJson for Arc<[Region]> {
+    fn to_json(&self) -> Value {
+        json!(self.iter().filter_map(Region::bytes).sum::<u64>())
+    }
+}
+
 impl ToJson for Arc<TraceCall> {
     fn to_json(&self) -> Value {
-        json!(self.qualname)
+        json!(match &**self {
+            TraceCall::ReserveWrite { .. } => "reserve_write",
+            TraceCall::FinishWrite { .. } => "finish_write",
+            TraceCall::SubmitPrefetch { .. } => "submit_prefetch_task",
+            TraceCall::FinishRead { .. } => "finish_read_prefetched",
+        })
     }
 }
 
@@ -202,7 +214,7 @@ pub fn describe(event: &Event) -> (String, Map<String, Value>) {
         MpRequestEnd { session }
         MpLookupPrefetchStart { session }
         MpLookupPrefetchEnd { session, end }
-        MpLookup { session, model, hashes, chunk_size, seq_len }
+        MpLookup { session, model, hashes, chunk_size, seq_len, regions }
         MpStoreSubmitted { session, transfer, worker }
         MpStoreStart { session, transfer, worker }
         MpStoreEnd { session, transfer, worker, end }

@@ -69,7 +69,8 @@ impl L1 {
             if at >= index.records() {
                 return (seen, None);
             }
-            for record in at..at + SLICE {
+            let first = at;
+            for record in first..first + SLICE {
                 at = record + 1;
                 let Some(entry) = index.record(record) else { continue };
                 let state = match entry.state {
