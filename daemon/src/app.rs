@@ -13,11 +13,13 @@ use crate::config::{self, Config, Endpoint, Listen, Notice};
 use crate::engine::{Engine, EngineConfig, L2, Parts};
 use crate::events::Bus;
 use crate::http::history;
-use crate::http::{self, Admin};
+use crate::http::{self, Admin, AdminParts, EventStreams, Guard, Token, TokenError};
 use crate::l1::{L1, L1Config, OpenError, PolicyKind, Recovered, pool};
 use crate::l2::adapter::L2Adapter as _;
 use crate::l2::control;
 use crate::liveness_watch::DeathWatch;
+use crate::logging::Levels;
+use crate::periodic::{Periodic, TaskId};
 use crate::process::{self, ProcessId};
 use crate::quota::Quotas;
 use crate::ring::{RingConfig, RingError, RingHub, RingTimer};
@@ -60,6 +62,9 @@ pub enum AppError {
         /// Why.
         source: io::Error,
     },
+    /// The token of the admin API.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// Metrics, logs or spans.
     #[error(transparent)]
     Telemetry(#[from] telemetry::StartError),
@@ -80,14 +85,20 @@ pub enum AppError {
 ///
 /// # Errors
 /// See [`AppError`].
-pub fn run(config: &Config, notices: &[Notice], outlet: &Outlet, sockets: Sockets) -> Result<(), AppError> {
+pub fn run(
+    config: &Config,
+    notices: &[Notice],
+    outlet: &Outlet,
+    sockets: Sockets,
+    levels: &Levels,
+) -> Result<(), AppError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().thread_name("lmcached-io");
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     builder.worker_threads(cores.clamp(2, 8));
     builder.max_blocking_threads(config.server.compute_threads.map_or(cores.max(4), usize::from));
     let runtime = builder.build().map_err(AppError::Runtime)?;
-    let result = runtime.block_on(serve(config, notices, outlet, sockets));
+    let result = runtime.block_on(serve(config, notices, outlet, sockets, levels));
     // Copies that are still running belong to peers that get no answer any more; the process ends with them.
     runtime.shutdown_background();
     result
@@ -98,6 +109,7 @@ async fn serve(
     notices: &[Notice],
     outlet: &Outlet,
     mut sockets: Sockets,
+    levels: &Levels,
 ) -> Result<(), AppError> {
     for notice in notices {
         tracing::info!(flag = notice.flag, "{}", notice.line);
@@ -142,7 +154,13 @@ async fn serve(
         None => None,
     };
 
+    let token = config.http.token_file.as_deref().map(Token::read).transpose()?;
+    let loopback = admin_listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let guard = Guard::new(loopback, token);
+    let streams = Arc::new(EventStreams::default());
+
     let telemetry::Started { telemetry, mut subscribers } = telemetry::start(&config.observability, outlet)?;
+    subscribers.push(streams.subscriber());
     let mut recording = None;
     if let Some(trace) = &config.observability.trace {
         let (recorder, started) = Recorder::create(trace)?;
@@ -163,15 +181,29 @@ async fn serve(
     tokio::spawn(deaths.run(on_death(engine.clone())));
     let ring_timer = RingTimer::start(engine.ring().clone());
     let server = Server::new(engine.clone(), server_config(config));
-    telemetry.attach(bus, Arc::new(DaemonGauges { engine: engine.clone(), server: server.clone() }));
-    let admin = Arc::new(Admin::new(
-        engine.clone(),
-        server.clone(),
-        telemetry.clone(),
-        hash_algorithm(config).name(),
-        config.eviction.policy.name(),
-    ));
+    telemetry.attach(bus.clone(), Arc::new(DaemonGauges { engine: engine.clone(), server: server.clone() }));
     announce(config, &l1, &listeners, &admin_listener, metrics_listener.as_ref());
+    if let Guard::Closed = guard {
+        tracing::warn!(
+            host = config.http.listen.host,
+            "the admin API can be reached from other machines and has no token: it serves only /healthcheck and /metrics; set --http-token-file, or --http-host 127.0.0.1"
+        );
+    }
+    let periodic = Arc::new(Periodic::default());
+    let admin = Arc::new(Admin::new(
+        config,
+        AdminParts {
+            engine: engine.clone(),
+            server: server.clone(),
+            telemetry: telemetry.clone(),
+            bus,
+            events: streams,
+            periodic: periodic.clone(),
+            levels: levels.clone(),
+            guard,
+            hash_algorithm: hash_algorithm(config).name(),
+        },
+    ));
     for listener in listeners {
         tokio::spawn(server.clone().accept(listener));
     }
@@ -187,12 +219,20 @@ async fn serve(
         supervisor.clone().follow_start(move || (pool.pool().frontier(), pool.pool().segment().bytes())),
     );
     let reserved = reserve(&l1);
-    let maintenance = tokio::spawn(maintain(engine.clone()));
+    let maintenance = tokio::spawn(maintain(engine.clone(), periodic));
 
     let stopped = async {
         tokio::select! {
             _ = term.recv() => "SIGTERM",
             _ = int.recv() => "SIGINT",
+            limit = admin.drain_order.given() => {
+                // A signal ends the wait.
+                tokio::select! {
+                    () = empty(&engine, limit) => "drain over HTTP",
+                    _ = term.recv() => "SIGTERM",
+                    _ = int.recv() => "SIGINT",
+                }
+            }
         }
     };
     tokio::pin!(stopped, reserved);
@@ -253,6 +293,30 @@ async fn serve(
         );
     }
     Ok(())
+}
+
+/// Before an ordered end: what was stored goes to the tiers, and those who hold something get to read it. New stores are
+/// refused already.
+async fn empty(engine: &Arc<Engine>, limit: Duration) {
+    let began = std::time::Instant::now();
+    let until = began + limit;
+    if let Some(l2) = engine.l2() {
+        let left = l2.opened.stores.flush(limit).await;
+        tracing::info!(left, "drain: the stores to L2 are done");
+    }
+    let waiting = engine.clone();
+    let unheld = tokio::task::spawn_blocking(move || waiting.l1().wait_unheld(until)).await;
+    let l1 = engine.l1().stats();
+    if unheld.is_ok_and(|unheld| unheld) {
+        tracing::info!(took_s = began.elapsed().as_secs_f64(), "drain: nobody holds anything any more");
+    } else {
+        tracing::warn!(
+            leases = l1.leases,
+            pins = l1.pins,
+            limit_s = limit.as_secs_f64(),
+            "drain: the time is over and requests still hold objects; they lose them now and recompute"
+        );
+    }
 }
 
 /// Lets the stores under way finish: L1 keeps their objects, but only this daemon knows that the tiers lack them.
@@ -361,12 +425,11 @@ fn open_engine(
         layout: config.server.limits.ring.filter(|_| config.observability.enabled),
         max_bytes: l1.pool().segment().bytes(),
     })?;
-    let l2 = if config.l2.adapters.is_empty() {
-        None
-    } else {
-        let opened = control::open(&config.l2, &l1, &bus, &quotas)?;
-        Some(L2 { opened, runtime: tokio::runtime::Handle::current() })
-    };
+    // Also without a tier: one may be added while the daemon runs.
+    let l2 = Some(L2 {
+        opened: control::open(&config.l2, &l1, &bus, &quotas)?,
+        runtime: tokio::runtime::Handle::current(),
+    });
     let engine = {
         let (l1, adopted, deaths) = (l1.clone(), recovered.pins, death_watch);
         Engine::new(engine_config, hasher, Parts { l1, adopted, bus, ring, deaths, l2, quotas })
@@ -439,7 +502,7 @@ async fn reserve(l1: &Arc<L1>) -> io::Result<()> {
 }
 
 /// Everything that time alone causes: TTLs, reaping, the evictor.
-async fn maintain(engine: Arc<Engine>) {
+async fn maintain(engine: Arc<Engine>, periodic: Arc<Periodic>) {
     let config = engine.config();
     // A quarter of the shortest deadline, so that nothing is late by more than a quarter of its time.
     let shortest = [config.reap_timeout, config.session_ttl, config.write_ttl, config.lease_grace]
@@ -448,18 +511,25 @@ async fn maintain(engine: Arc<Engine>) {
         .min()
         .unwrap_or(Duration::from_secs(60));
     let period = (shortest / 4).clamp(Duration::from_millis(250), Duration::from_secs(15));
+    let second = Duration::from_secs(1);
+    let (sweep, eviction) =
+        (periodic.add("sweep", "high", period), periodic.add("eviction", "critical", second));
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    let mut seconds = tokio::time::interval(second);
     seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let work: fn(&Engine) = tokio::select! {
-            _ = ticks.tick() => Engine::sweep,
-            _ = seconds.tick() => Engine::eviction_tick,
-            () = engine.evict.notified() => Engine::eviction_tick,
+        let (task, work): (Option<TaskId>, fn(&Engine)) = tokio::select! {
+            _ = ticks.tick() => (Some(sweep), Engine::sweep),
+            _ = seconds.tick() => (Some(eviction), Engine::eviction_tick),
+            () = engine.evict.notified() => (None, Engine::eviction_tick),
         };
-        let engine = engine.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || work(&engine)).await {
+        let (engine, began) = (engine.clone(), std::time::Instant::now());
+        let outcome = tokio::task::spawn_blocking(move || work(&engine)).await;
+        if let Some(task) = task {
+            periodic.ran(task, began, outcome.is_ok());
+        }
+        if let Err(error) = outcome {
             tracing::error!(%error, "maintenance panicked; this is a bug in lmcached, please report it");
         }
     }

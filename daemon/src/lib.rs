@@ -13,6 +13,7 @@ pub mod liveness_watch;
 mod log_limit;
 pub mod logging;
 mod net;
+pub mod periodic;
 pub mod process;
 pub mod quota;
 pub mod ring;

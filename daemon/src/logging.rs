@@ -4,16 +4,19 @@
 //! slower than the daemon talks, lines are dropped and counted (`lmcached_log_lines_dropped_total`).
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::time::Duration;
 
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
+use parking_lot::Mutex;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::{EnvFilter, FilterFn, LevelFilter};
+use tracing_subscriber::filter::{Directive, EnvFilter, FilterFn, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::{LogFormat, LogLevel, ObservabilityConfig};
 use crate::telemetry::{CollectorError, Outlet};
@@ -32,6 +35,65 @@ const NOT_FORWARDED: &[&str] =
 pub struct Guard {
     provider: Option<SdkLoggerProvider>,
     _writer: WorkerGuard,
+    /// Changes levels while the daemon runs.
+    pub levels: Levels,
+}
+
+/// Modules that may have a level of their own at the same time: each is looked at for every new call site.
+const MAX_MODULES: usize = 64;
+
+/// The levels, which can be changed at run time. Cheap to share.
+#[derive(Clone, Debug)]
+pub struct Levels {
+    handle: reload::Handle<EnvFilter, Registry>,
+    now: Arc<Mutex<Now>>,
+}
+
+#[derive(Clone, Debug)]
+struct Now {
+    all: LogLevel,
+    modules: BTreeMap<String, LogLevel>,
+}
+
+impl Levels {
+    /// The level of everything that has none of its own, and those of modules.
+    pub fn now(&self) -> (LogLevel, BTreeMap<String, LogLevel>) {
+        let now = self.now.lock();
+        (now.all, now.modules.clone())
+    }
+
+    /// Sets the level of a module (its path, such as `lmcached::l2`), or of everything. `RUST_LOG`, when set, still stands
+    /// for the modules that it names.
+    ///
+    /// # Errors
+    /// A line that says what is wrong with the module.
+    pub fn set(&self, module: Option<&str>, level: LogLevel) -> Result<(), String> {
+        let mut now = self.now.lock();
+        let mut next = now.clone();
+        match module {
+            None => next.all = level,
+            Some(module) => {
+                let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                let is_path = module.split("::").all(|part| !part.is_empty() && part.chars().all(word));
+                if !is_path || module.len() > 128 {
+                    return Err("a logger is a module path such as lmcached::l2".into());
+                }
+                next.modules.insert(module.to_owned(), level);
+                if next.modules.len() > MAX_MODULES {
+                    return Err(format!("{MAX_MODULES} modules have a level of their own already"));
+                }
+            }
+        }
+        let mut filter = filter(next.all);
+        for (module, level) in &next.modules {
+            let directive = format!("{module}={}", threshold(*level));
+            let directive: Directive = directive.parse().map_err(|_| "not a module path".to_owned())?;
+            filter = filter.add_directive(directive);
+        }
+        self.handle.reload(filter).map_err(|error| error.to_string())?;
+        *now = next;
+        Ok(())
+    }
 }
 
 /// Starts logging as `config` says. `RUST_LOG`, when set, refines the level per module.
@@ -58,19 +120,23 @@ pub fn start(config: &ObservabilityConfig, outlet: &Outlet) -> Result<Guard, Col
     let records = provider.as_ref().map(|provider| {
         OpenTelemetryTracingBridge::new(provider).with_filter(FilterFn::new(|meta| forwarded(meta.target())))
     });
-    let _ =
-        tracing_subscriber::registry().with(filter(config.log_level)).with(lines).with(records).try_init();
-    Ok(Guard { provider, _writer: guard })
+    let (filter, handle) = reload::Layer::new(filter(config.log_level));
+    let _ = tracing_subscriber::registry().with(filter).with(lines).with(records).try_init();
+    let now = Now { all: config.log_level, modules: BTreeMap::new() };
+    Ok(Guard { provider, _writer: guard, levels: Levels { handle, now: Arc::new(Mutex::new(now)) } })
 }
 
-fn filter(level: LogLevel) -> EnvFilter {
-    let level = match level {
+fn threshold(level: LogLevel) -> LevelFilter {
+    match level {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Warning => LevelFilter::WARN,
         LogLevel::Error | LogLevel::Critical => LevelFilter::ERROR,
-    };
-    EnvFilter::builder().with_default_directive(level.into()).from_env_lossy()
+    }
+}
+
+fn filter(level: LogLevel) -> EnvFilter {
+    EnvFilter::builder().with_default_directive(threshold(level).into()).from_env_lossy()
 }
 
 /// Whether a record goes to the collector.

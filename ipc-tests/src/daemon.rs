@@ -27,6 +27,8 @@ pub struct Daemon {
 
 /// An integration test of the daemon's own package.
 const DAEMONS_TEST: &str = "instrumentation";
+/// One of `lmcache-ctl`'s.
+const CTLS_TEST: &str = "usage";
 
 /// The daemon's binary, built once per test process in the profile of the tests.
 pub fn binary() -> &'static Path {
@@ -37,7 +39,16 @@ pub fn binary() -> &'static Path {
         let mut build = cargo();
         // A package's programs are built with its integration tests, and these are the features that `cargo test
         // --workspace` builds with: `cargo build` would leave out those of dev-dependencies and build everything again.
-        build.args(["test", "--quiet", "--no-run", "--workspace", "--test", DAEMONS_TEST]);
+        build.args([
+            "test",
+            "--quiet",
+            "--no-run",
+            "--workspace",
+            "--test",
+            DAEMONS_TEST,
+            "--test",
+            CTLS_TEST,
+        ]);
         if profile_dir.file_name().is_some_and(|name| name == "release") {
             build.arg("--release");
         }
@@ -45,6 +56,11 @@ pub fn binary() -> &'static Path {
         assert!(status.success(), "the daemon builds");
         profile_dir.join("lmcached")
     })
+}
+
+/// The operator's program, built with the daemon.
+pub fn ctl() -> PathBuf {
+    binary().with_file_name("lmcache-ctl")
 }
 
 /// Cargo, to build what the tests run.
@@ -152,6 +168,16 @@ impl Daemon {
             assert!(Instant::now() < until, "daemon does not stop");
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Waits for an end that something else has caused, and returns its exit code.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub async fn ends(&mut self) -> Option<i32> {
+        let child = &mut self.child;
+        let probe = async || child.try_wait().expect("wait");
+        eventually("the daemon ends", probe).await.code()
     }
 
     /// Whether the process still runs.

@@ -23,10 +23,23 @@ pub async fn delete(port: u16, path: &str) -> Option<(u16, String)> {
     request(port, "DELETE", path, "").await
 }
 
-async fn request(port: u16, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+/// Any method with a JSON body.
+pub async fn request(port: u16, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+    request_with(port, method, path, &[], body).await
+}
+
+/// The same with these headers besides.
+pub async fn request_with(
+    port: u16,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n{more}Content-Length: {}\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(head.as_bytes()).await.ok()?;

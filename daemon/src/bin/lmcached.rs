@@ -29,14 +29,14 @@ fn main() -> ExitCode {
         let guard = lmcached::logging::start(observability, &outlet)?;
         Ok((outlet, guard))
     });
-    let (outlet, _writes_what_is_left_at_the_end) = match started {
+    let (outlet, logging) = match started {
         Ok(started) => started,
         Err(error) => {
             eprintln!("lmcached: {error}");
             return ExitCode::from(1);
         }
     };
-    match lmcached::app::run(&parsed.config, &parsed.notices, &outlet, sockets) {
+    match lmcached::app::run(&parsed.config, &parsed.notices, &outlet, sockets, &logging.levels) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lmcached: {error}");

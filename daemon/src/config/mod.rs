@@ -76,6 +76,15 @@ fn parse_with(
     }
 }
 
+/// Reads one L2 tier as `--l2-adapter` has it, for tiers that are added at run time. The keys of its type are for
+/// [`crate::l2::registry::plan`] to check.
+///
+/// # Errors
+/// One line for the operator, without values of the JSON.
+pub fn l2_adapter(json: &[u8]) -> Result<L2Adapter, String> {
+    validate::one_adapter(json)
+}
+
 fn check(matches: &clap::ArgMatches, environment: &dyn Fn(&str) -> Option<OsString>) -> Result<Parsed, Exit> {
     // Before anything is checked: why a flag is refused matters more than what else is wrong with it.
     let mut notices = class::judge(matches)?;

@@ -65,7 +65,8 @@ impl Engine {
         layout: u64,
         object_bytes: u64,
     ) {
-        if let Some(l2) = self.l2.as_ref().filter(|_| !cells.is_empty()) {
+        if let Some(l2) = self.l2.as_ref().filter(|l2| !cells.is_empty() && !l2.opened.tiers.all().is_empty())
+        {
             let model = self.instances.shared_model(key.model_name);
             let salt = self.shared_salt(key.cache_salt);
             l2.opened.stores.submit(Batch { model, salt, cells, layout, object_bytes });

@@ -99,6 +99,12 @@ impl Instance {
         }
     }
 
+    /// How long it has been silent at `now`, and whether it pings.
+    pub(super) fn heard(&self, now: Duration) -> (Duration, bool) {
+        let seen = Duration::from_millis(self.seen.load(Ordering::Relaxed));
+        (now.saturating_sub(seen), self.pinged.load(Ordering::Relaxed))
+    }
+
     fn same_shape(&self, other: &Instance) -> bool {
         let same_kind = match (&self.kind, &other.kind) {
             (Kind::EngineDriven { .. }, Kind::EngineDriven { .. }) => true,

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::prefetch::{Found, Job};
 use crate::l1::{Hit, LeasedCell, ObjectId, Row};
@@ -29,6 +30,8 @@ pub(super) struct Lookup {
     pub(super) l1_chunks: u64,
     /// Objects that came from L2.
     pub(super) l2_objects: u64,
+    /// When it was made.
+    pub(super) since: Instant,
     /// Whether the client has been told.
     pub(super) consumed: bool,
     /// What it still waits for; the hit is unknown until then.
@@ -82,6 +85,7 @@ impl Lookup {
             hit_chunks: hit.chunks,
             l1_chunks: hit.chunks,
             l2_objects: 0,
+            since: Instant::now(),
             consumed: false,
             job: None,
             cells: hit.cells.iter().map(|cell| Cell::new(cell, readers)).collect(),
@@ -100,6 +104,11 @@ impl Lookup {
     /// Objects found.
     pub(super) fn hit_objects(&self) -> u64 {
         self.cells.len() as u64
+    }
+
+    /// Objects that it still holds.
+    pub(super) fn leases_left(&self) -> usize {
+        self.cells.iter().filter(|cell| cell.left > 0).count()
     }
 
     /// Whether it still holds anything, or will.

@@ -63,6 +63,12 @@ impl Liveness {
         self.connected.contains(&client)
     }
 
+    /// The connection on which a worker was heard last, and the process of the one on which it registered.
+    pub(super) fn of_worker(&self, instance: u64) -> (Option<u64>, Option<ProcessId>) {
+        let process = self.registered_on.get(&instance).and_then(|client| self.processes.get(client));
+        (self.heard_on.get(&instance).copied(), process.copied())
+    }
+
     /// Whether a connection has been gone for `timeout`. Connection 0 is "before this daemon".
     fn gone_for(&self, client: u64, timeout: Duration, started: Instant) -> bool {
         if self.dead.contains(&client) {

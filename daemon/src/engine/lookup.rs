@@ -131,7 +131,7 @@ impl Engine {
     }
 
     /// The rows that a lookup of `key` must find (object groups of the model, group-major, ranks within), and their shapes.
-    fn rows(&self, key: &CacheKey<'_>) -> (Vec<Row>, Vec<Shape>) {
+    pub(super) fn rows(&self, key: &CacheKey<'_>) -> (Vec<Row>, Vec<Shape>) {
         let groups = self.instances.rows(key.model_name, key.world_size);
         let ranks = match key.worker_id {
             Some(id) => id..id + 1,

@@ -131,7 +131,7 @@ impl Engine {
 }
 
 impl Engine {
-    fn ring_status(&self) -> Value {
+    pub(super) fn ring_status(&self) -> Value {
         self.ring.drain_all();
         let status = self.ring.status();
         let counters = |c: &crate::ring::Counters| {

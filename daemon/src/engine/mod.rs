@@ -1,7 +1,7 @@
 //! What the operations mean. The engine knows objects, workers and requests; it knows no sockets.
 //!
 //! One file per group of operations: `lookup`, `engine_driven`, `lmcache_driven`, `liveness`, `kv_events`,
-//! `management`, `quotas`. State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
+//! `management` and `look` (what operators ask), `warm` (prefetches that operators ask for), `quotas`. State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
 //! `prompt`s, `leases` and `prefetch` jobs), `transfers` (slots that workers are touching). `changes` is what follows when the cache changes,
 //! `publish` what the events say, `calls` what a recording gets.
 //!
@@ -17,6 +17,7 @@ mod kv_events;
 mod leases;
 mod liveness;
 mod lmcache_driven;
+mod look;
 mod lookup;
 mod management;
 mod prefetch;
@@ -28,10 +29,11 @@ mod ring;
 mod sessions;
 mod stats;
 mod transfers;
+mod warm;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -44,6 +46,7 @@ pub use prefetch::L2;
 pub use quotas::SaltUsage;
 pub use refusal::Refusal;
 pub use stats::{OpOutcome, Stats};
+pub use warm::{Begun, WarmError, WarmState};
 
 use crate::events::{Bus, Event};
 use crate::l1::{L1, Owner};
@@ -56,6 +59,7 @@ use liveness::Liveness;
 use prompt::Prompt;
 use sessions::Sessions;
 use transfers::Transfers;
+use warm::Warmed;
 
 /// One connection, which is one client.
 #[derive(Debug)]
@@ -205,6 +209,10 @@ pub struct Engine {
     l2: Option<L2>,
     quotas: Arc<Quotas>,
     next_job: AtomicU64,
+    /// Prefetches that operators asked for. Taken outside L1's lock; no session is locked under it.
+    warmed: Mutex<Warmed>,
+    /// The daemon drains: what is there can be read, nothing comes.
+    no_stores: AtomicBool,
     /// For what outlives a call: jobs and waits.
     me: Weak<Engine>,
     /// The empty salt.
@@ -223,6 +231,8 @@ impl Engine {
             l2,
             quotas,
             next_job: AtomicU64::new(1),
+            warmed: Mutex::default(),
+            no_stores: AtomicBool::new(false),
             me: me.clone(),
             instances: Instances::default(),
             sessions: Sessions::new(config.max_sessions),
@@ -329,6 +339,9 @@ impl Engine {
             }
             Request::UnregisterEngineDriven { instance_id } => {
                 self.unregister_engine_driven(instance_id).map(|()| Outcome::Reply(Response::Nothing))
+            }
+            Request::PrepareStore { .. } | Request::Store { .. } if self.stores_stopped() => {
+                Err((Refusal::Draining, "drained over the admin API".into()))
             }
             Request::PrepareStore { key, instance_id } => {
                 self.prepare_store(client, &key, instance_id).map(Outcome::Reply)

@@ -150,7 +150,9 @@ impl Engine {
             }
         }
         if let Some(found) = found {
-            self.call_unwanted(ask, &found.hit);
+            if !self.warm_done(&ask.request_id, &found) {
+                self.call_unwanted(ask, &found.hit);
+            }
             self.l1.end_leases(found.hit.cells.iter().rev().map(|cell| cell.object));
         }
     }

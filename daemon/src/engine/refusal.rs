@@ -27,12 +27,13 @@ pub enum Refusal {
     CopyFailed,
     Layout,
     Disabled,
+    Draining,
     Internal,
 }
 
 impl Refusal {
     /// Every reason, in label order.
-    pub const ALL: [Refusal; 15] = [
+    pub const ALL: [Refusal; 16] = [
         Refusal::Undecodable,
         Refusal::UnknownInstance,
         Refusal::BadValue,
@@ -47,6 +48,7 @@ impl Refusal {
         Refusal::CopyFailed,
         Refusal::Layout,
         Refusal::Disabled,
+        Refusal::Draining,
         Refusal::Internal,
     ];
 
@@ -67,6 +69,7 @@ impl Refusal {
             Refusal::CopyFailed => "copy_failed",
             Refusal::Layout => "layout",
             Refusal::Disabled => "disabled",
+            Refusal::Draining => "draining",
             Refusal::Internal => "internal",
         }
     }
@@ -104,6 +107,7 @@ impl Refusal {
             Refusal::Disabled => {
                 "switched off here, or used up; see --supported-transfer-mode and --ring-lanes"
             }
+            Refusal::Draining => "the daemon drains and stores nothing new; the engine goes on without",
             Refusal::Internal => "a bug in lmcached; the request was not done",
         }
     }

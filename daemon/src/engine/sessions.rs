@@ -201,6 +201,11 @@ impl Session {
         self.last_used = Instant::now();
     }
 
+    /// How long it has not been used.
+    pub(super) fn idle(&self) -> Duration {
+        self.last_used.elapsed()
+    }
+
     /// The lookups, and the hashes known so far.
     pub(super) fn lookups_and_hashes(&mut self) -> (&mut Vec<Lookup>, &[ChunkHash]) {
         (&mut self.lookups, self.prompt.hashes())

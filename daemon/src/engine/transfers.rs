@@ -58,6 +58,23 @@ impl TransferKey {
     }
 }
 
+impl TransferKey {
+    /// The request that it belongs to.
+    pub(super) fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    /// The model of its objects.
+    pub(super) fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// The salt of its objects.
+    pub(super) fn salt(&self) -> &str {
+        &self.salt
+    }
+}
+
 /// Who prepared a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Preparer {
@@ -143,6 +160,28 @@ impl Transfers {
 
     pub(super) fn len(&self) -> usize {
         self.map.len()
+    }
+
+    /// All prepared transfers.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&TransferKey, &Transfer)> {
+        self.map.iter()
+    }
+
+    /// Owners of pins that an earlier daemon left, with their numbers of pins.
+    pub(super) fn adopted(&self) -> Vec<(Owner, usize)> {
+        let mut owners: Vec<(Owner, usize)> = Vec::new();
+        for (owner, _) in &self.adopted {
+            match owners.iter_mut().find(|(other, _)| other == owner) {
+                Some((_, count)) => *count += 1,
+                None => owners.push((*owner, 1)),
+            }
+        }
+        owners
+    }
+
+    /// Prepared transfers of each worker.
+    pub(super) fn counts(&self) -> FxHashMap<u64, usize> {
+        self.by_instance.clone()
     }
 
     /// Whether the worker may be touching slots.

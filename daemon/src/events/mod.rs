@@ -2,6 +2,7 @@
 //!
 //! * `event`: the typed events;
 //! * `bus`: the bounded queue between publishers and the drain thread;
+//! * `describe`: an event in JSON;
 //! * `subscriber`: what a consumer looks like;
 //! * `timing`: durations that are counted in place.
 //!
@@ -10,11 +11,13 @@
 #![forbid(unsafe_code)]
 
 mod bus;
+mod describe;
 mod event;
 mod subscriber;
 mod timing;
 
 pub use bus::{Bus, BusStatus, Drain};
+pub use describe::describe;
 pub use event::{
     AdapterId, CbPhase, Cell, During, Event, EvictionCause, KeyBatch, Keys, LookupEnd, PrefetchFailure,
     ReadFailure, SaltCounts, SessionId, Stamped, TraceCall, TraceRow, TransferEnd, TransferId, Worker,

@@ -5,8 +5,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use warp::http::StatusCode;
-use warp::{Filter, Rejection, Stream};
+use warp::Stream;
+use warp::http::{HeaderMap, StatusCode, header};
 
 use super::answer::{Answer, detail};
 
@@ -16,17 +16,19 @@ const MAX_BODY: usize = 4 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The whole body, empty if there is none, or the answer to one that is too large, too slow or broken.
-pub(super) fn body() -> impl Filter<Extract = (Result<Bytes, Answer>,), Error = Rejection> + Clone {
-    let length = warp::header::optional::<u64>("content-length");
-    length.and(warp::body::stream()).then(|length: Option<u64>, stream| async move {
-        if length.is_some_and(|length| length > MAX_BODY as u64) {
-            return Err(too_large(MAX_BODY));
-        }
-        match tokio::time::timeout(BODY_TIMEOUT, collect(stream, MAX_BODY)).await {
-            Ok(result) => result,
-            Err(_) => Err(detail(StatusCode::REQUEST_TIMEOUT, "the body did not come in time".into())),
-        }
-    })
+pub(super) async fn read<B: Buf, E: std::fmt::Display>(
+    headers: &HeaderMap,
+    stream: impl Stream<Item = Result<B, E>>,
+) -> Result<Bytes, Answer> {
+    let length =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > MAX_BODY as u64) {
+        return Err(too_large(MAX_BODY));
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, collect(stream, MAX_BODY)).await {
+        Ok(result) => result,
+        Err(_) => Err(detail(StatusCode::REQUEST_TIMEOUT, "the body did not come in time".into())),
+    }
 }
 
 async fn collect<B: Buf, E: std::fmt::Display>(
@@ -38,10 +40,7 @@ async fn collect<B: Buf, E: std::fmt::Display>(
     while let Some(piece) = poll_fn(|context| stream.as_mut().poll_next(context)).await {
         let piece = piece.map_err(|error| detail(StatusCode::BAD_REQUEST, error.to_string()))?;
         if body.len() + piece.remaining() > most {
-            return Err(detail(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the body has more than {most} bytes"),
-            ));
+            return Err(too_large(most));
         }
         bytes::BufMut::put(&mut body, piece);
     }

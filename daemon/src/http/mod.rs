@@ -1,46 +1,102 @@
 //! The admin API and `/metrics`.
 #![forbid(unsafe_code)]
+#![allow(clippy::result_large_err, reason = "an error here is an answer, made once and sent")]
 
+mod adapters;
 mod answer;
 mod body;
 mod cache;
+mod call;
+mod config_page;
+mod drain;
+mod events;
+mod guard;
 pub mod history;
+mod info;
+mod loglevel;
+mod objects;
+mod own;
 mod page;
+mod prefetches;
 mod quota;
 mod routes;
 mod serve;
 mod status;
+mod threads;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
+use rustc_hash::FxHashSet;
+use serde_json::Value;
 use tokio::net::TcpListener;
 
+use crate::config::Config;
 use crate::engine::Engine;
+use crate::events::Bus;
 use crate::l2::control::Attached;
+use crate::log_limit::LogLimit;
+use crate::logging::Levels;
 use crate::net;
+use crate::periodic::Periodic;
 use crate::server::Server;
 use crate::telemetry::Telemetry;
+pub use drain::DrainOrder;
+pub use events::EventStreams;
+pub use guard::{Guard, Token, TokenError};
 use history::{History, Source, State};
 
-/// What the routes look at.
+/// What the routes are made of.
 #[derive(Debug)]
-pub struct Admin {
+pub struct AdminParts {
     /// The engine.
     pub engine: Arc<Engine>,
     /// The listening side.
     pub server: Arc<Server>,
     /// Makes `/metrics`.
     pub telemetry: Arc<Telemetry>,
+    /// The event bus.
+    pub bus: Arc<Bus>,
+    /// The readers of its events.
+    pub events: Arc<EventStreams>,
+    /// The work that comes round.
+    pub periodic: Arc<Periodic>,
+    /// The levels of the log.
+    pub levels: Levels,
+    /// Who may use the API.
+    pub guard: Guard,
     /// `/status` says it.
     pub hash_algorithm: &'static str,
-    /// `/status` says it.
-    pub eviction_policy: &'static str,
+}
+
+/// What the routes look at.
+#[derive(Debug)]
+pub struct Admin {
+    engine: Arc<Engine>,
+    server: Arc<Server>,
+    telemetry: Arc<Telemetry>,
+    bus: Arc<Bus>,
+    events: Arc<EventStreams>,
+    periodic: Arc<Periodic>,
+    levels: Levels,
+    guard: Guard,
+    hash_algorithm: &'static str,
+    eviction_policy: &'static str,
+    /// The page of `/config`.
+    config: Value,
+    /// Events that fit in the bus.
+    event_capacity: usize,
+    /// Indices of tiers whose storage other daemons use, too.
+    shared_tiers: Mutex<FxHashSet<u32>>,
     /// Set while the daemon drains.
     draining: AtomicBool,
     /// Held by the one request that may be working.
     turn: tokio::sync::Mutex<()>,
+    wrong_tokens: LogLimit,
+    /// The order to drain and end, for whoever runs the daemon.
+    pub drain_order: DrainOrder,
     /// Numbers of the last minutes, for the live page.
     pub history: Arc<History>,
 }
@@ -61,16 +117,31 @@ impl Source for Admin {
 
 impl Admin {
     /// The admin API of a daemon.
-    pub fn new(
-        engine: Arc<Engine>,
-        server: Arc<Server>,
-        telemetry: Arc<Telemetry>,
-        hash_algorithm: &'static str,
-        eviction_policy: &'static str,
-    ) -> Admin {
-        let (draining, turn) = (AtomicBool::new(false), tokio::sync::Mutex::new(()));
-        let history = Arc::new(History::new());
-        Admin { engine, server, telemetry, hash_algorithm, eviction_policy, draining, turn, history }
+    pub fn new(config: &Config, parts: AdminParts) -> Admin {
+        let AdminParts { engine, server, telemetry, bus, events, periodic, levels, guard, hash_algorithm } =
+            parts;
+        // Tiers are numbered as on the command line.
+        let shared = (0..).zip(&config.l2.adapters).filter(|(_, tier)| tier.shared).map(|(index, _)| index);
+        Admin {
+            shared_tiers: Mutex::new(shared.collect()),
+            engine,
+            server,
+            telemetry,
+            bus,
+            events,
+            periodic,
+            levels,
+            guard,
+            hash_algorithm,
+            eviction_policy: config.eviction.policy.name(),
+            config: config_page::page(config),
+            event_capacity: config.observability.event_bus_queue_size.get(),
+            draining: AtomicBool::new(false),
+            turn: tokio::sync::Mutex::new(()),
+            wrong_tokens: LogLimit::default(),
+            drain_order: DrainOrder::default(),
+            history: Arc::new(History::new()),
+        }
     }
 
     /// The daemon drains from now on: it is no longer ready.

@@ -1,121 +1,233 @@
-//! Which path leads where, as in LMCache 0.5.6.
+//! Which path leads where. One table, so that nothing is served that is not in it, and the OpenAPI document can be held
+//! against it.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Deserialize;
 use serde_json::json;
-use warp::http::StatusCode;
-use warp::{Filter, Rejection, Reply};
+use warp::http::{HeaderMap, Method, StatusCode, header};
+use warp::reply::Response;
+use warp::{Filter, Rejection, Reply, Stream};
 
 use super::answer::{Answer, answer, detail, json_answer};
-use super::body::body;
-use super::{Admin, cache, page, quota, status};
+use super::call::{Call, Later, Route, Work};
+use super::guard::{self, Refused};
+use super::{
+    Admin, adapters, body, cache, config_page, drain, events, info, loglevel, objects, own, page, prefetches,
+    quota, status, threads,
+};
 use crate::telemetry;
 
-pub(super) fn with(
-    admin: &Arc<Admin>,
-) -> impl Filter<Extract = (Arc<Admin>,), Error = Infallible> + Clone + use<> {
+const fn get(path: &'static str, work: Work) -> Route {
+    Route { method: Method::GET, path, work }
+}
+
+const fn post(path: &'static str, work: Work) -> Route {
+    Route { method: Method::POST, path, work }
+}
+
+const fn put(path: &'static str, work: Work) -> Route {
+    Route { method: Method::PUT, path, work }
+}
+
+const fn delete(path: &'static str, work: Work) -> Route {
+    Route { method: Method::DELETE, path, work }
+}
+
+/// Everything that is served. Those of LMCache 0.5.6 first, then our own.
+pub(super) static ROUTES: &[Route] = &[
+    get("/", Work::Quick(root)),
+    get("/healthcheck", Work::Quick(info::healthcheck)),
+    get("/status", Work::Blocking(|call| json_answer(StatusCode::OK, &status::page(&call.admin)))),
+    get("/metrics", Work::Blocking(metrics_page)),
+    get("/config", Work::Quick(config_page::config)),
+    get("/config/adapters", Work::Quick(config_page::adapters)),
+    get("/version", Work::Quick(info::version)),
+    get("/lmc_version", Work::Quick(info::lmc_version)),
+    get("/commit_id", Work::Quick(info::commit_id)),
+    get("/cache/objects", Work::Later(objects::list)),
+    delete("/cache/objects", Work::Later(objects::delete)),
+    post("/cache/prefetches", Work::InTurn(prefetches::submit)),
+    get("/cache/prefetches/{request_id}", Work::Quick(prefetches::state)),
+    post("/cache/clear", Work::InTurn(|call| cache::clear(&call.admin, &call.body))),
+    post("/cache/checksums", Work::InTurn(|call| cache::checksums(&call.admin, &call.body))),
+    get("/quota", Work::Blocking(quota::list)),
+    get("/quota/{cache_salt}", Work::Blocking(quota::get)),
+    put("/quota/{cache_salt}", Work::Blocking(quota::set)),
+    delete("/quota/{cache_salt}", Work::Blocking(quota::delete)),
+    get("/loglevel", Work::Quick(loglevel::get_or_set)),
+    get("/threads", Work::Blocking(threads::threads)),
+    get("/periodic-threads", Work::Quick(threads::periodic)),
+    get("/periodic-threads/{name}", Work::Quick(threads::periodic_one)),
+    get("/periodic-threads-health", Work::Quick(threads::periodic_health)),
+    get("/livez", Work::Quick(info::livez)),
+    get("/readyz", Work::Quick(info::readyz)),
+    get("/openapi.json", Work::Quick(info::openapi)),
+    get("/page/data", Work::Blocking(page_data)),
+    get("/lmcached/workers", Work::Blocking(own::workers)),
+    get("/lmcached/sessions", Work::Blocking(own::sessions)),
+    get("/lmcached/locks", Work::Blocking(own::locks)),
+    get("/lmcached/queue", Work::Blocking(own::queue)),
+    get("/lmcached/events", Work::Later(events::stream)),
+    get("/lmcached/adapters", Work::Quick(adapters::list)),
+    post("/lmcached/adapters", Work::Later(adapters::add)),
+    post("/lmcached/adapters/{index}/drain", Work::Quick(adapters::drain)),
+    delete("/lmcached/adapters/{index}", Work::Later(adapters::remove)),
+    post("/lmcached/drain", Work::Quick(drain::begin)),
+];
+
+fn with(admin: &Arc<Admin>) -> impl Filter<Extract = (Arc<Admin>,), Error = Infallible> + Clone + use<> {
     let admin = admin.clone();
     warp::any().map(move || admin.clone())
 }
 
-/// Everything.
+/// Everything, behind the guard.
 pub(super) fn admin(admin: Arc<Admin>) -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
-    let root = warp::path::end().and(warp::get()).and(warp::header::optional::<String>("accept")).map(
-        |accept: Option<String>| {
-            if page::wants_page(accept.as_deref()) {
-                return page::page();
-            }
-            json_answer(StatusCode::OK, &json!({"status": "ok", "service": "LMCache HTTP API"}))
-        },
-    );
-    let data = warp::path!("page" / "data")
-        .and(warp::get())
-        .and(warp::query::<DataQuery>())
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let dispatch = warp::method()
+        .and(warp::path::full())
+        .and(warp::header::headers_cloned())
+        .and(query)
+        .and(warp::body::stream())
         .and(with(&admin))
-        .then(|query: DataQuery, admin: Arc<Admin>| async move {
-            // Fifteen minutes are half a megabyte of JSON: not on an I/O thread.
-            let work = tokio::task::spawn_blocking(move || {
-                json_answer(StatusCode::OK, &admin.history.data(&*admin, query.since))
-            });
-            work.await.unwrap_or_else(|error| detail(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+        .then(|method, path: warp::path::FullPath, headers, query: String, body, admin| async move {
+            dispatch(method, path.as_str(), &headers, &query, body, admin).await
         });
-    let health = warp::path!("healthcheck")
-        .and(warp::get())
-        .and(with(&admin))
-        .map(|admin: Arc<Admin>| healthcheck(&admin));
-    let status = warp::path!("status")
-        .and(warp::get())
-        .and(with(&admin))
-        .map(|admin: Arc<Admin>| json_answer(StatusCode::OK, &status::page(&admin)));
-    let clear = warp::path!("cache" / "clear")
-        .and(warp::post())
-        .and(body())
-        .and(with(&admin))
-        .then(|body, admin| in_turn(admin, body, cache::clear));
-    let checksums = warp::path!("cache" / "checksums")
-        .and(warp::post())
-        .and(body())
-        .and(with(&admin))
-        .then(|body, admin| in_turn(admin, body, cache::checksums));
-    root.or(data)
-        .unify()
-        .or(health)
-        .unify()
-        .or(status)
-        .unify()
-        .or(clear)
-        .unify()
-        .or(checksums)
-        .unify()
-        .or(quota::routes(admin.clone()))
-        .unify()
-        .or(metrics(admin))
-        .unify()
+    guard::guard(admin).and(dispatch).recover(refused)
 }
 
-/// `/metrics` alone.
-pub(super) fn metrics(admin: Arc<Admin>) -> impl Filter<Extract = (Answer,), Error = Rejection> + Clone {
-    warp::path!("metrics").and(warp::get()).and(with(&admin)).then(|admin: Arc<Admin>| async move {
-        // Not on an I/O thread: it waits for the bus, and may have many lines to write.
-        let scrape = tokio::task::spawn_blocking(move || admin.telemetry.scrape());
-        match scrape.await {
-            Ok(page) => answer(StatusCode::OK, telemetry::CONTENT_TYPE, page),
-            Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
-        }
-    })
-}
-
-fn healthcheck(admin: &Admin) -> Answer {
-    match admin.not_ready() {
-        None => json_answer(StatusCode::OK, &json!({"status": "healthy"})),
-        Some(reason) => {
-            json_answer(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "unhealthy", "reason": reason}))
-        }
+/// The guard's rejections become answers; there are no others.
+async fn refused(rejection: Rejection) -> Result<Answer, Rejection> {
+    match rejection.find::<Refused>() {
+        Some(refused) => Ok(refused.answer()),
+        None => Err(rejection),
     }
 }
 
-#[derive(Deserialize)]
-struct DataQuery {
-    /// Time of the newest point that the page has.
-    since: Option<u64>,
+/// `/metrics` alone, for the Prometheus port.
+pub(super) fn metrics(admin: Arc<Admin>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone {
+    warp::path!("metrics")
+        .and(warp::get())
+        .and(with(&admin))
+        .then(|admin: Arc<Admin>| async move { Work::Blocking(metrics_page).run(Call::new(admin)).await })
 }
 
-/// Runs what walks the cache or reads megabytes: not on an I/O thread, and one at a time, so that the admin API never
-/// takes the compute threads from workers.
-async fn in_turn(
+async fn dispatch<B: bytes::Buf, E: std::fmt::Display>(
+    method: Method,
+    path: &str,
+    headers: &HeaderMap,
+    query: &str,
+    body: impl Stream<Item = Result<B, E>>,
     admin: Arc<Admin>,
-    body: Result<Bytes, Answer>,
-    work: fn(&Admin, &[u8]) -> Answer,
-) -> Answer {
-    let body = match body {
-        Ok(body) => body,
-        Err(answer) => return answer,
+) -> Response {
+    let mut allowed: Vec<&str> = Vec::new();
+    for route in ROUTES {
+        let Some(args) = route.matches(path) else { continue };
+        if route.method != method {
+            allowed.push(route.method.as_str());
+            continue;
+        }
+        let body = if method == Method::GET {
+            Bytes::new()
+        } else {
+            match body::read(headers, body).await {
+                Ok(body) => body,
+                Err(answer) => return answer.into_response(),
+            }
+        };
+        let query: HashMap<String, String> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+        let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        return route.work.run(Call { admin, args, query, accept, body }).await;
+    }
+    if allowed.is_empty() {
+        return detail(StatusCode::NOT_FOUND, "Not Found".into()).into_response();
+    }
+    let mut answer = detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed".into());
+    if let Ok(allowed) = allowed.join(", ").parse() {
+        answer.headers_mut().insert(header::ALLOW, allowed);
+    }
+    answer.into_response()
+}
+
+impl Call {
+    /// One without anything.
+    fn new(admin: Arc<Admin>) -> Call {
+        Call { admin, args: Vec::new(), query: HashMap::new(), accept: None, body: Bytes::new() }
+    }
+}
+
+fn root(call: &Call) -> Answer {
+    if page::wants_page(call.accept.as_deref()) {
+        return page::page();
+    }
+    json_answer(StatusCode::OK, &json!({"status": "ok", "service": "LMCache HTTP API"}))
+}
+
+/// Fifteen minutes are half a megabyte of JSON.
+fn page_data(call: &Call) -> Answer {
+    let since = match call.query.get("since").map(|since| since.parse::<u64>()) {
+        None => None,
+        Some(Ok(since)) => Some(since),
+        Some(Err(_)) => {
+            return detail(StatusCode::BAD_REQUEST, "since must be the time of a point".into());
+        }
     };
-    let _turn = admin.turn.lock().await;
-    let running = admin.clone();
-    let work = tokio::task::spawn_blocking(move || work(&running, &body));
-    work.await.unwrap_or_else(|error| detail(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+    json_answer(StatusCode::OK, &call.admin.history.data(&*call.admin, since))
+}
+
+/// It waits for the bus, and may have many lines to write.
+fn metrics_page(call: &Call) -> Answer {
+    answer(StatusCode::OK, telemetry::CONTENT_TYPE, call.admin.telemetry.scrape())
+}
+
+/// Boxes a handler's future.
+pub(super) fn later<R: Reply + 'static>(work: impl Future<Output = R> + Send + 'static) -> Later {
+    Box::pin(async move { work.await.into_response() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn the_openapi_document_has_every_route_and_no_other() {
+        let document: Value = serde_json::from_str(info::OPENAPI).expect("JSON");
+        let paths = document["paths"].as_object().expect("paths");
+        let methods = |item: &Value| item.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
+        let described: BTreeSet<(String, String)> = paths
+            .iter()
+            .flat_map(|(path, item)| {
+                methods(item).into_iter().map(move |method| (method.to_uppercase(), path.clone()))
+            })
+            .collect();
+        let served: BTreeSet<(String, String)> =
+            ROUTES.iter().map(|route| (route.method.to_string(), route.path.to_owned())).collect();
+        assert_eq!(described, served);
+        for (path, item) in paths {
+            for (method, operation) in item.as_object().expect("an object") {
+                let named: BTreeSet<&str> = operation["parameters"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(|parameter| parameter["in"] == "path")
+                    .filter_map(|parameter| parameter["name"].as_str())
+                    .collect();
+                let places: BTreeSet<&str> = path
+                    .split('/')
+                    .filter_map(|part| part.strip_prefix('{').and_then(|part| part.strip_suffix('}')))
+                    .collect();
+                assert_eq!(named, places, "{method} {path}");
+                assert!(
+                    operation["responses"].as_object().is_some_and(|all| !all.is_empty()),
+                    "{method} {path}"
+                );
+            }
+        }
+    }
 }

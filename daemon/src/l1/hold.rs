@@ -89,6 +89,7 @@ impl L1 {
         for (pin, done) in pins.iter().zip(&mut committed).rev() {
             *done = index.commit(pin, &self.table);
         }
+        self.tell_unheld(&index);
         committed
     }
 
@@ -110,6 +111,7 @@ impl L1 {
         for pin in pins {
             index.abort(pin, &self.table);
         }
+        self.tell_unheld(&index);
     }
 
     /// Takes the keys of reservations away while their owner may still write.
@@ -166,6 +168,7 @@ impl L1 {
         for pin in pins.rev() {
             index.unpin(pin, &self.table);
         }
+        self.tell_unheld(&index);
     }
 
     /// Marks objects as used now; give them tail first.

@@ -124,6 +124,7 @@ impl L1 {
             for object in objects.by_ref().take(super::SLICE) {
                 index.end_lease(object, &self.table);
             }
+            self.tell_unheld(&index);
         }
     }
 }

@@ -7,6 +7,7 @@
 //! * `index`: states, leases and pins;
 //! * `open`, `recover`: start, and what an earlier daemon left;
 //! * `lookup`, `hold`: what the engine does with it;
+//! * `look`: what operators see and do;
 //! * `quotas`: what a salt may take.
 //!
 //! There is one lock, around the index; it is held for map operations on at most some hundred objects, or those of one
@@ -17,6 +18,7 @@
 mod alloc;
 mod hold;
 mod index;
+mod look;
 mod lookup;
 mod names;
 mod open;
@@ -29,11 +31,12 @@ mod tests;
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 pub use hold::Cells;
 use index::Index;
 pub use index::{Key, RemovalCause, Removed, ReserveError, Reserved, Totals};
+pub use look::{Deleted, Seen, Wanted};
 pub use lookup::{Hit, LeasedCell, Row, first_needed, longest_prefix};
 pub use names::NameId;
 pub use open::{L1Config, OpenError};
@@ -118,9 +121,18 @@ pub struct L1 {
     table: Table,
     quotas: Arc<Quotas>,
     index: Mutex<Index>,
+    /// Woken when the last hold of all has ended.
+    unheld: Condvar,
 }
 
 impl L1 {
+    /// Wakes whoever waits until nobody holds anything. Costs a look at two numbers while somebody does.
+    fn tell_unheld(&self, index: &Index) {
+        if index.leased_now == 0 && index.pins_now == 0 {
+            self.unheld.notify_all();
+        }
+    }
+
     /// The pool.
     pub fn pool(&self) -> &Pool {
         &self.pool

@@ -112,7 +112,10 @@ impl L1 {
             (Recovered::default(), 0)
         };
         let (pool, quotas) = (Pool::new(segment, frontier), config.quotas.clone());
-        Ok((L1 { pool, table, quotas, index: Mutex::new(index) }, recovered))
+        Ok((
+            L1 { pool, table, quotas, index: Mutex::new(index), unheld: parking_lot::Condvar::new() },
+            recovered,
+        ))
     }
 }
 

@@ -138,6 +138,11 @@ impl Server {
         self.connections.load(Ordering::Relaxed)
     }
 
+    /// Requests that are executing now.
+    pub fn executing(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
     /// Bytes that peers make the daemon hold now.
     pub fn queued_bytes(&self) -> usize {
         self.budget.used()

@@ -62,11 +62,17 @@ pub(crate) struct ServerFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Honoured: HTTP API")]
 pub(crate) struct HttpFlags {
-    /// Host or address of the admin API; it has no authentication, keep it off untrusted networks
+    /// Host or address of the admin API; on any but a loopback address it needs --http-token-file, or it serves
+    /// only /healthcheck and /metrics
     #[arg(long, default_value = "127.0.0.1", value_name = "HOST")]
     pub(crate) http_host: String,
 
     /// Port of the admin API; 0 takes a free one
     #[arg(long, default_value_t = 8080, value_name = "PORT")]
     pub(crate) http_port: i64,
+
+    /// File with the bearer token of the admin API, at least 16 characters, readable by nobody else; without it whoever
+    /// reaches a loopback address may use the whole API
+    #[arg(long, value_name = "FILE")]
+    pub(crate) http_token_file: Option<String>,
 }

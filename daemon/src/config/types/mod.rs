@@ -176,6 +176,8 @@ pub struct LivenessConfig {
 pub struct HttpConfig {
     /// Default: `127.0.0.1:8080`.
     pub listen: Listen,
+    /// File with the token that the admin API asks for. Default: none.
+    pub token_file: Option<PathBuf>,
 }
 
 /// A TCP address to listen on that has a default.

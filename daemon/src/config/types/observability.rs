@@ -61,6 +61,31 @@ pub enum LogLevel {
     Critical,
 }
 
+impl LogLevel {
+    /// Python's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            LogLevel::Debug => "DEBUG",
+            LogLevel::Info => "INFO",
+            LogLevel::Warning => "WARNING",
+            LogLevel::Error => "ERROR",
+            LogLevel::Critical => "CRITICAL",
+        }
+    }
+
+    /// The level of that name, in either case. The log of the daemon itself says `WARN`.
+    pub fn from_name(name: &str) -> Option<LogLevel> {
+        Some(match name.to_ascii_uppercase().as_str() {
+            "DEBUG" => LogLevel::Debug,
+            "INFO" => LogLevel::Info,
+            "WARNING" | "WARN" => LogLevel::Warning,
+            "ERROR" => LogLevel::Error,
+            "CRITICAL" | "FATAL" => LogLevel::Critical,
+            _ => return None,
+        })
+    }
+}
+
 /// Names under which metrics are exposed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum MetricsCompat {

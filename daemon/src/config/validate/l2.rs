@@ -38,18 +38,24 @@ pub(super) fn l2(flags: &L2Flags) -> Result<L2Config, ConfigError> {
 
 fn adapter(number: usize, json: &str) -> Result<L2Adapter, ConfigError> {
     let wrong = |line: String| ConfigError::conflict(format!("--l2-adapter number {number}"), line);
-    let value: Value = serde_json::from_str(json)
-        .map_err(|error| wrong(format!("not JSON at line {} column {}", error.line(), error.column())))?;
-    let Value::Object(mut settings) = value else {
-        return Err(wrong(
-            "must be a JSON object such as {\"type\":\"fs\",\"base_path\":\"/data\"}".to_owned(),
-        ));
-    };
-    let adapter = read_adapter(&mut settings).map_err(wrong)?;
-    let adapter = L2Adapter { settings, ..adapter };
+    let adapter = one_adapter(json.as_bytes()).map_err(wrong)?;
     // The keys of its type, too, so that a mistake in them is an error of the command line.
     registry::plan(number, &adapter).map_err(|error| wrong(error.to_string()))?;
     Ok(adapter)
+}
+
+/// One tier's JSON, but for the keys of its type.
+///
+/// # Errors
+/// One line that repeats no value.
+pub(in crate::config) fn one_adapter(json: &[u8]) -> Result<L2Adapter, String> {
+    let value: Value = serde_json::from_slice(json)
+        .map_err(|error| format!("not JSON at line {} column {}", error.line(), error.column()))?;
+    let Value::Object(mut settings) = value else {
+        return Err("must be a JSON object such as {\"type\":\"fs\",\"base_path\":\"/data\"}".to_owned());
+    };
+    let adapter = read_adapter(&mut settings)?;
+    Ok(L2Adapter { settings, ..adapter })
 }
 
 /// Takes what all types have in common out of `settings`.

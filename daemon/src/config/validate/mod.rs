@@ -6,6 +6,8 @@ mod observability;
 mod ranges;
 mod server;
 
+pub(super) use l2::one_adapter;
+
 use std::ffi::OsString;
 
 use clap::ArgMatches;
@@ -36,6 +38,7 @@ pub(super) fn validate(
             port: ranges::port("--http-port", flags.http.http_port)?,
             port_is_explicit: is_explicit(matches, "http_port"),
         },
+        token_file: server::directory("--http-token-file", flags.http.http_token_file.as_deref())?,
     };
     let observability = observability::observability(flags, matches, environment, &http.listen, notices)?;
     let config = Config {

@@ -109,7 +109,7 @@ fn threads(flag: Option<i64>) -> Result<Option<NonZeroUsize>, ConfigError> {
 }
 
 /// Absolute: what a supervisor takes for the current directory is anybody's guess.
-fn directory(flag: &str, path: Option<&str>) -> Result<Option<PathBuf>, ConfigError> {
+pub(super) fn directory(flag: &str, path: Option<&str>) -> Result<Option<PathBuf>, ConfigError> {
     match path {
         None => Ok(None),
         Some(path) if path.starts_with('/') => Ok(Some(PathBuf::from(path))),

@@ -108,6 +108,18 @@ impl Index {
             .filter(|e| e.generation == id.generation && e.state != ObjectState::Free)
     }
 
+    /// One record, free ones included.
+    pub(in crate::l1) fn record(&self, index: usize) -> Option<&Entry> {
+        self.entries.get(index)
+    }
+
+    /// The object stays when its last reader has gone.
+    pub(in crate::l1) fn retain(&mut self, id: ObjectId) {
+        if self.entry(id).is_some() {
+            self.entries[id.index as usize].temporary = false;
+        }
+    }
+
     /// The committed object of `key`, if its layout is one of `layouts`.
     pub(in crate::l1) fn find(&self, key: &Key, layouts: &[u64]) -> Option<ObjectId> {
         let index = *self.map.get(key)?;

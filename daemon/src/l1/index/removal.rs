@@ -48,6 +48,26 @@ impl Index {
         free
     }
 
+    /// Drops the committed object of `key`, with `force` also a held one; whether it was dropped. `None`: there is none.
+    pub(in crate::l1) fn remove_key(
+        &mut self,
+        key: &Key,
+        force: bool,
+        cause: RemovalCause,
+        table: &Table,
+    ) -> Option<bool> {
+        let index = *self.map.get(key)?;
+        let entry = &self.entries[index as usize];
+        if entry.state != ObjectState::Committed {
+            return Some(false);
+        }
+        let free = force || (entry.leases == 0 && entry.pins == 0);
+        if free {
+            self.detach(index, Some(cause), table);
+        }
+        Some(free)
+    }
+
     /// Records there are, free ones included.
     pub(in crate::l1) fn records(&self) -> usize {
         self.entries.len()

@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use super::super::adapter::L2Adapter;
 use super::super::tier::Tier;
@@ -23,6 +25,8 @@ pub struct Attached {
     loads: AtomicU64,
     load_bytes: AtomicU64,
     tasks: AtomicU64,
+    /// Woken when a task ends.
+    ended: Notify,
 }
 
 /// What is under way with a tier; numbers for gauges.
@@ -65,6 +69,24 @@ impl Attached {
         }
     }
 
+    /// Waits until nothing is under way, at most `limit`. Returns what still is. Only once it is draining is that for good.
+    pub async fn quiet(&self, limit: Duration) -> InFlight {
+        let all_ended = async {
+            loop {
+                let ended = self.ended.notified();
+                tokio::pin!(ended);
+                // Before the look: what ends from here on wakes us.
+                ended.as_mut().enable();
+                if self.in_flight() == InFlight::default() {
+                    return;
+                }
+                ended.await;
+            }
+        };
+        let _ = tokio::time::timeout(limit, all_ended).await;
+        self.in_flight()
+    }
+
     /// Begins a store task.
     pub fn begin_store(self: &Arc<Attached>) -> Task {
         self.stores.fetch_add(1, Ordering::Relaxed);
@@ -92,6 +114,7 @@ impl Drop for Task {
                 self.attached.loads.fetch_sub(1, Ordering::Relaxed)
             }
         };
+        self.attached.ended.notify_waiters();
     }
 }
 
@@ -128,10 +151,16 @@ impl Tiers {
             loads: AtomicU64::new(0),
             load_bytes: AtomicU64::new(0),
             tasks: AtomicU64::new(1),
+            ended: Notify::new(),
         });
         let mut list = self.list.write();
         *list = list.iter().cloned().chain([attached.clone()]).collect();
         attached
+    }
+
+    /// The tier of that index.
+    pub fn get(&self, index: u32) -> Option<Arc<Attached>> {
+        self.list.read().iter().find(|attached| attached.id.index == index).cloned()
     }
 
     /// Gives a tier no new work. `false` if there is none of that index.
