@@ -41,7 +41,7 @@ done
   --header "Authorization: Bearer $(cat "$work/token")" \
   --exclude-operation-id drain --exclude-operation-id events --exclude-operation-id removeAdapter \
   --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance \
-  --max-examples "${SCHEMATHESIS_EXAMPLES:-20}" --generation-deterministic --request-timeout 30 --max-time 600 ||
+  --max-examples "${SCHEMATHESIS_EXAMPLES:-20}" --generation-deterministic --request-timeout 30 --max-time "${SCHEMATHESIS_SECONDS:-120}" ||
   { tail -50 "$work/log"; exit 1; }
 # It lives, and nothing panicked.
 "$target/debug/lmcache-ctl" --url "http://127.0.0.1:$http" ping

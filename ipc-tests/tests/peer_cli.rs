@@ -85,21 +85,19 @@ async fn ping_describe_and_clear() {
     assert_eq!(code, Some(1), "{text}");
 }
 
-/// Marked until the daemon serves `/quota`: take the mark away then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the daemon does not serve /quota yet"]
 async fn quota_set_get_list_delete() {
     let Some(lmcache) = lmcache() else { return };
     let daemon = Daemon::start(&[]).await;
     let url = format!("http://127.0.0.1:{}", daemon.http_port());
     let (code, text) = run(&lmcache, &["quota", "set", "alice", "--limit-gb", "1.5", "--url", &url]).await;
     assert_eq!(code, Some(0), "{text}");
-    for (label, wanted) in [("Cache salt", "alice"), ("Limit (GB)", "1.5"), ("Status", "ok")] {
+    for (label, wanted) in [("Cache salt", "alice"), ("Limit (GB)", "1.50"), ("Status", "ok")] {
         assert_eq!(value(&text, label), wanted, "{label} in {text}");
     }
     let (code, text) = run(&lmcache, &["quota", "get", "alice", "--url", &url]).await;
     assert_eq!(code, Some(0), "{text}");
-    assert_eq!(value(&text, "Limit (GB)"), "1.5");
+    assert_eq!(value(&text, "Limit (GB)"), "1.50");
     assert!(value(&text, "Current usage (GB)").starts_with('0'));
     assert_eq!(value(&text, "Exists"), "True");
     let (code, text) = run(&lmcache, &["quota", "set", "_default", "--limit-gb", "2", "--url", &url]).await;

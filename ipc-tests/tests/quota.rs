@@ -146,10 +146,12 @@ async fn answers_are_those_of_0_5_6() {
     assert_eq!(get(&daemon, "/quota/a").await["exists"], true);
     assert_eq!(delete().await, (200, json!({"cache_salt": "a", "status": "removed"})));
     // What no request can have.
-    for path in ["/quota/a%40b", "/quota/a%2fb", "/quota/%ff", &format!("/quota/{}", "x".repeat(129))] {
+    for path in ["/quota/a%40b", "/quota/a%2fb", &format!("/quota/{}", "x".repeat(129))] {
         let (status, body) = parsed(http::put(port, path, r#"{"limit_gb": 1}"#).await);
         assert!(status == 400 && body["error"].is_string(), "{path}: {status} {body}");
     }
+    let not_text = parsed(http::put(port, "/quota/%ff", r#"{"limit_gb": 1}"#).await);
+    assert_eq!(not_text, (400, json!({"detail": "the path is not UTF-8"})));
 }
 
 #[tokio::test]

@@ -233,7 +233,8 @@ pub(crate) enum Adapters {
     /// Add one until the daemon ends; needs a token
     Add {
         /// As --l2-adapter takes it, such as {"type":"fs","base_path":"/data/kv"}
-        json: String,
+        #[arg(value_name = "JSON")]
+        adapter: String,
     },
     /// Give one nothing new
     Drain {

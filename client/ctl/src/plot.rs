@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn every_sample_is_in_one_bucket_and_the_fullest_is_widest() {
-        let samples = [10.0, 11.0, 11.5, 40.0, 1000.0];
+        let samples = [12.0, 13.0, 15.0, 40.0, 1000.0];
         let text = histogram(&samples);
         let counts: Vec<usize> = text
             .lines()

@@ -33,7 +33,7 @@ pub(crate) fn name(value: &Value) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let shown: String = text.chars().take(60).map(|c| if c.is_control() { '?' } else { c }).collect();
+    let shown: String = text.chars().take(64).map(|c| if c.is_control() { '?' } else { c }).collect();
     if shown.is_empty() { "\"\"".into() } else { shown }
 }
 

@@ -51,7 +51,7 @@ pub(super) struct Route {
 }
 
 impl Route {
-    /// The segments that stand in the places of its path; `None`: it is another path.
+    /// The segments that stand in the places of its path; `None`: it is another path, or not UTF-8.
     pub(super) fn matches(&self, path: &str) -> Option<Vec<String>> {
         let mut args = Vec::new();
         let (mut wanted, mut given) = (self.path.split('/'), path.split('/'));

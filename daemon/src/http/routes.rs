@@ -122,6 +122,9 @@ async fn dispatch<B: bytes::Buf, E: std::fmt::Display>(
     body: impl Stream<Item = Result<B, E>>,
     admin: Arc<Admin>,
 ) -> Response {
+    if percent_encoding::percent_decode_str(path).decode_utf8().is_err() {
+        return detail(StatusCode::BAD_REQUEST, "the path is not UTF-8".into()).into_response();
+    }
     let mut allowed: Vec<&str> = Vec::new();
     for route in ROUTES {
         let Some(args) = route.matches(path) else { continue };

@@ -34,7 +34,7 @@ pub(super) fn run(daemon: &Daemon, action: Adapters, json: bool) -> Result<(), C
             let page = daemon.get("/lmcached/adapters")?;
             show::document(json, &page, |page| table(&HEAD, &rows(&page["adapters"])))
         }
-        Adapters::Add { json: text } => {
+        Adapters::Add { adapter: text } => {
             let adapter: Value = serde_json::from_str(&text)
                 .map_err(|error| CtlError::Usage(format!("the adapter is no JSON: {error}")))?;
             let answer = daemon.send("POST", "/lmcached/adapters", &adapter)?;
