@@ -3,7 +3,7 @@
 #
 # Each part prints `ok PART`. A part that this machine cannot do prints `SKIP PART: why`, and only then.
 #
-# LMCACHED_BIN  package this binary instead of building one
+# LMCACHED_BIN  package this binary, and the lmcache-ctl beside it, instead of building them
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -37,13 +37,14 @@ command -v cargo-deb >/dev/null || cargo install cargo-deb --debug --locked --no
 
 # --- The daemon -----------------------------------------------------------------------------------------------------
 if [ -z "${LMCACHED_BIN:-}" ]; then
-  cargo build --release --locked -p lmcached --bin lmcached
+  cargo build --release --locked --workspace --bin lmcached --bin lmcache-ctl
 else
   mkdir -p "$CARGO_TARGET_DIR/release"
   [ "$(realpath "$LMCACHED_BIN")" = "$CARGO_TARGET_DIR/release/lmcached" ] ||
-    cp "$LMCACHED_BIN" "$CARGO_TARGET_DIR/release/lmcached"
+    cp "$LMCACHED_BIN" "$(dirname "$LMCACHED_BIN")/lmcache-ctl" "$CARGO_TARGET_DIR/release/"
 fi
 binary="$CARGO_TARGET_DIR/release/lmcached"
+ctl="$CARGO_TARGET_DIR/release/lmcache-ctl"
 
 pids=()
 cleanup() {
@@ -107,7 +108,8 @@ cargo deb --quiet -p lmcached --no-build --output "$work/"
 deb=$(ls "$work"/*.deb)
 dpkg-deb --info "$deb" | sed -n 's/^ \(Package\|Version\|Depends\)/\1/p'
 contents=$(dpkg-deb --contents "$deb")
-for file in ./usr/bin/lmcached ./etc/lmcached/lmcached.toml ./usr/lib/systemd/system/lmcached.service \
+for file in ./usr/bin/lmcached ./usr/bin/lmcache-ctl ./usr/share/man/man1/lmcache-ctl.1.gz \
+  ./usr/share/bash-completion/completions/lmcache-ctl ./etc/lmcached/lmcached.toml ./usr/lib/systemd/system/lmcached.service \
   ./usr/lib/systemd/system/lmcached.socket ./usr/lib/sysusers.d/lmcached.conf ./usr/lib/tmpfiles.d/lmcached.conf \
   ./usr/share/doc/lmcached/guide/operating.md; do
   grep -q " $file\$" <<<"$contents" || { echo "$file is not in the package" >&2; exit 1; }
@@ -126,6 +128,7 @@ twice_as_lmcached() {
     pid=$!
     pids+=("$pid")
     ready "$pid" "$http"
+    /usr/bin/lmcache-ctl --url "http://127.0.0.1:$http" ping
     [ -S /run/lmcached/check.sock ]
     [ "$(stat -c %U "$pool")" = lmcached ]
     [ -z "$inode" ] || [ "$inode" = "$(stat -c %i "$pool")" ]
@@ -161,6 +164,7 @@ else
   rm -rf "$work/unpacked"
   dpkg-deb -x "$deb" "$work/unpacked"
   "$work/unpacked/usr/bin/lmcached" --version
+  "$work/unpacked/usr/bin/lmcache-ctl" --version
   if command -v systemd-analyze >/dev/null; then
     mkdir -p "$work/units"
     for unit in lmcached.service lmcached.socket; do
@@ -194,10 +198,11 @@ grep -q -- "--drain-seconds -1" <<<"$line" || { echo "$line" >&2; exit 1; }
 echo "ok manifests"
 
 # --- Container ------------------------------------------------------------------------------------------------------
-deploy/container/stage.sh "$binary" "$work/container"
+deploy/container/stage.sh "$work/container" "$binary" "$ctl"
 # The file system is whole: the binary runs with nothing else there.
 if am_root && command -v chroot >/dev/null; then
   chroot "$work/container/rootfs" /usr/bin/lmcached --version
+  chroot "$work/container/rootfs" /usr/bin/lmcache-ctl --version
 elif command -v unshare >/dev/null && unshare --user --map-root-user true 2>/dev/null; then
   unshare --user --map-root-user chroot "$work/container/rootfs" /usr/bin/lmcached --version
 else

@@ -4,6 +4,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 binary=${LMCACHED_BIN:-$target/release/lmcached}
-[ -n "${LMCACHED_BIN:-}" ] || cargo build --release --locked -p lmcached --bin lmcached
-deploy/container/stage.sh "$binary" "$target/container"
+[ -n "${LMCACHED_BIN:-}" ] || cargo build --release --locked --workspace --bin lmcached --bin lmcache-ctl
+deploy/container/stage.sh "$target/container" "$binary" "$(dirname "$binary")/lmcache-ctl"
 "${BUILDER:-buildah}" build --file deploy/container/Containerfile --tag "${1:-lmcached}" "$target/container"

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Puts a binary and what it needs to run into DIR/rootfs: stage.sh BINARY DIR
+# Puts binaries and what they need to run into DIR/rootfs: stage.sh DIR BINARY...
 set -euo pipefail
-binary=$(realpath "$1")
-root=$(realpath -m "$2")/rootfs
+root=$(realpath -m "$1")/rootfs
+shift
 rm -rf "$root"
 mkdir -p "$root"/{usr/bin,etc,dev/shm,run/lmcached,var/lib/lmcached,tmp,proc,sys,lib64}
 chmod 1777 "$root/tmp" "$root/dev/shm"
-install -m 0755 "$binary" "$root/usr/bin/lmcached"
+install -m 0755 "$@" "$root/usr/bin/"
 # A tenth of the size; the names of functions in backtraces stay.
-if command -v strip >/dev/null; then strip --strip-debug "$root/usr/bin/lmcached"; fi
+if command -v strip >/dev/null; then strip --strip-debug "$root"/usr/bin/*; fi
 # The loader, the C library and what Rust links besides, where the loader looks for them.
-ldd "$binary" | grep -oE '/[^ ]+' | sort -u | while read -r library; do
+for binary in "$@"; do ldd "$binary"; done | grep -oE '/[^ ]+' | sort -u | while read -r library; do
   install -D -m 0755 "$(realpath "$library")" "$root$library"
 done
 # Names of hosts, with the C library's own resolver.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ipc_tests::daemon::binary;
+use ipc_tests::daemon::{binary, ctl};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
@@ -42,8 +42,34 @@ fn the_guide_lists_the_flags_of_the_daemon() {
     }
     assert!(
         now == wanted,
-        "docs/src/configuration.md is out of date: UPDATE_DOCS=1 cargo test -p ipc-tests --test docs"
+        "docs/src/configuration.md is out of date: UPDATE_DOCS=1 cargo test --workspace --test docs"
     );
+}
+
+/// The package installs these; they are made once and not by every build.
+#[test]
+fn the_manual_and_the_completions_are_those_of_the_program() {
+    let share = root().join("client/ctl/share");
+    for (file, args) in [
+        ("lmcache-ctl.1", &["man"][..]),
+        ("lmcache-ctl.bash", &["completions", "bash"]),
+        ("_lmcache-ctl", &["completions", "zsh"]),
+        ("lmcache-ctl.fish", &["completions", "fish"]),
+    ] {
+        let output = Command::new(ctl()).args(args).output().expect("runs");
+        let wanted = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(output.status.success() && wanted.len() > 1000, "{args:?}: {wanted}");
+        let path = share.join(file);
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::create_dir_all(&share).expect("a folder");
+            std::fs::write(&path, &wanted).expect("written");
+        }
+        assert!(
+            read(&path) == wanted,
+            "{} is out of date: UPDATE_DOCS=1 cargo test --workspace --test docs",
+            path.display()
+        );
+    }
 }
 
 /// Texts of `#[error("…")]`.
