@@ -19,6 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::{LogFormat, LogLevel, ObservabilityConfig};
+use crate::process;
 use crate::telemetry::{CollectorError, Outlet};
 
 /// Lines that may wait for standard error.
@@ -101,11 +102,13 @@ impl Levels {
 /// # Errors
 /// If the collector's variables are wrong.
 pub fn start(config: &ObservabilityConfig, outlet: &Outlet) -> Result<Guard, CollectorError> {
-    let (writer, guard) = NonBlockingBuilder::default()
-        .buffered_lines_limit(WAITING_LINES)
-        .lossy(true)
-        .thread_name("lmcached-log")
-        .finish(std::io::stderr());
+    let (writer, guard) = process::behind(|| {
+        NonBlockingBuilder::default()
+            .buffered_lines_limit(WAITING_LINES)
+            .lossy(true)
+            .thread_name("lmcached-log")
+            .finish(std::io::stderr())
+    });
     let lost = writer.error_counter();
     outlet.health.count_lost_lines(move || lost.dropped_lines() as u64);
     let lines = fmt::layer().with_writer(writer).with_ansi(std::io::stderr().is_terminal());
@@ -114,7 +117,7 @@ pub fn start(config: &ObservabilityConfig, outlet: &Outlet) -> Result<Guard, Col
         LogFormat::Json => lines.json().flatten_event(true).with_ansi(false).boxed(),
     };
     let provider = match &outlet.collector {
-        Some(collector) => Some(collector.logger_provider(outlet.resource.clone())?),
+        Some(collector) => Some(process::behind(|| collector.logger_provider(outlet.resource.clone()))?),
         None => None,
     };
     let records = provider.as_ref().map(|provider| {

@@ -59,6 +59,29 @@ pub fn raise_descriptor_limit() -> nix::Result<u64> {
     Ok(hard)
 }
 
+/// Nice value, above that of the daemon, of the threads that tell what happened.
+const BEHIND: i32 = 10;
+
+/// Runs `make`; the threads that it starts run behind those that answer requests: where the daemon's cores are busy, a
+/// request waits for a core and telling of it can wait longer.
+///
+/// nice(2): on Linux the value is a thread's own, and what the thread starts inherits it. Raising it needs no rights.
+///
+/// # Panics
+/// If the system gives no thread, or `make` panics.
+pub fn behind<T: Send>(make: impl FnOnce() -> T + Send) -> T {
+    let made = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if let Err(error) = rustix::process::nice(BEHIND) {
+                tracing::debug!(%error, "telemetry threads have the same priority as those that answer requests");
+            }
+            make()
+        });
+        thread.join()
+    });
+    made.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 enum Look {
     /// There is such a process, started then.
     Lives(u64),
@@ -111,6 +134,15 @@ mod tests {
         ] {
             assert_eq!(ProcessId::declared(&wrong), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn what_starts_behind_stays_behind() {
+        let nice = || rustix::process::nice(0).expect("read");
+        let before = nice();
+        let started = behind(|| std::thread::spawn(nice));
+        assert_eq!(started.join().expect("no panic"), (before + BEHIND).min(19));
+        assert_eq!(nice(), before);
     }
 
     #[test]

@@ -9,7 +9,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
-cargo build --release -p lmcached -p ipc-tests --bins
+cargo build --release --workspace --bin lmcached --bin compare --bin l2-bench
 bin="${CARGO_TARGET_DIR:-$root/target}/release"
 dir=${1:-$root/target/l2-bench}
 rounds=${ROUNDS:-5}

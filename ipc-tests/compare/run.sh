@@ -14,7 +14,7 @@ else
   bash "$here/../conformance/venv.sh" "$venv"
 fi
 cd "$root"
-cargo build --release -p lmcached -p ipc-tests --bins
+cargo build --release --workspace --bin lmcached --bin compare
 target="${CARGO_TARGET_DIR:-$root/target}/release"
 export LMCACHE_TRACK_USAGE=false LMCACHE_DISABLE_BANNER=1 HF_HUB_OFFLINE=1
 exec "$target/compare" run --daemon "$target/lmcached" --peer "$venv/bin/lmcache" --docs "$root/docs/benchmarks.md" "$@"

@@ -16,9 +16,10 @@ use parking_lot::{Condvar, Mutex};
 
 use super::event::{Event, Stamped};
 use super::subscriber::Subscriber;
+use crate::process;
 
 /// How long the drain thread lets events gather after the first one.
-const GATHER: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(20);
 
 /// The drain thread is telling subscribers; it looks at the queue again by itself.
 const BUSY: u8 = 0;
@@ -102,14 +103,16 @@ impl Bus {
             }),
         });
         let shared = bus.clone();
-        let thread = std::thread::Builder::new()
-            .name("lmcached-events".into())
-            .spawn(move || {
-                if let Some(inner) = &shared.inner {
-                    inner.drain(subscribers);
-                }
-            })
-            .expect("the system has room for one thread at start");
+        let thread = process::behind(|| {
+            std::thread::Builder::new()
+                .name("lmcached-events".into())
+                .spawn(move || {
+                    if let Some(inner) = &shared.inner {
+                        inner.drain(subscribers);
+                    }
+                })
+                .expect("the system has room for one thread at start")
+        });
         if let Some(inner) = &bus.inner {
             let _ = inner.thread.set(thread.thread().clone());
         }

@@ -19,6 +19,26 @@ use super::memory::{SourceBuf, TargetBuf};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checksum(pub u64);
 
+/// The checksum of bytes that come piece by piece.
+pub struct Hashing(Xxh3);
+
+impl Hashing {
+    /// Of the object under `key`.
+    pub fn of(key: &ObjectKey) -> Hashing {
+        Hashing(Checksum::start(key))
+    }
+
+    /// The next bytes.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// Of all of them.
+    pub fn finish(self) -> Checksum {
+        Checksum(self.0.digest())
+    }
+}
+
 impl Checksum {
     /// Of an object about to be stored.
     pub fn of_source(key: &ObjectKey, source: &SourceBuf) -> Checksum {
@@ -87,6 +107,9 @@ mod tests {
         let mut target = TargetBuf::with_len(bytes.len());
         target.write_at(0, &bytes);
         assert_eq!(sum, Checksum::of_target(&key("a"), &target));
+        let mut pieces = Hashing::of(&key("a"));
+        bytes.chunks(777).for_each(|piece| pieces.update(piece));
+        assert_eq!(sum, pieces.finish());
         target.write_at(77_777, &[bytes[77_777] ^ 1]);
         assert_ne!(sum, Checksum::of_target(&key("a"), &target));
     }

@@ -39,6 +39,7 @@ use tokio::sync::watch;
 
 use crate::config::ObservabilityConfig;
 use crate::events::{Bus, Subscriber};
+use crate::process::behind;
 
 pub use daemon::DaemonGauges;
 pub use exposition::CONTENT_TYPE;
@@ -161,7 +162,7 @@ pub fn start(config: &ObservabilityConfig, outlet: &Outlet) -> Result<Started, S
         subscribers.push(Box::new(hashes));
     }
     if let (true, Some(collector)) = (config.tracing, &outlet.collector) {
-        let provider = collector.tracer_provider(outlet.resource.clone())?;
+        let provider = behind(|| collector.tracer_provider(outlet.resource.clone()))?;
         let spans = subscribers::tracing_spans::Spans::new(provider, outlet.health.clone());
         subscribers.push(Box::new(spans) as Box<dyn Subscriber>);
     }

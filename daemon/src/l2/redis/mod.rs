@@ -7,8 +7,10 @@
 #![forbid(unsafe_code)]
 
 mod connect;
+mod direct;
 mod list;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ use super::memory::{SourceBuf, TargetBuf};
 use super::registry::{Counting, Recipe};
 use super::settings::{Settings, SettingsError};
 use connect::{Address, Connections, Link};
+use direct::Direct;
 
 /// Transfers in flight on each connection: one on the wire, one being copied, one waiting. Each holds a whole value.
 const IN_FLIGHT: usize = 3;
@@ -37,10 +40,11 @@ const MOST: u64 = 512 << 20;
 const SUM_PREFIX: &str = "lmcached@sum@";
 
 /// The adapter.
-#[derive(Debug)]
 pub struct Redis {
     kind: &'static str,
     connections: Connections,
+    /// For loads, where there is one server and no TLS.
+    direct: Option<Direct>,
     /// With its `@`, or empty.
     prefix: String,
     ttl_seconds: Option<u64>,
@@ -111,6 +115,7 @@ fn recipe(
     let open = move || {
         let redis = Redis {
             kind,
+            direct: Direct::new(&address, workers),
             connections: Connections::open(address, workers)?,
             prefix: if prefix.is_empty() { prefix } else { prefix + "@" },
             ttl_seconds,
@@ -118,6 +123,12 @@ fn recipe(
         Ok(Arc::new(redis) as Arc<dyn L2Adapter>)
     };
     Ok(Recipe::new(Counting::WithCapacity, workers * IN_FLIGHT, Box::new(open)))
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis").field("connections", &self.connections).finish_non_exhaustive()
+    }
 }
 
 impl Redis {
@@ -238,8 +249,16 @@ impl L2Adapter for Redis {
         )
     }
 
-    fn load<'a>(&'a self, key: &'a ObjectKey, target: TargetBuf) -> BoxFuture<'a, LoadOutcome> {
+    fn load<'a>(&'a self, key: &'a ObjectKey, mut target: TargetBuf) -> BoxFuture<'a, LoadOutcome> {
         Box::pin(async move {
+            if let Some(direct) = &self.direct {
+                let name = self.key(key);
+                let sum = Redis::sum_key(&name);
+                return match direct.load(key, &name, sum.as_deref(), &mut target).await {
+                    Ok(()) => LoadOutcome::loaded(target),
+                    Err(error) => LoadOutcome::failed(error, target),
+                };
+            }
             let mut link = match self.connections.next().await {
                 Ok(link) => link,
                 Err(trouble) => return LoadOutcome::failed(trouble, target),

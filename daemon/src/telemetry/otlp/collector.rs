@@ -9,6 +9,7 @@ use tonic::codec::CompressionEncoding;
 use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
+use crate::process;
 use crate::telemetry::health::{Health, Signal};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -71,13 +72,15 @@ impl Collector {
     /// # Errors
     /// See [`CollectorError`].
     pub fn new(endpoint: &str, health: Arc<Health>) -> Result<Collector, CollectorError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .max_blocking_threads(2)
-            .thread_name("lmcached-otlp")
-            .enable_all()
-            .build()
-            .map_err(CollectorError::Thread)?;
+        let runtime = process::behind(|| {
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .max_blocking_threads(2)
+                .thread_name("lmcached-otlp")
+                .enable_all()
+                .build()
+        });
+        let runtime = runtime.map_err(CollectorError::Thread)?;
         let collector = Collector { endpoint: endpoint.to_owned(), health, runtime: Some(runtime) };
         for signal in Signal::ALL {
             collector.channel(signal)?;

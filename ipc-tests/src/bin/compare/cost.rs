@@ -4,11 +4,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipc_tests::http;
-use ipc_tests::otlp::Collector;
 use ipc_tests::worker::{Model, commit_store, prepare_store};
 use lmcache_client::Connection;
 use lmcache_proto::wire::Request;
 
+use super::collector::Process;
 use super::load;
 use super::target::Target;
 
@@ -23,8 +23,8 @@ struct Step {
 
 /// Prints µs of server CPU per cycle for each step, against the first.
 pub(crate) async fn run(daemon: &Path, rounds: usize, cycles: usize) {
-    let collector = Collector::start().await;
-    let endpoint = format!("--otlp-endpoint={}", collector.endpoint());
+    let collector = Process::start();
+    let endpoint = format!("--otlp-endpoint={}", collector.endpoint);
     let queue = "--event-bus-queue-size=100000";
     let configurations: [(&'static str, Vec<&str>); 3] = [
         ("nothing (--disable-observability)", vec!["--disable-observability"]),
@@ -63,8 +63,8 @@ pub(crate) async fn run(daemon: &Path, rounds: usize, cycles: usize) {
             dropped(&step.target).await.unwrap_or_else(|| "–".into())
         );
     }
-    println!("\nSpans received: {}", collector.received(|received| received.spans.len()));
     drop(steps);
+    println!("\nSpans received: {}", collector.end());
     scrape(daemon).await;
 }
 

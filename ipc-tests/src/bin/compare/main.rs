@@ -3,6 +3,7 @@
 //! Timings of these machines are noisy, so everything that is compared is measured in one run, in alternating rounds.
 #![deny(unsafe_code)]
 
+mod collector;
 mod cost;
 mod l2;
 mod load;
@@ -28,6 +29,8 @@ enum Command {
         /// Port on the loopback address.
         port: u16,
     },
+    /// An OTLP collector that prints its endpoint, and, when its input ends, how many spans it was sent.
+    Collector,
     /// The comparison.
     Run(Run),
     /// What observability costs.
@@ -88,6 +91,7 @@ fn main() {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     match cli.command {
         Command::Echo { port } => runtime.block_on(target::echo(port)),
+        Command::Collector => runtime.block_on(collector::serve()),
         Command::Run(run) => runtime.block_on(compare(&run)),
         Command::L2(l2) => runtime.block_on(l2::run(&l2.daemon, l2.rounds)),
         Command::Cost(cost) => runtime.block_on(cost::run(&cost.daemon, cost.rounds, cost.cycles)),
