@@ -23,11 +23,12 @@ trap 'if [ -n "$redis" ]; then kill "$redis" 2> /dev/null || true; fi; rm -rf "$
 
 "$bin/compare" l2 --daemon "$bin/lmcached"
 
-# Buffered, no fsync, one file for each object, made anew for each round: what the tier does.
+# Buffered, no fsync, one file for each object, made anew for each round: what the tier does. Reads find the page cache
+# as the writes left it, on both sides.
 fio() {
   command fio --name=files --directory="$dir/fio" --rw="$1" --bs="$2" --filesize="$bytes" --nrfiles="$files" \
     --size=$((bytes * files)) --file_service_type=sequential --openfiles="$depth" --ioengine=io_uring --iodepth="$depth" --direct=0 \
-    --fallocate=none --create_on_open="$3" --output-format=json 2> /dev/null |
+    --fallocate=none --create_on_open="$3" --invalidate=0 --output-format=json 2> /dev/null |
     python3 -c "import json,sys; j=json.load(sys.stdin)['jobs'][0]['$1']; print(j['bw_bytes'] / 1e9)"
 }
 

@@ -11,6 +11,7 @@ import typing
 import bench_checks
 import l2_checks
 import restart_checks
+import trace_checks
 import vllm_checks
 from processes import Failure, Process
 from reference import Reference
@@ -64,9 +65,9 @@ def main() -> int:
     if "restart" in wanted:
         scenarios |= restart_checks.SCENARIOS
 
-    def with_server(name: str, checks: typing.Callable[[Server], None]) -> None:
+    def with_server(name: str, checks: typing.Callable[[Server], None], flags: typing.Sequence[str] = ()) -> None:
         """Each part has a server of its own, so that one part's failure is not the next one's start."""
-        server = Server(options.server, options.lmcached, options.venv, logs / f"server.{name}.log")
+        server = Server(options.server, options.lmcached, options.venv, logs / f"server.{name}.log", flags)
         try:
             guarded(name, report, lambda: checks(server.start()))
         finally:
@@ -81,7 +82,13 @@ def main() -> int:
         guarded("reference", report, lambda: reference.compute(scenarios, report))
     # Without the reference there is nothing to compare with, and its failure is on the list already.
     if "vllm" in wanted and reference.outputs:
-        with_server("vllm", lambda server: vllm_checks.run_all(server, report, reference, logs))
+        recording = options.work / "vllm.lct"
+        recording.unlink(missing_ok=True)
+        recorded = options.server == "lmcached"
+        flags = ["--trace-level", "storage", "--trace-output", str(recording)] if recorded else []
+        with_server("vllm", lambda server: vllm_checks.run_all(server, report, reference, logs), flags)
+        if recorded:
+            guarded("trace", report, lambda: trace_checks.run_all(report, recording, options.venv, options.lmcached, options.work))
     if "restart" in wanted and reference.outputs:
         with_server("restart", lambda server: restart_checks.run_all(server, report, reference, logs))
     return report.end()

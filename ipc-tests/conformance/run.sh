@@ -41,7 +41,7 @@ else
 fi
 
 if [ "$server" = lmcached ] && [ -z "${LMCACHED_BIN:-}" ]; then
-  (cd "$root" && cargo build --release -p lmcached --bins)
+  (cd "$root" && cargo build --release --workspace --bin lmcached --bin lmcache-ctl)
   LMCACHED_BIN="${CARGO_TARGET_DIR:-$root/target}/release/lmcached"
 fi
 

@@ -252,6 +252,14 @@ impl Daemon {
         self.log.lock().clone()
     }
 
+    /// Waits until a line of the log has `what` in it: lines are written by a thread that lets requests go first.
+    pub async fn says(&self, what: &str) {
+        let said = async || self.log().iter().any(|line| line.contains(what)).then_some(());
+        if crate::in_time(said).await.is_none() {
+            panic!("the log never says {what:?}: {:?}", self.log());
+        }
+    }
+
     /// Sum of the samples of a metric whose line contains all of `labels`.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let (_, page) = http::get(self.http_port, "/metrics").await.expect("metrics page");

@@ -103,7 +103,7 @@ async fn a_stored_and_retrieved_prompt_is_on_every_sink() {
         "Retrieved 1024 tokens in ",
         "Prefetch request completed (L1+L2): 4/4 prefix hits",
     ] {
-        assert!(daemon.log().iter().any(|found| found.contains(line)), "{line}");
+        daemon.says(line).await;
         assert!(
             collector.received(|received| received.records.iter().any(|r| r.body.contains(line))),
             "{line}"

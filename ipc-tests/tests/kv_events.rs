@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use ipc_tests::daemon::Daemon;
 use ipc_tests::pool::Pool;
-use ipc_tests::worker::{Model, prompt, store};
+use ipc_tests::worker::{Model, lookup, prompt, store};
 use lmcache_client::Connection;
 use lmcache_proto::wire::{KvEventBatch, Operation, Request, Response};
 
@@ -72,6 +72,42 @@ async fn stored_and_removed_chunks_are_reported_with_their_tokens() {
     let batch = other.next().await.expect("status");
     assert!(batch.events.is_empty());
     assert_eq!(batch.next_cursor, 4);
+}
+
+/// What comes back from L2 and stays is told of; what goes with its reader is not.
+#[tokio::test]
+async fn chunks_that_a_tier_brings_back_for_good_are_reported_as_stored() {
+    for (policy, reported) in [("retain", 2), ("default", 0)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let tier = format!(r#"--l2-adapter={{"type":"fs","base_path":"{}"}}"#, dir.path().display());
+        let daemon = Daemon::start(&[&tier, &format!("--l2-prefetch-policy={policy}")]).await;
+        let mut worker = daemon.connect().await;
+        let model = Model::small("m");
+        worker.call(&model.registration(7)).await.expect("register");
+        let pool = Pool::open(&daemon.pool_path());
+        let tokens = prompt(1, 3);
+        store(&mut worker, &pool, &model, "a", &tokens, 7, 0).await;
+        ipc_tests::eventually("the tier has them", async || {
+            let status = daemon.status().await;
+            (status["storage_manager"]["l2_adapters"][0]["stores"] == 3).then_some(())
+        })
+        .await;
+        worker.call(&Request::EndSession { request_id: "a" }).await.expect("end");
+        daemon.clear().await;
+        // One of the three is stored anew: L1 has it when the others come from the tier.
+        store(&mut worker, &pool, &model, "b", &tokens[..256], 7, 0).await;
+        assert_eq!(lookup(&mut worker, &model, "c", &tokens, 1).await, 3);
+        let mut stream = Stream::open(&daemon, 7, "m", 0).await;
+        let events = stream.next().await.expect("all of it").events;
+        let kinds: Vec<&str> = events.iter().map(|event| event.kind.as_str()).collect();
+        assert_eq!(kinds[..5], ["stored", "stored", "stored", "removed", "stored"], "{policy}");
+        assert_eq!(kinds[5..], vec!["stored"; reported], "{policy}");
+        for (event, chunk) in events[5..].iter().zip([1, 2]) {
+            assert_eq!(event.token_ids, tokens[chunk * 256..(chunk + 1) * 256]);
+            assert_eq!(event.block_hashes, events[chunk].block_hashes);
+            assert_eq!(event.parent_block_hash.as_ref(), Some(&events[chunk - 1].block_hashes[0]));
+        }
+    }
 }
 
 #[tokio::test]

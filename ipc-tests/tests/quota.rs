@@ -177,8 +177,7 @@ async fn quotas_outlive_the_daemon_and_a_damaged_file_does_not_stop_it() {
     std::fs::write(&file, "{\"version\": 1, \"quo").expect("written");
     daemon.crash_and_restart().await;
     assert_eq!(get(&daemon, "/quota").await, json!({"users": {}}));
-    let lines = daemon.log();
-    assert!(lines.iter().any(|line| line.contains("the quotas cannot be read")), "{lines:?}");
+    daemon.says("the quotas cannot be read").await;
     let kept = std::fs::read_to_string(file.with_extension("json.damaged")).expect("kept aside");
     assert_eq!(kept, "{\"version\": 1, \"quo");
     assert_eq!(set(&daemon, "b", gb(2)).await.0, 200);
@@ -227,9 +226,8 @@ async fn a_tier_with_isolated_lru_keeps_salts_within_their_quotas() {
         daemon.metric("lmcached_quota_usage_bytes", &[r#"cache_salt="a""#, "fs#1"]).await,
         6.0 * OBJECT
     );
-    let lines = daemon.log();
-    assert!(lines.iter().any(|line| line.contains("IsolatedLRU without quotas")), "{lines:?}");
-    assert!(lines.iter().any(|line| line.contains("has no quota, or one of 0")), "{lines:?}");
+    daemon.says("IsolatedLRU without quotas").await;
+    daemon.says("has no quota, or one of 0").await;
 }
 
 /// The peer's own command against this daemon. `LMCACHED_PEER_PYTHON` names a Python that has `lmcache`; without it the test

@@ -8,8 +8,9 @@ use lmcache_proto::hash::{Chain, ChunkHash};
 use lmcache_proto::wire::CacheKey;
 
 use super::Engine;
+use super::prefetch::Ask;
 use crate::events::Event;
-use crate::l1::Pin;
+use crate::l1::{ObjectId, Pin};
 use crate::l2::control::Batch;
 
 impl Engine {
@@ -50,11 +51,31 @@ impl Engine {
             let mut chunks: Vec<usize> = (0..pins.len()).filter(|at| done[*at]).map(chunk_of).collect();
             chunks.sort_unstable();
             chunks.dedup();
-            self.report_stored(key, chain, &chunks);
+            self.report_stored(key.model_name, key.tokens.bytes(), chain, &chunks);
             (done, removed)
         };
         self.tell_removed(&removed);
         done
+    }
+
+    /// Objects that came from the tiers stay in L1 after their last reader: the log tells of their chunks. The caller holds
+    /// leases on them, so that nothing but a forced clear can have removed them since they became readable.
+    pub(super) fn kept(&self, ask: &Ask, objects: &[(usize, ObjectId)]) {
+        let removed = {
+            let _order = self.order.lock();
+            let removed = self.log_removed();
+            let there = self.l1.retain(objects.iter().map(|(_, object)| *object));
+            if let Some(prompt) = &ask.prompt {
+                let kept =
+                    objects.iter().zip(there).filter_map(|((chunk, _), there)| there.then_some(*chunk));
+                let mut chunks: Vec<usize> = kept.collect();
+                chunks.sort_unstable();
+                chunks.dedup();
+                self.report_stored(&ask.model, &prompt.tokens, &prompt.chain, &chunks);
+            }
+            removed
+        };
+        self.tell_removed(&removed);
     }
 
     /// Offers newly readable objects (hash, rank, group) of one shape to the tiers. Never waits.

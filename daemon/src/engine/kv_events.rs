@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use lmcache_proto::hash::{Chain, ChunkHash};
-use lmcache_proto::wire::{CacheKey, KvEventBatch, KvEventRecord, decode_tokens};
+use lmcache_proto::wire::{KvEventBatch, KvEventRecord, decode_tokens};
 use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde_bytes::ByteBuf;
@@ -300,8 +300,8 @@ impl Drop for EventSource {
 }
 
 impl Engine {
-    /// Logs newly stored chunks of a prompt, given by their positions in it, rising.
-    pub(super) fn report_stored(&self, key: &CacheKey<'_>, chain: &Chain, chunks: &[usize]) {
+    /// Logs newly stored chunks of a prompt, given by their positions in it, rising. `encoded` is its token list as it came.
+    pub(super) fn report_stored(&self, model: &str, encoded: &[u8], chain: &Chain, chunks: &[usize]) {
         if chunks.is_empty() {
             return;
         }
@@ -312,13 +312,13 @@ impl Engine {
         let mut stored = Vec::with_capacity(chunks.len());
         for &chunk in chunks {
             let from = tokens.len() as u32;
-            tokens.extend_from_slice(key.tokens.bytes().get(begin(chunk)..end(chunk)).unwrap_or_default());
+            tokens.extend_from_slice(encoded.get(begin(chunk)..end(chunk)).unwrap_or_default());
             stored.push(StoredChunk {
                 hash: chain.hashes[chunk],
                 parent: chunk.checked_sub(1).map(|previous| chain.hashes[previous]),
                 range: from..tokens.len() as u32,
             });
         }
-        self.kv_events.stored(key.model_name, &tokens, stored.into_iter());
+        self.kv_events.stored(model, &tokens, stored.into_iter());
     }
 }

@@ -96,7 +96,7 @@ impl Lookup {
     pub(super) fn resolve(&mut self, found: Found, readers: u32) {
         self.hit_chunks = found.hit.chunks;
         self.l1_chunks = found.l1_chunks;
-        self.l2_objects = found.l2_objects;
+        self.l2_objects = found.l2_objects();
         self.cells = found.hit.cells.iter().map(|cell| Cell::new(cell, readers)).collect();
         self.job = None;
     }

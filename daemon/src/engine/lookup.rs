@@ -9,7 +9,7 @@ use lmcache_proto::object_key::kv_rank;
 use lmcache_proto::wire::{CacheKey, Response};
 
 use super::leases::Lookup;
-use super::prefetch::{Ask, Job, Shape};
+use super::prefetch::{Ask, Job, Prompt, Shape};
 use super::{Client, Engine, Outcome, Refusal};
 use crate::events::{Cell, Event, Keys, LookupEnd, SessionId};
 use crate::l1::{Hit, LeasedCell, ObjectId, Row};
@@ -69,6 +69,9 @@ impl Engine {
                     rows: rows.clone(),
                     shapes,
                     readers: key.num_kv_readers,
+                    // What goes with its last reader is not told of.
+                    prompt: (self.kv_events.enabled() && l2.opened.loader.keeps())
+                        .then(|| Prompt { tokens: key.tokens.bytes().into(), chain: chain.clone() }),
                 };
                 self.start_prefetch(l2, ask)
             }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lmcache_proto::hash::ChunkHash;
+use lmcache_proto::hash::{Chain, ChunkHash};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
@@ -57,6 +57,16 @@ pub(super) struct Ask {
     /// For each row, what its objects are now.
     pub(super) shapes: Vec<Shape>,
     pub(super) readers: u32,
+    /// For the KV event log, where it is kept.
+    pub(super) prompt: Option<Prompt>,
+}
+
+/// The tokens of a lookup and where its chunks are in them.
+#[derive(Debug)]
+pub(super) struct Prompt {
+    /// As they came.
+    pub(super) tokens: Box<[u8]>,
+    pub(super) chain: Chain,
 }
 
 /// The newest layout of a row's objects.
@@ -89,6 +99,8 @@ struct Progress {
     held: Held,
     /// Cells that L1 had from the start.
     from_l1: Vec<bool>,
+    /// Cells that this job brought in; others wait for the same objects.
+    brought: Vec<usize>,
     wanted: u64,
     loaded: u64,
     failed: BTreeMap<&'static str, (PrefetchFailure, u64)>,
@@ -100,8 +112,14 @@ pub(super) struct Found {
     pub(super) hit: Hit,
     /// Chunks that L1 alone could serve.
     pub(super) l1_chunks: u64,
-    /// Objects of the hit that came from the tiers.
-    pub(super) l2_objects: u64,
+    /// Objects of the hit that came from the tiers, with their chunks.
+    pub(super) loaded: Vec<(usize, ObjectId)>,
+}
+
+impl Found {
+    pub(super) fn l2_objects(&self) -> u64 {
+        self.loaded.len() as u64
+    }
 }
 
 impl Engine {
@@ -114,6 +132,7 @@ impl Engine {
         let progress = Progress {
             held: Held { l1: self.l1.clone(), cells },
             from_l1,
+            brought: Vec::new(),
             wanted: 0,
             loaded: 0,
             failed: BTreeMap::new(),
@@ -150,7 +169,9 @@ impl Engine {
             }
         }
         if let Some(found) = found {
-            if !self.warm_done(&ask.request_id, &found) {
+            if self.warm_done(ask, &found) {
+                self.kept(ask, &found.loaded);
+            } else {
                 self.call_unwanted(ask, &found.hit);
             }
             self.l1.end_leases(found.hit.cells.iter().rev().map(|cell| cell.object));
@@ -159,7 +180,7 @@ impl Engine {
 
     fn tell_finished(&self, ask: &Ask, found: &Found, took: Duration) {
         let total = (ask.hashes.len() * ask.rows.len()) as u64;
-        let (hits, from_l2) = (found.hit.cells.len() as u64, found.l2_objects);
+        let (hits, from_l2) = (found.hit.cells.len() as u64, found.l2_objects());
         let failed = (ask.hashes.len() as u64 - found.hit.chunks) * ask.rows.len() as u64;
         tracing::info!(
             request = &*ask.request_id,
@@ -201,6 +222,9 @@ async fn run(
         );
     }
     progress.tell(&engine, &ask);
+    if loader.keeps() {
+        engine.kept(&ask, &progress.brought(&ask));
+    }
     engine.finish_prefetch(&ask, progress, number, started.elapsed());
 }
 
@@ -264,6 +288,9 @@ async fn look_and_load(engine: &Engine, loader: &Arc<Loader>, ask: &Ask, progres
         Landed::Here(leased, ours) => {
             progress.held.cells[cells[position]] = leased.take();
             progress.loaded += 1;
+            if ours {
+                progress.brought.push(cells[position]);
+            }
             if ours && engine.bus.enabled() {
                 let (want, _) = &wants[position];
                 let cell = Cell { hash: want.hash, rank: want.rank, group: want.group };
@@ -317,20 +344,28 @@ impl Progress {
         }
     }
 
+    /// What this job brought in and still holds, with its chunks.
+    fn brought(&self, ask: &Ask) -> Vec<(usize, ObjectId)> {
+        let held = |at: &usize| Some((at / ask.rows.len(), self.held.cells[*at]?));
+        self.brought.iter().filter_map(held).collect()
+    }
+
     /// The longest hit of what is held now; the rest is let go.
     fn found(mut self, ask: &Ask) -> Found {
         let (rows, chunks) = (ask.rows.len(), ask.hashes.len() as u64);
         let at = |chunk: u64, row: usize| chunk as usize * rows + row;
         let best = longest_prefix(&ask.rows, chunks, |chunk, row| self.held.cells[at(chunk, row)].is_some());
         let l1_chunks = longest_prefix(&ask.rows, best, |chunk, row| self.from_l1[at(chunk, row)]);
-        let mut found = Found { hit: Hit { chunks: best, cells: Vec::new() }, l1_chunks, l2_objects: 0 };
+        let mut found = Found { hit: Hit { chunks: best, cells: Vec::new() }, l1_chunks, loaded: Vec::new() };
         for chunk in 0..best {
             for (row, shape) in ask.rows.iter().enumerate() {
                 if chunk < first_needed(shape.window, best) {
                     continue;
                 }
                 if let Some(object) = self.held.cells[at(chunk, row)].take() {
-                    found.l2_objects += u64::from(!self.from_l1[at(chunk, row)]);
+                    if !self.from_l1[at(chunk, row)] {
+                        found.loaded.push((chunk as usize, object));
+                    }
                     found.hit.cells.push(LeasedCell { row: row as u32, chunk: chunk as u32, object });
                 }
             }

@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use thiserror::Error;
 
 use super::Engine;
-use super::prefetch::{Ask, Found, Job};
+use super::prefetch::{Ask, Found, Job, Prompt};
 
 /// Prefetches remembered, done or not. The oldest done one goes for a new one.
 const MAX_WARM: usize = 256;
@@ -120,7 +120,12 @@ impl Engine {
         let mut chain = Chain::default();
         self.hasher.extend(&mut chain, &key.tokens, chunks).map_err(|error| invalid(error.to_string()))?;
         let total = (rows.len() * chain.hashes.len()) as u64;
+        let prompt = self
+            .kv_events
+            .enabled()
+            .then(|| Prompt { tokens: key.tokens.bytes().into(), chain: chain.clone() });
         let ask = Ask {
+            prompt,
             request_id: id.as_str().into(),
             session: id.as_str().into(),
             model: self.instances.shared_model(model),
@@ -156,9 +161,9 @@ impl Engine {
     }
 
     /// A job without a session is over: if it was an operator's, what it found stays. Returns whether it was.
-    pub(super) fn warm_done(&self, id: &str, found: &Found) -> bool {
+    pub(super) fn warm_done(&self, ask: &Ask, found: &Found) -> bool {
         let mut warmed = self.warmed.lock();
-        let Some(warm) = warmed.map.get_mut(id) else { return false };
+        let Some(warm) = warmed.map.get_mut(&*ask.request_id) else { return false };
         self.l1.retain(found.hit.cells.iter().map(|cell| cell.object));
         warm.found = Some(found.hit.cells.len() as u64);
         true

@@ -128,12 +128,11 @@ impl L1 {
         outcome
     }
 
-    /// Keeps leased objects after their last reader: they were loaded because somebody asked for them to stay.
-    pub fn retain(&self, objects: impl Iterator<Item = ObjectId>) {
+    /// Keeps leased objects after their last reader: they were loaded because somebody asked for them to stay. Says for each
+    /// whether its key still leads to it.
+    pub fn retain(&self, objects: impl Iterator<Item = ObjectId>) -> Vec<bool> {
         let mut index = self.index.lock();
-        for object in objects {
-            index.retain(object);
-        }
+        objects.map(|object| index.retain(object)).collect()
     }
 
     /// Waits until nobody holds anything, at most until `until`. Says whether that came.

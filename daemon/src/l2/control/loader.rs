@@ -160,6 +160,11 @@ enum Start {
 }
 
 impl Loader {
+    /// Whether loaded objects stay in L1 after their last reader.
+    pub fn keeps(&self) -> bool {
+        !self.temporary
+    }
+
     /// A loader for at most `max_in_flight` requests at a time.
     pub fn new(
         l1: Arc<L1>,

@@ -26,9 +26,12 @@ pub(crate) async fn run(daemon: &Path, rounds: usize, cycles: usize) {
     let collector = Process::start();
     let endpoint = format!("--otlp-endpoint={}", collector.endpoint);
     let queue = "--event-bus-queue-size=100000";
-    let configurations: [(&'static str, Vec<&str>); 3] = [
+    let dir = tempfile::tempdir().expect("a directory");
+    let recording = format!("--trace-output={}/cost.lct", dir.path().display());
+    let configurations: [(&'static str, Vec<&str>); 4] = [
         ("nothing (--disable-observability)", vec!["--disable-observability"]),
         ("metrics", vec!["--disable-logging", queue]),
+        ("metrics, recorded", vec!["--disable-logging", queue, "--trace-level=storage", &recording]),
         ("metrics, INFO lines, every request traced", vec!["--enable-tracing", &endpoint, queue]),
     ];
     let mut steps = Vec::new();
@@ -47,19 +50,22 @@ pub(crate) async fn run(daemon: &Path, rounds: usize, cycles: usize) {
         }
     }
     println!(
-        "| observed | µs of CPU per cycle, median | ÷ nothing, median of rounds | p99 of all operations, µs | events dropped |"
+        "| observed | µs of CPU per cycle, median | ÷ nothing, median of rounds | ÷ metrics | p99 of all operations, µs | events dropped |"
     );
-    println!("|---|---|---|---|---|");
-    let baseline = steps[0].cpu.clone();
+    println!("|---|---|---|---|---|---|");
+    let (nothing, metrics) = (steps[0].cpu.clone(), steps[1].cpu.clone());
     for step in &mut steps {
-        let ratios = step.cpu.iter().zip(&baseline).map(|(mine, nothing)| mine / nothing).collect();
+        let cpu = &step.cpu;
+        let against =
+            |others: &[f64]| median(cpu.iter().zip(others).map(|(mine, other)| mine / other).collect());
         step.times.sort_unstable();
         let p99 = step.times[step.times.len() * 99 / 100].as_secs_f64() * 1e6;
         println!(
-            "| {} | {:.0} | {:.2} | {p99:.0} | {} |",
+            "| {} | {:.0} | {:.2} | {:.2} | {p99:.0} | {} |",
             step.name,
             median(step.cpu.clone()),
-            median(ratios),
+            against(&nothing),
+            against(&metrics),
             dropped(&step.target).await.unwrap_or_else(|| "–".into())
         );
     }
