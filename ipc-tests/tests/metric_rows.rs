@@ -483,7 +483,9 @@ async fn transfers() -> BTreeSet<&'static str> {
     let rig = Rig::start(&[], Readings::default(), vec![]).await;
     let (cpu, cuda) = (worker(7, "cpu"), worker(8, "cuda:3"));
     // Two ranks of one request overlap: 2 GB in 1 s and in 4 s.
-    let of = |number, worker: &lmcached::events::Worker| (session("r"), transfer(number), worker.clone());
+    let of = |number, worker: &std::sync::Arc<lmcached::events::Worker>| {
+        (session("r"), transfer(number), worker.clone())
+    };
     for (number, worker, ended) in [(1, &cpu, 1.0), (2, &cuda, 4.0)] {
         let (session, transfer, worker) = of(number, worker);
         rig.at(0.0, Event::MpStoreSubmitted { session: session.clone(), transfer, worker: worker.clone() });

@@ -63,7 +63,7 @@ pub(super) struct Instance {
     pub(super) groups: Arc<[GroupShape]>,
     pub(super) kind: Kind,
     /// As its events name it.
-    pub(super) worker: Worker,
+    pub(super) worker: Arc<Worker>,
     seen: AtomicU64,
     pinged: AtomicBool,
 }
@@ -79,7 +79,7 @@ impl Instance {
     ) -> Instance {
         let model: Arc<str> = model.into();
         // CPU shared memory is the one device there is so far.
-        let worker = Worker { engine_id: id, device: "cpu".into(), model: model.clone() };
+        let worker = Arc::new(Worker { engine_id: id, device: "cpu".into(), model: model.clone() });
         Instance {
             id,
             model,

@@ -18,7 +18,7 @@ use crate::l1::{RemovalCause, Removed};
 pub(super) struct Told {
     session: SessionId,
     transfer: TransferId,
-    worker: Worker,
+    worker: Arc<Worker>,
     direction: Direction,
     /// The number by which the worker's own records name the transfer.
     number: u64,

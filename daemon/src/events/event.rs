@@ -422,33 +422,33 @@ pub enum Event {
     MpStoreSubmitted {
         session: SessionId,
         transfer: TransferId,
-        worker: Worker,
+        worker: Arc<Worker>,
     },
     MpStoreStart {
         session: SessionId,
         transfer: TransferId,
-        worker: Worker,
+        worker: Arc<Worker>,
     },
     MpStoreEnd {
         session: SessionId,
         transfer: TransferId,
-        worker: Worker,
+        worker: Arc<Worker>,
         end: TransferEnd,
     },
     MpRetrieveSubmitted {
         session: SessionId,
         transfer: TransferId,
-        worker: Worker,
+        worker: Arc<Worker>,
     },
     MpRetrieveStart {
         session: SessionId,
         transfer: TransferId,
-        worker: Worker,
+        worker: Arc<Worker>,
     },
     MpRetrieveEnd {
         session: SessionId,
         transfer: TransferId,
-        worker: Worker,
+        worker: Arc<Worker>,
         end: TransferEnd,
     },
     MpTransferPhaseSamples {

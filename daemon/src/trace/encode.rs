@@ -10,7 +10,7 @@ use crate::events::{Cell, Keys, TraceCall};
 
 /// The call's operation, and its arguments in the shapes of `release`.
 pub fn encode(call: &TraceCall, release: TraceArgs) -> (Operation, Vec<u8>) {
-    let mut out = Encoder { writer: Writer::new(), release };
+    let mut out = Encoder { writer: Writer::with_capacity(most_bytes(call)), release };
     let old = release == TraceArgs::V045;
     let operation = match call {
         TraceCall::ReserveWrite { keys, layout } => {
@@ -57,6 +57,47 @@ pub fn encode(call: &TraceCall, release: TraceArgs) -> (Operation, Vec<u8>) {
     (operation, out.writer.into_vec())
 }
 
+/// About how many bytes the arguments take, so that they are written without growing the buffer again and again.
+fn most_bytes(call: &TraceCall) -> usize {
+    let (keys, model, salt) = match call {
+        TraceCall::ReserveWrite { keys, .. }
+        | TraceCall::FinishWrite { keys }
+        | TraceCall::FinishRead { keys, .. } => (keys.len(), keys.model(), keys.salt()),
+        TraceCall::SubmitPrefetch { model, salt, hashes, rows, .. } => {
+            (hashes.len() * rows.len(), model, salt)
+        }
+    };
+    512 + keys * (160 + model.len() + salt.len())
+}
+
+/// An object's key but for its hash. The keys of a call differ in little else, and are most of what is recorded.
+struct KeyForm {
+    rank: u32,
+    group: u32,
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+impl KeyForm {
+    fn new(release: TraceArgs, model: &str, salt: &str, rank: u32, group: u32) -> KeyForm {
+        // 0.4.5 has no object groups. LMCache drops the salt, and its readers skip it; without it, the objects of two
+        // tenants would be one in a replay.
+        let with_group = release != TraceArgs::V045 || group != 0;
+        let mut before = Writer::with_capacity(64);
+        before.map(2).str("__t__").str("ObjectKey").str("v");
+        before.map(3 + usize::from(with_group) + usize::from(!salt.is_empty())).str("chunk_hash");
+        let mut after = Writer::with_capacity(64 + model.len() + salt.len());
+        after.str("model_name").str(model).str("kv_rank").uint(u64::from(rank));
+        if with_group {
+            after.str("object_group_id").uint(u64::from(group));
+        }
+        if !salt.is_empty() {
+            after.str("cache_salt").str(salt);
+        }
+        KeyForm { rank, group, before: before.into_vec(), after: after.into_vec() }
+    }
+}
+
 struct Encoder {
     writer: Writer,
     release: TraceArgs,
@@ -68,27 +109,21 @@ impl Encoder {
         self.writer.map(2).str("__t__").str(tag).str("v")
     }
 
-    fn key(&mut self, model: &str, salt: &str, cell: &Cell) {
-        // 0.4.5 has no object groups. LMCache drops the salt, and its readers skip it; without it, the objects of two
-        // tenants would be one in a replay.
-        let group = self.release != TraceArgs::V045 || cell.group != 0;
-        let out = self.tagged("ObjectKey");
-        out.map(3 + usize::from(group) + usize::from(!salt.is_empty()));
-        out.str("chunk_hash").bin(&cell.hash).str("model_name").str(model);
-        out.str("kv_rank").uint(u64::from(cell.rank));
-        if group {
-            out.str("object_group_id").uint(u64::from(cell.group));
-        }
-        if !salt.is_empty() {
-            out.str("cache_salt").str(salt);
+    /// The keys of some objects, one after the other.
+    fn cells(&mut self, model: &str, salt: &str, cells: impl Iterator<Item = Cell>) {
+        let mut form: Option<KeyForm> = None;
+        for Cell { hash, rank, group } in cells {
+            let form = match &mut form {
+                Some(form) if (form.rank, form.group) == (rank, group) => form,
+                other => other.insert(KeyForm::new(self.release, model, salt, rank, group)),
+            };
+            self.writer.raw(&form.before).bin(&hash).raw(&form.after);
         }
     }
 
     fn keys(&mut self, keys: &Keys) {
         self.writer.array(keys.len());
-        for cell in keys.cells() {
-            self.key(keys.model(), keys.salt(), cell);
-        }
+        self.cells(keys.model(), keys.salt(), keys.cells().iter().copied());
     }
 
     fn layout(&mut self, layout: &ObjectLayout) {
@@ -116,9 +151,11 @@ impl Encoder {
         self.tagged("PrefetchTaskSpec").map(4).str("key_groups").array(rows.len());
         for row in rows {
             self.tagged("GroupedObjectKeys").map(4).str("keys").array(hashes.len());
-            for hash in hashes {
-                self.key(model, salt, &Cell { hash: *hash, rank: row.rank, group: row.group });
-            }
+            self.cells(
+                model,
+                salt,
+                hashes.iter().map(|hash| Cell { hash: *hash, rank: row.rank, group: row.group }),
+            );
             self.writer.str("object_group_id").uint(u64::from(row.group)).str("layout_desc");
             self.layout(&row.layout);
             let window = row.window.map_or(-1, |window| i64::try_from(window).unwrap_or(i64::MAX));
@@ -133,11 +170,8 @@ impl Encoder {
     fn flat(&mut self, call: &TraceCall) {
         let TraceCall::SubmitPrefetch { model, salt, hashes, rows, .. } = call else { return };
         self.writer.str("keys").array(hashes.len() * rows.len());
-        for hash in hashes {
-            for row in rows {
-                self.key(model, salt, &Cell { hash: *hash, rank: row.rank, group: row.group });
-            }
-        }
+        let of_row = |hash| rows.iter().map(move |row| Cell { hash, rank: row.rank, group: row.group });
+        self.cells(model, salt, hashes.iter().flat_map(|hash| of_row(*hash)));
         self.writer.str("layout_desc");
         match rows.first() {
             Some(row) => self.layout(&row.layout),

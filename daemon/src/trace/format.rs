@@ -147,7 +147,7 @@ pub(super) fn append_record(
     qualname: &str,
     args: &[u8],
 ) -> bool {
-    let mut head = Writer::new();
+    let mut head = Writer::with_capacity(128 + qualname.len());
     head.map(5).str("type").str("record").str("t_mono").f64(t_mono).str("t_wall").f64(t_wall);
     head.str("qualname").str(qualname).str("args");
     let head = head.into_vec();

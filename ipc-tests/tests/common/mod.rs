@@ -132,8 +132,8 @@ pub fn session(name: &str) -> SessionId {
     name.into()
 }
 
-pub fn worker(engine_id: u64, device: &str) -> Worker {
-    Worker { engine_id, device: device.into(), model: "m".into() }
+pub fn worker(engine_id: u64, device: &str) -> Arc<Worker> {
+    Arc::new(Worker { engine_id, device: device.into(), model: "m".into() })
 }
 
 pub fn end(count: u64, total_bytes: u64, num_tokens: u64) -> TransferEnd {

@@ -12,6 +12,11 @@ impl Writer {
         Writer::default()
     }
 
+    /// An empty writer with room for `bytes`.
+    pub fn with_capacity(bytes: usize) -> Writer {
+        Writer { buf: Vec::with_capacity(bytes) }
+    }
+
     /// Everything written so far.
     pub fn into_vec(self) -> Vec<u8> {
         self.buf

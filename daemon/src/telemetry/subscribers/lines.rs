@@ -196,7 +196,7 @@ mod tests {
 
     fn events() -> Vec<(f64, Event)> {
         let session: SessionId = "r".into();
-        let worker = Worker { engine_id: 7, device: "cpu".into(), model: "m".into() };
+        let worker = Arc::new(Worker { engine_id: 7, device: "cpu".into(), model: "m".into() });
         let end = TransferEnd { count: 2, total_bytes: 64, num_tokens: 512, salt: "".into() };
         let failed = TransferEnd { num_tokens: 0, ..end.clone() };
         let keys = Keys::new("m".into(), "".into(), Box::default());

@@ -25,14 +25,13 @@ struct Step {
 pub(crate) async fn run(daemon: &Path, rounds: usize, cycles: usize) {
     let collector = Process::start();
     let endpoint = format!("--otlp-endpoint={}", collector.endpoint);
-    let queue = "--event-bus-queue-size=100000";
     let dir = tempfile::tempdir().expect("a directory");
     let recording = format!("--trace-output={}/cost.lct", dir.path().display());
     let configurations: [(&'static str, Vec<&str>); 4] = [
         ("nothing (--disable-observability)", vec!["--disable-observability"]),
-        ("metrics", vec!["--disable-logging", queue]),
-        ("metrics, recorded", vec!["--disable-logging", queue, "--trace-level=storage", &recording]),
-        ("metrics, INFO lines, every request traced", vec!["--enable-tracing", &endpoint, queue]),
+        ("metrics", vec!["--disable-logging"]),
+        ("metrics, recorded", vec!["--disable-logging", "--trace-level=storage", &recording]),
+        ("metrics, INFO lines, every request traced", vec!["--enable-tracing", &endpoint]),
     ];
     let mut steps = Vec::new();
     for (name, flags) in &configurations {
