@@ -12,7 +12,7 @@ cd "$root"
 cargo build --release --workspace --bin lmcached --bin compare --bin l2-bench
 bin="${CARGO_TARGET_DIR:-$root/target}/release"
 dir=${1:-$root/target/l2-bench}
-rounds=${ROUNDS:-5}
+rounds=${ROUNDS:-15}
 bytes=$((8 << 20)) files=64 depth=8
 value=$((1 << 20)) connections=8 values=64
 
@@ -21,7 +21,7 @@ mkdir -p "$dir/ours" "$dir/fio"
 redis=
 trap 'if [ -n "$redis" ]; then kill "$redis" 2> /dev/null || true; fi; rm -rf "$dir"' EXIT
 
-"$bin/compare" l2 --daemon "$bin/lmcached"
+[ -n "${ONLY_STORES:-}" ] || "$bin/compare" l2 --daemon "$bin/lmcached"
 
 # Buffered, no fsync, one file for each object, made anew for each round: what the tier does. Reads find the page cache
 # as the writes left it, on both sides.
@@ -32,8 +32,8 @@ fio() {
     python3 -c "import json,sys; j=json.load(sys.stdin)['jobs'][0]['$1']; print(j['bw_bytes'] / 1e9)"
 }
 
-ours() { # JSON BYTES OBJECTS AT-A-TIME: GB/s of one store and one load
-  "$bin/l2-bench" "$1" "$2" "$3" "$4" 2 2> /dev/null | sed -n 's/^round 1: store \([0-9.]*\) GB\/s, load \([0-9.]*\).*/\1 \2/p'
+ours() { # JSON BYTES OBJECTS AT-A-TIME ROUNDS: GB/s of the last store and load
+  "$bin/l2-bench" "$1" "$2" "$3" "$4" "$5" 2> /dev/null | tail -1 | sed -n 's/^round [0-9]*: store \([0-9.]*\) GB\/s, load \([0-9.]*\).*/\1 \2/p'
 }
 
 echo
@@ -43,8 +43,11 @@ results=$(mktemp)
 for round in $(seq "$rounds"); do
   rm -rf "$dir/fio" "$dir/ours"
   mkdir -p "$dir/fio" "$dir/ours"
-  read -r store load < <(ours "{\"type\":\"fs\",\"base_path\":\"$dir/ours\"}" "$bytes" "$files" "$depth")
+  # Nothing is left to be written back from before, or the second of the two pays for the first.
+  sync -f "$dir"
+  read -r store load < <(ours "{\"type\":\"fs\",\"base_path\":\"$dir/ours\"}" "$bytes" "$files" "$depth" 1)
   rm -rf "$dir/ours"
+  sync -f "$dir"
   write=$(fio write "$bytes" 1)
   read=$(fio read "$bytes" 0)
   printf '| %s | %.2f | %.2f | %.2f | %.2f |\n' "$round" "$store" "$write" "$load" "$read"
@@ -53,7 +56,8 @@ done
 python3 - "$results" << 'EOF'
 import statistics, sys
 rows = [[float(x) for x in line.split()] for line in open(sys.argv[1])]
-print(f"\nfs store {statistics.median(r[0] / r[1] for r in rows):.2f} × fio, load {statistics.median(r[2] / r[3] for r in rows):.2f} × fio")
+m = [round(statistics.median(column), 2) for column in zip(*rows)]
+print(f"\nfs store {m[0] / m[1]:.2f} × fio, load {m[2] / m[3]:.2f} × fio, by the medians {m}")
 EOF
 
 port=$((20000 + $$ % 20000))
@@ -65,7 +69,7 @@ echo "| round | resp load, GB/s | redis-benchmark GET |"
 echo "|---|---|---|"
 : > "$results"
 for round in $(seq "$rounds"); do
-  read -r _ load < <(ours "{\"type\":\"resp\",\"host\":\"127.0.0.1\",\"port\":$port,\"num_workers\":$connections}" "$value" "$values" "$connections")
+  read -r _ load < <(ours "{\"type\":\"resp\",\"host\":\"127.0.0.1\",\"port\":$port,\"num_workers\":$connections}" "$value" "$values" "$connections" 2)
   redis-benchmark -p "$port" -t set -d "$value" -n 64 -c 1 -q > /dev/null
   get=$(redis-benchmark -p "$port" -t get -d "$value" -n 1500 -c "$connections" --csv 2> /dev/null |
     python3 -c "import csv,sys; rows=list(csv.DictReader(sys.stdin)); print(float(rows[-1]['rps']) * $value / 1e9)")
@@ -75,6 +79,7 @@ done
 python3 - "$results" << 'EOF'
 import statistics, sys
 rows = [[float(x) for x in line.split()] for line in open(sys.argv[1])]
-print(f"\nresp load {statistics.median(r[0] / r[1] for r in rows):.2f} × redis-benchmark's GET")
+m = [round(statistics.median(column), 2) for column in zip(*rows)]
+print(f"\nresp load {m[0] / m[1]:.2f} × redis-benchmark's GET, by the medians {m}")
 EOF
 rm -f "$results"

@@ -3,12 +3,6 @@
 
 use std::process::ExitCode;
 
-/// An event is made by the thread of a request and freed by the one that tells of it: the C library's allocator pays for that
-/// with locks and with memory that comes back late (docs/benchmarks.md).
-#[cfg(feature = "mimalloc")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let parsed = match lmcached::config::parse(std::env::args_os()) {
         Ok(parsed) => parsed,

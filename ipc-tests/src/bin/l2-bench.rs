@@ -15,7 +15,9 @@ use lmcached::l2::tier::Tier;
 use parking_lot::Mutex;
 
 fn main() {
-    tokio::runtime::Runtime::new().expect("a runtime").block_on(bench());
+    // One thread asks, as in the tools that it is compared with; the daemon's jobs run beside each other.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(bench());
 }
 
 async fn bench() {
