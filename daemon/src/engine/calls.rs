@@ -95,7 +95,7 @@ impl Engine {
 
     /// What a lookup has loaded comes too late for its request.
     pub(super) fn call_unwanted(&self, ask: &Ask, hit: &Hit) {
-        self.call_let_go(&ask.model, &ask.salt, &ask.rows, &ask.hashes, &hit.cells, ask.readers);
+        self.call_let_go(&ask.model, &ask.salt, &ask.rows, &ask.chain.hashes, &hit.cells, ask.readers);
     }
 
     fn call_let_go(

@@ -48,10 +48,8 @@ impl Engine {
             let _order = self.order.lock();
             let removed = self.log_removed();
             let done = self.l1.commit(pins);
-            let mut chunks: Vec<usize> = (0..pins.len()).filter(|at| done[*at]).map(chunk_of).collect();
-            chunks.sort_unstable();
-            chunks.dedup();
-            self.report_stored(key.model_name, key.tokens.bytes(), chain, &chunks);
+            let chunks = (0..pins.len()).filter(|at| done[*at]).map(chunk_of).collect();
+            self.report_stored(key.model_name, key.tokens.bytes(), chain, chunks);
             (done, removed)
         };
         self.tell_removed(&removed);
@@ -64,14 +62,11 @@ impl Engine {
         let removed = {
             let _order = self.order.lock();
             let removed = self.log_removed();
-            let there = self.l1.retain(objects.iter().map(|(_, object)| *object));
-            if let Some(prompt) = &ask.prompt {
+            if let Some(tokens) = &ask.tokens {
+                let there = self.l1.attached(objects.iter().map(|(_, object)| *object));
                 let kept =
                     objects.iter().zip(there).filter_map(|((chunk, _), there)| there.then_some(*chunk));
-                let mut chunks: Vec<usize> = kept.collect();
-                chunks.sort_unstable();
-                chunks.dedup();
-                self.report_stored(&ask.model, &prompt.tokens, &prompt.chain, &chunks);
+                self.report_stored(&ask.model, tokens, &ask.chain, kept.collect());
             }
             removed
         };

@@ -300,17 +300,20 @@ impl Drop for EventSource {
 }
 
 impl Engine {
-    /// Logs newly stored chunks of a prompt, given by their positions in it, rising. `encoded` is its token list as it came.
-    pub(super) fn report_stored(&self, model: &str, encoded: &[u8], chain: &Chain, chunks: &[usize]) {
+    /// Logs newly stored chunks of a prompt, given by their positions in it, each once however many groups and ranks it has.
+    /// `encoded` is its token list as it came.
+    pub(super) fn report_stored(&self, model: &str, encoded: &[u8], chain: &Chain, mut chunks: Vec<usize>) {
         if chunks.is_empty() {
             return;
         }
+        chunks.sort_unstable();
+        chunks.dedup();
         let end = |chunk: usize| chain.ends.get(chunk).copied().unwrap_or_default() as usize;
         let begin = |chunk: usize| chunk.checked_sub(1).map_or(0, end);
         // Only the new chunks' tokens are kept: what lies between them was stored by others.
         let mut tokens = Vec::with_capacity(chunks.iter().map(|chunk| end(*chunk) - begin(*chunk)).sum());
         let mut stored = Vec::with_capacity(chunks.len());
-        for &chunk in chunks {
+        for chunk in chunks {
             let from = tokens.len() as u32;
             tokens.extend_from_slice(encoded.get(begin(chunk)..end(chunk)).unwrap_or_default());
             stored.push(StoredChunk {

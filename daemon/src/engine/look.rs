@@ -165,9 +165,4 @@ impl Engine {
             "pins_of_earlier_workers": adopted,
         })
     }
-
-    /// The workers' lanes and what they lost; see `/status`.
-    pub fn ring_page(&self) -> Value {
-        self.ring_status()
-    }
 }

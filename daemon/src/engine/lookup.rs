@@ -9,7 +9,7 @@ use lmcache_proto::object_key::kv_rank;
 use lmcache_proto::wire::{CacheKey, Response};
 
 use super::leases::Lookup;
-use super::prefetch::{Ask, Job, Prompt, Shape};
+use super::prefetch::{Ask, Job, Shape};
 use super::{Client, Engine, Outcome, Refusal};
 use crate::events::{Cell, Event, Keys, LookupEnd, SessionId};
 use crate::l1::{Hit, LeasedCell, ObjectId, Row};
@@ -65,13 +65,13 @@ impl Engine {
                     session: session_id.clone(),
                     model: names.0.clone(),
                     salt: names.1.clone(),
-                    hashes: chain.hashes.clone(),
+                    // What goes with its last reader is not told of.
+                    tokens: (self.kv_events.enabled() && l2.opened.loader.keeps())
+                        .then(|| key.tokens.bytes().into()),
+                    chain: chain.clone(),
                     rows: rows.clone(),
                     shapes,
                     readers: key.num_kv_readers,
-                    // What goes with its last reader is not told of.
-                    prompt: (self.kv_events.enabled() && l2.opened.loader.keeps())
-                        .then(|| Prompt { tokens: key.tokens.bytes().into(), chain: chain.clone() }),
                 };
                 self.start_prefetch(l2, ask)
             }

@@ -131,7 +131,8 @@ impl Engine {
 }
 
 impl Engine {
-    pub(super) fn ring_status(&self) -> Value {
+    /// The workers' lanes and what they lost.
+    pub fn ring_status(&self) -> Value {
         self.ring.drain_all();
         let status = self.ring.status();
         let counters = |c: &crate::ring::Counters| {

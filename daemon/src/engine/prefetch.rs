@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lmcache_proto::hash::{Chain, ChunkHash};
+use lmcache_proto::hash::Chain;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
@@ -52,21 +52,14 @@ pub(super) struct Ask {
     pub(super) session: SessionId,
     pub(super) model: Arc<str>,
     pub(super) salt: Arc<str>,
-    pub(super) hashes: Vec<ChunkHash>,
+    /// Its chunks.
+    pub(super) chain: Chain,
+    /// The token list as it came, for the KV event log; `None`: nothing of this lookup is told there.
+    pub(super) tokens: Option<Box<[u8]>>,
     pub(super) rows: Vec<Row>,
     /// For each row, what its objects are now.
     pub(super) shapes: Vec<Shape>,
     pub(super) readers: u32,
-    /// For the KV event log, where it is kept.
-    pub(super) prompt: Option<Prompt>,
-}
-
-/// The tokens of a lookup and where its chunks are in them.
-#[derive(Debug)]
-pub(super) struct Prompt {
-    /// As they came.
-    pub(super) tokens: Box<[u8]>,
-    pub(super) chain: Chain,
 }
 
 /// The newest layout of a row's objects.
@@ -127,7 +120,7 @@ impl Engine {
     pub(super) fn start_prefetch(&self, l2: &L2, ask: Ask) -> Option<(Job, oneshot::Sender<()>)> {
         // The job keeps the engine alive, which ends jobs when it drains.
         let engine = self.me.upgrade()?;
-        let cells = self.l1.lease_present(&ask.model, &ask.salt, &ask.hashes, &ask.rows);
+        let cells = self.l1.lease_present(&ask.model, &ask.salt, &ask.chain.hashes, &ask.rows);
         let from_l1 = cells.iter().map(Option::is_some).collect();
         let progress = Progress {
             held: Held { l1: self.l1.clone(), cells },
@@ -179,9 +172,9 @@ impl Engine {
     }
 
     fn tell_finished(&self, ask: &Ask, found: &Found, took: Duration) {
-        let total = (ask.hashes.len() * ask.rows.len()) as u64;
+        let total = (ask.chain.hashes.len() * ask.rows.len()) as u64;
         let (hits, from_l2) = (found.hit.cells.len() as u64, found.l2_objects());
-        let failed = (ask.hashes.len() as u64 - found.hit.chunks) * ask.rows.len() as u64;
+        let failed = (ask.chain.hashes.len() as u64 - found.hit.chunks) * ask.rows.len() as u64;
         tracing::info!(
             request = &*ask.request_id,
             "Prefetch request completed (L1+L2): {hits}/{total} prefix hits ({} L1, {from_l2} L2) in {:.1} ms",
@@ -193,7 +186,7 @@ impl Engine {
         }
         let cell = |cell: &LeasedCell| {
             let row = &ask.rows[cell.row as usize];
-            Cell { hash: ask.hashes[cell.chunk as usize], rank: row.rank, group: row.group }
+            Cell { hash: ask.chain.hashes[cell.chunk as usize], rank: row.rank, group: row.group }
         };
         let keys = Keys::new(ask.model.clone(), ask.salt.clone(), found.hit.cells.iter().map(cell).collect());
         if !keys.is_empty() {
@@ -250,7 +243,7 @@ async fn look_and_load(engine: &Engine, loader: &Arc<Loader>, ask: &Ask, progres
     let rows = ask.rows.len();
     let at = |chunk: u64, row: usize| chunk as usize * rows + row;
     let held = |at: usize| progress.held.cells[at].is_some();
-    let best = longest_prefix(&ask.rows, ask.hashes.len() as u64, |chunk, row| {
+    let best = longest_prefix(&ask.rows, ask.chain.hashes.len() as u64, |chunk, row| {
         held(at(chunk, row)) || in_tiers[at(chunk, row)].is_some()
     });
     let mut cells: Vec<usize> = Vec::new();
@@ -290,12 +283,12 @@ async fn look_and_load(engine: &Engine, loader: &Arc<Loader>, ask: &Ask, progres
             progress.loaded += 1;
             if ours {
                 progress.brought.push(cells[position]);
-            }
-            if ours && engine.bus.enabled() {
-                let (want, _) = &wants[position];
-                let cell = Cell { hash: want.hash, rank: want.rank, group: want.group };
-                let keys = Keys::new(ask.model.clone(), ask.salt.clone(), [cell].into());
-                engine.bus.publish(|| Event::L1WriteFinishedAndReadReserved { keys });
+                engine.bus.publish(|| {
+                    let (want, _) = &wants[position];
+                    let cell = Cell { hash: want.hash, rank: want.rank, group: want.group };
+                    let keys = Keys::new(ask.model.clone(), ask.salt.clone(), [cell].into());
+                    Event::L1WriteFinishedAndReadReserved { keys }
+                });
             }
         }
         Landed::Failed(reason) => progress.failed.entry(reason.name()).or_insert((reason, 0)).1 += 1,
@@ -310,7 +303,7 @@ impl Ask {
         let (chunk, row) = (at / self.rows.len(), at % self.rows.len());
         let shape = self.shapes[row];
         Want {
-            hash: self.hashes[chunk],
+            hash: self.chain.hashes[chunk],
             model: self.model.clone(),
             salt: self.salt.clone(),
             rank: self.rows[row].rank,
@@ -352,7 +345,7 @@ impl Progress {
 
     /// The longest hit of what is held now; the rest is let go.
     fn found(mut self, ask: &Ask) -> Found {
-        let (rows, chunks) = (ask.rows.len(), ask.hashes.len() as u64);
+        let (rows, chunks) = (ask.rows.len(), ask.chain.hashes.len() as u64);
         let at = |chunk: u64, row: usize| chunk as usize * rows + row;
         let best = longest_prefix(&ask.rows, chunks, |chunk, row| self.held.cells[at(chunk, row)].is_some());
         let l1_chunks = longest_prefix(&ask.rows, best, |chunk, row| self.from_l1[at(chunk, row)]);

@@ -56,9 +56,7 @@ impl TransferKey {
             salt: key.cache_salt.into(),
         }
     }
-}
 
-impl TransferKey {
     /// The request that it belongs to.
     pub(super) fn request_id(&self) -> &str {
         &self.request_id

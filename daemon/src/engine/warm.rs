@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use thiserror::Error;
 
 use super::Engine;
-use super::prefetch::{Ask, Found, Job, Prompt};
+use super::prefetch::{Ask, Found, Job};
 
 /// Prefetches remembered, done or not. The oldest done one goes for a new one.
 const MAX_WARM: usize = 256;
@@ -120,17 +120,13 @@ impl Engine {
         let mut chain = Chain::default();
         self.hasher.extend(&mut chain, &key.tokens, chunks).map_err(|error| invalid(error.to_string()))?;
         let total = (rows.len() * chain.hashes.len()) as u64;
-        let prompt = self
-            .kv_events
-            .enabled()
-            .then(|| Prompt { tokens: key.tokens.bytes().into(), chain: chain.clone() });
         let ask = Ask {
-            prompt,
             request_id: id.as_str().into(),
             session: id.as_str().into(),
             model: self.instances.shared_model(model),
             salt: self.shared_salt(salt),
-            hashes: chain.hashes,
+            tokens: self.kv_events.enabled().then(|| key.tokens.bytes().into()),
+            chain,
             rows,
             shapes,
             readers: 1,

@@ -73,7 +73,7 @@ pub(super) fn queue(call: &Call) -> Answer {
             "subscriber_exceptions":
                 bus.exceptions.iter().map(|(name, count)| json!({"subscriber": name, "count": count})).collect::<Vec<_>>(),
         },
-        "ring": admin.engine.ring_page(),
+        "ring": admin.engine.ring_status(),
         "wire": {
             "connections": admin.server.connections(),
             "executing": admin.server.executing(),

@@ -128,11 +128,18 @@ impl L1 {
         outcome
     }
 
-    /// Keeps leased objects after their last reader: they were loaded because somebody asked for them to stay. Says for each
-    /// whether its key still leads to it.
-    pub fn retain(&self, objects: impl Iterator<Item = ObjectId>) -> Vec<bool> {
+    /// Keeps leased objects after their last reader: they were loaded because somebody asked for them to stay.
+    pub fn retain(&self, objects: impl Iterator<Item = ObjectId>) {
         let mut index = self.index.lock();
-        objects.map(|object| index.retain(object)).collect()
+        for object in objects {
+            index.retain(object);
+        }
+    }
+
+    /// For each object whether its key still leads to it.
+    pub fn attached(&self, objects: impl Iterator<Item = ObjectId>) -> Vec<bool> {
+        let index = self.index.lock();
+        objects.map(|object| index.entry(object).is_some_and(|entry| !entry.detached)).collect()
     }
 
     /// Waits until nobody holds anything, at most until `until`. Says whether that came.

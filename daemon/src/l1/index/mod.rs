@@ -113,11 +113,11 @@ impl Index {
         self.entries.get(index)
     }
 
-    /// The object stays when its last reader has gone. Says whether its key still leads to it.
-    pub(in crate::l1) fn retain(&mut self, id: ObjectId) -> bool {
-        let Some(detached) = self.entry(id).map(|entry| entry.detached) else { return false };
-        self.entries[id.index as usize].temporary = false;
-        !detached
+    /// The object stays when its last reader has gone.
+    pub(in crate::l1) fn retain(&mut self, id: ObjectId) {
+        if self.entry(id).is_some() {
+            self.entries[id.index as usize].temporary = false;
+        }
     }
 
     /// The committed object of `key`, if its layout is one of `layouts`.
