@@ -82,6 +82,36 @@ pub fn behind<T: Send>(make: impl FnOnce() -> T + Send) -> T {
     made.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+/// The file `stat` of a process or a thread; proc_pid_stat(5) numbers its fields, from 1.
+#[derive(Debug)]
+pub struct Stat<'a> {
+    /// Field 2, the command's name.
+    pub name: &'a str,
+    /// From field 3 on.
+    fields: Vec<&'a str>,
+}
+
+impl<'a> Stat<'a> {
+    /// Takes the file's text apart. `None`: it is not such a file.
+    pub fn parse(text: &'a str) -> Option<Stat<'a>> {
+        // The name may contain anything, spaces and parentheses too; it ends at the last ')'.
+        let (head, rest) = text.rsplit_once(')')?;
+        let (_, name) = head.split_once('(')?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        (!fields.is_empty()).then_some(Stat { name, fields })
+    }
+
+    /// Field 3, the state.
+    pub fn state(&self) -> &'a str {
+        self.fields.first().copied().unwrap_or_default()
+    }
+
+    /// A field that is a number, by its number there.
+    pub fn number(&self, field: usize) -> Option<u64> {
+        self.fields.get(field.checked_sub(3)?)?.parse().ok()
+    }
+}
+
 enum Look {
     /// There is such a process, started then.
     Lives(u64),
@@ -98,16 +128,12 @@ fn look(pid: u32) -> Look {
         }
         Err(_) => return Look::Unknown,
     };
-    // The command name may contain anything, spaces and parentheses too; it ends at the last ')'.
-    let fields: Option<Vec<&str>> = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect());
-    let Some(fields) = fields else { return Look::Unknown };
-    // Fields 3 (state), 20 (threads) and 22 (start time) of proc_pid_stat(5); the first here is field 3.
-    let number = |field: usize| fields.get(field - 3).and_then(|text| text.parse::<u64>().ok());
-    let (Some(state), Some(threads), Some(start_time)) = (fields.first(), number(20), number(22)) else {
+    let Some(stat) = Stat::parse(&stat) else { return Look::Unknown };
+    let (Some(threads), Some(start_time)) = (stat.number(20), stat.number(22)) else {
         return Look::Unknown;
     };
     // The first thread may have ended and the others go on: then the state is Z, and the process lives.
-    let zombie = matches!(*state, "Z" | "X") && threads <= 1;
+    let zombie = matches!(stat.state(), "Z" | "X") && threads <= 1;
     if zombie { Look::Gone } else { Look::Lives(start_time) }
 }
 
@@ -134,6 +160,17 @@ mod tests {
         ] {
             assert_eq!(ProcessId::declared(&wrong), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_name_with_parentheses_is_read_whole() {
+        let stat = Stat::parse("7 (a) (b) S 1 2 3 4 5 6 7 8 9 10 40 2 0 0").expect("parsed");
+        assert_eq!((stat.name, stat.state()), ("a) (b", "S"));
+        assert_eq!(
+            (stat.number(14), stat.number(15), stat.number(40), stat.number(2)),
+            (Some(40), Some(2), None, None)
+        );
+        assert!(Stat::parse("7 (x").is_none());
     }
 
     #[test]

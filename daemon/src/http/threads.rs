@@ -10,6 +10,7 @@ use warp::http::StatusCode;
 use super::answer::{Answer, answer, json_answer};
 use super::call::Call;
 use crate::periodic::Task;
+use crate::process::Stat;
 
 /// Levels of importance, as the peer has them.
 const LEVELS: [&str; 4] = ["critical", "high", "medium", "low"];
@@ -23,11 +24,10 @@ struct Thread {
     ticks: u64,
 }
 
-/// Fields of `/proc/self/task/<id>/stat` after the name, which may hold anything, parentheses too.
+/// A thread from its `/proc/self/task/<id>/stat`.
 fn parse(id: u64, stat: &str) -> Option<Thread> {
-    let (start, end) = (stat.find('(')?, stat.rfind(')')?);
-    let mut fields = stat.get(end + 1..)?.split_whitespace();
-    let state = match fields.next()? {
+    let stat = Stat::parse(stat)?;
+    let state = match stat.state() {
         "R" => "running",
         "S" => "sleeping",
         "D" => "waiting for a device",
@@ -35,11 +35,9 @@ fn parse(id: u64, stat: &str) -> Option<Thread> {
         "Z" | "X" => "dead",
         other => other,
     };
-    // utime and stime are the 14th and 15th field, the state is the 3rd.
-    let user: u64 = fields.nth(10)?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    let name = stat.get(start + 1..end)?.to_owned();
-    Some(Thread { id, name, state: state.to_owned(), ticks: user + system })
+    // User and system time.
+    let ticks = stat.number(14)? + stat.number(15)?;
+    Some(Thread { id, name: stat.name.to_owned(), state: state.to_owned(), ticks })
 }
 
 fn all() -> Vec<Thread> {

@@ -1,5 +1,7 @@
 //! What the kernel knows about this process. What cannot be read is 0.
 
+use crate::process::Stat;
+
 /// Numbers from `/proc/self`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Process {
@@ -28,13 +30,10 @@ impl Process {
         process
     }
 
-    /// Field numbers are those of proc(5), which counts from 1; the name, field 2, may hold spaces.
     fn read_stat(&mut self) {
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        let Some((_, rest)) = stat.rsplit_once(')') else { return };
-        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-        let field =
-            |number: usize| fields.get(number - 3).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+        let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        let Some(stat) = Stat::parse(&text) else { return };
+        let field = |number: usize| stat.number(number).unwrap_or(0);
         let ticks = sysconf(nix::unistd::SysconfVar::CLK_TCK).max(1) as f64;
         self.cpu_seconds = (field(14) + field(15)) as f64 / ticks;
         self.threads = field(20);
