@@ -2,8 +2,9 @@
 # What L2 costs and what it reaches, against the tools that measure the store itself, in turns on one machine:
 # lookups with and without a tier, files against fio, Redis against redis-benchmark.
 #
-#   l2.sh [DIRECTORY]    where the files go; target/l2-bench by default
+#   l2.sh [DIRECTORY]    in which a directory for the files is made; target by default
 #
+# ROUNDS: alternating rounds. ONLY_STORES: any text leaves the lookups out.
 # Needs fio, redis-server and redis-benchmark (Debian: fio, redis-server, redis-tools).
 set -euo pipefail
 
@@ -11,13 +12,14 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root"
 cargo build --release --workspace --bin lmcached --bin compare --bin l2-bench
 bin="${CARGO_TARGET_DIR:-$root/target}/release"
-dir=${1:-$root/target/l2-bench}
+place=${1:-$root/target}
+mkdir -p -- "$place"
+# Of our own: it is removed at the end, and in it all of each round.
+dir=$(mktemp -d -- "$(realpath -- "$place")/l2-bench.XXXXXX")
 rounds=${ROUNDS:-15}
 bytes=$((8 << 20)) files=64 depth=8
 value=$((1 << 20)) connections=8 values=64
 
-rm -rf "$dir"
-mkdir -p "$dir/ours" "$dir/fio"
 redis=
 trap 'if [ -n "$redis" ]; then kill "$redis" 2> /dev/null || true; fi; rm -rf "$dir"' EXIT
 

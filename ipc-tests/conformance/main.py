@@ -88,7 +88,8 @@ def main() -> int:
         flags = ["--trace-level", "storage", "--trace-output", str(recording)] if recorded else []
         with_server("vllm", lambda server: vllm_checks.run_all(server, report, reference, logs), flags)
         if recorded:
-            guarded("trace", report, lambda: trace_checks.run_all(report, recording, options.venv, options.lmcached, options.work))
+            places = (recording, options.venv, options.lmcached, options.work)
+            guarded("trace", report, lambda: trace_checks.run_all(report, *places))
     if "restart" in wanted and reference.outputs:
         with_server("restart", lambda server: restart_checks.run_all(server, report, reference, logs))
     return report.end()

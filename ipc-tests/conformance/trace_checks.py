@@ -51,4 +51,5 @@ def _value(text: str, label: str) -> str | None:
 
 def _wrong(text: str, wanted: dict[str, str]) -> list[str]:
     found = {label: _value(text, label) for label in wanted}
-    return [f"{label} {found[label]} and not {value} ({text[-400:]})" for label, value in wanted.items() if found[label] != value]
+    wrong = [label for label in wanted if found[label] != wanted[label]]
+    return [f"{label} {found[label]} and not {wanted[label]} ({text[-400:]})" for label in wrong]
