@@ -9,8 +9,8 @@
 //! A load that fails or is given up closes it, so no reply is ever taken for another's.
 #![forbid(unsafe_code)]
 
-use std::io;
 use std::time::Duration;
+use std::{fmt, io};
 
 use lmcache_proto::object_key::ObjectKey;
 use parking_lot::Mutex;
@@ -57,6 +57,13 @@ struct Wire {
 struct Failed {
     error: LoadError,
     heard: bool,
+}
+
+/// Without the login, which has the password.
+impl fmt::Debug for Direct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Direct").field("host", &self.host).field("port", &self.port).finish_non_exhaustive()
+    }
 }
 
 impl Direct {

@@ -10,7 +10,6 @@ mod connect;
 mod direct;
 mod list;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +39,7 @@ const MOST: u64 = 512 << 20;
 const SUM_PREFIX: &str = "lmcached@sum@";
 
 /// The adapter.
+#[derive(Debug)]
 pub struct Redis {
     kind: &'static str,
     connections: Connections,
@@ -123,12 +123,6 @@ fn recipe(
         Ok(Arc::new(redis) as Arc<dyn L2Adapter>)
     };
     Ok(Recipe::new(Counting::WithCapacity, workers * IN_FLIGHT, Box::new(open)))
-}
-
-impl fmt::Debug for Redis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Redis").field("connections", &self.connections).finish_non_exhaustive()
-    }
 }
 
 impl Redis {
