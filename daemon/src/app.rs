@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
+use lmcache_proto::shm::names;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -289,7 +290,9 @@ async fn serve(
         tracing::info!(
             pool = name,
             bytes = l1.stats().capacity,
-            "pool kept for the next start; to free its memory: rm /dev/shm/{name} /dev/shm/.{name}.keep /dev/shm/lmcached_{name}_table"
+            "pool kept for the next start; to free its memory: rm /dev/shm/{name} /dev/shm/{} /dev/shm/{}",
+            names::keeper(name),
+            names::table(name)
         );
     }
     Ok(())
@@ -420,7 +423,7 @@ fn open_engine(
     };
     let hasher = TokenHasher::new(algorithm, chunk_size as usize, config.server.hash_seed.as_deref());
     let ring = RingHub::open(&RingConfig {
-        name: format!("lmcached_{}_ring", config.l1.pool_name),
+        name: names::ring(&config.l1.pool_name),
         // Its only use is events.
         layout: config.server.limits.ring.filter(|_| config.observability.enabled),
         max_bytes: l1.pool().segment().bytes(),

@@ -277,15 +277,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        for path in [
-            format!("/dev/shm/lmcache_l1_pool_{}", self.name),
-            format!("/dev/shm/.lmcache_l1_pool_{}.keep", self.name),
-            format!("/dev/shm/lmcached_lmcache_l1_pool_{}_table", self.name),
-            format!("/dev/shm/lmcached_lmcache_l1_pool_{}_ring", self.name),
-            format!("/dev/shm/.lmcached_lmcache_l1_pool_{}_ring.keep", self.name),
-        ] {
-            let _ = std::fs::remove_file(path);
-        }
+        crate::pool::remove(&self.name);
         if std::thread::panicking() {
             eprintln!("--- daemon log ---\n{}", self.log().join("\n"));
         }

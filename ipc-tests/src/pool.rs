@@ -4,7 +4,15 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use lmcache_proto::shm::names;
 use lmcache_proto::wire::Slot;
+
+/// Removes everything that is there of the pool of `--shm-name=name`.
+pub fn remove(name: &str) {
+    for file in names::all(&format!("{}{name}", names::POOL_PREFIX)) {
+        let _ = std::fs::remove_file(Path::new("/dev/shm").join(file));
+    }
+}
 
 /// The pool, opened by name.
 #[derive(Debug)]

@@ -109,13 +109,7 @@ async fn a_standard_error_that_nobody_reads_stops_nothing() {
     .await;
     assert_eq!(exited.and_then(|status| status.code()), Some(0));
     // Whatever a failed test leaves goes too.
-    for path in [
-        format!("/dev/shm/lmcache_l1_pool_{name}"),
-        format!("/dev/shm/.lmcache_l1_pool_{name}.keep"),
-        format!("/dev/shm/lmcached_lmcache_l1_pool_{name}_table"),
-    ] {
-        let _ = std::fs::remove_file(path);
-    }
+    ipc_tests::pool::remove(&name);
     tokio::time::sleep(Duration::ZERO).await;
 }
 

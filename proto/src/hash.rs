@@ -22,6 +22,20 @@ pub fn hex(hash: &ChunkHash) -> String {
     })
 }
 
+/// Reads what [`hex`] wrote, in either case. `None`: that is no hash.
+pub fn from_hex(hex: &str) -> Option<ChunkHash> {
+    let mut hash = ChunkHash::default();
+    let hex = hex.as_bytes();
+    if hex.len() != 2 * hash.len() {
+        return None;
+    }
+    for (byte, pair) in hash.iter_mut().zip(hex.chunks_exact(2)) {
+        let digit = |c: u8| (c as char).to_digit(16);
+        *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
+    }
+    Some(hash)
+}
+
 /// Which function chains the chunks. Both sides of a shared store must use the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HashAlgorithm {

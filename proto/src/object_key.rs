@@ -90,7 +90,7 @@ impl ObjectKey {
         let model_name = fields.next().filter(|name| !name.is_empty())?.to_owned();
         let kv_rank = u32::from_str_radix(rank_digits(fields.next()?)?, 16).ok()?;
         let object_group_id = u32::from_str_radix(fields.next()?, 16).ok()?;
-        let chunk_hash = parse_hash(fields.next()?)?;
+        let chunk_hash = crate::hash::from_hex(fields.next()?)?;
         let cache_salt = fields.next().unwrap_or_default().to_owned();
         fields.next().is_none().then_some(ObjectKey {
             chunk_hash,
@@ -112,17 +112,4 @@ impl ObjectKey {
             name.push_str(&self.cache_salt);
         }
     }
-}
-
-fn parse_hash(hex: &str) -> Option<ChunkHash> {
-    let mut hash = ChunkHash::default();
-    let hex = hex.as_bytes();
-    if hex.len() != 2 * hash.len() {
-        return None;
-    }
-    for (byte, pair) in hash.iter_mut().zip(hex.chunks_exact(2)) {
-        let digit = |c: u8| (c as char).to_digit(16);
-        *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
-    }
-    Some(hash)
 }

@@ -3,8 +3,11 @@
 use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
+use ureq::config::ConfigBuilder;
 use ureq::http::{Request, Response, StatusCode};
+use ureq::typestate::AgentScope;
 use ureq::{Agent, AsSendBody, Body};
 
 use crate::cli::Global;
@@ -27,13 +30,17 @@ pub(crate) struct Daemon {
 
 /// A query value or a path segment.
 pub(crate) fn escaped(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut out, byte| {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => out.push(byte as char),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-        out
-    })
+    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'_').remove(b'.').remove(b'-').remove(b'~');
+    utf8_percent_encode(text, RESERVED).to_string()
+}
+
+/// What is asked of every agent.
+fn agent() -> ConfigBuilder<AgentScope> {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        // A proxy is for other machines' pages.
+        .proxy(None)
+        .max_redirects(0)
 }
 
 impl Daemon {
@@ -51,11 +58,7 @@ impl Daemon {
         }
         let token = global.token_file.as_deref().map(read_token).transpose()?;
         let limit = Duration::from_secs_f64(global.timeout);
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            // A proxy is for other machines' pages.
-            .proxy(None)
-            .max_redirects(0)
+        let config = agent()
             .timeout_connect(Some(limit.min(Duration::from_secs(10))))
             .timeout_global(Some(limit))
             .build();
@@ -165,10 +168,7 @@ impl Daemon {
         path: &str,
         mut each: impl FnMut(&str) -> Result<bool, CtlError>,
     ) -> Result<bool, CtlError> {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .proxy(None)
-            .max_redirects(0)
+        let config = agent()
             .timeout_connect(Some(Duration::from_secs(10)))
             .timeout_recv_response(Some(Duration::from_secs(30)))
             .build();

@@ -1,10 +1,9 @@
 //! Name of the pool's segment in shared memory. Workers open it by name, so both sides must build the same one.
 
+use lmcache_proto::shm::names::POOL_PREFIX as PREFIX;
+
 use super::endpoint::Endpoint;
 use super::error::ConfigError;
-
-/// What every pool is called; LMCache's own tools look for segments by this beginning.
-const PREFIX: &str = "lmcache_l1_pool_";
 
 /// Room below NAME_MAX (255) for suffixes of neighbouring segments.
 const MAX_NAME_BYTES: usize = 200;

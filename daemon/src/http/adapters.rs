@@ -6,8 +6,7 @@ use serde_json::{Value, json};
 use warp::http::StatusCode;
 
 use super::answer::{Answer, detail, json_answer};
-use super::call::{Call, Later};
-use super::routes::later;
+use super::call::{Call, Later, later};
 use super::{Admin, config_page};
 use crate::config;
 use crate::l2::adapter::L2Adapter as _;

@@ -28,6 +28,11 @@ pub(super) struct Call {
 /// What a handler that answers later returns.
 pub(super) type Later = Pin<Box<dyn Future<Output = Response> + Send>>;
 
+/// Boxes a handler's future.
+pub(super) fn later<R: Reply + 'static>(work: impl Future<Output = R> + Send + 'static) -> Later {
+    Box::pin(async move { work.await.into_response() })
+}
+
 /// How a handler runs.
 #[derive(Clone, Copy)]
 pub(super) enum Work {
@@ -69,6 +74,11 @@ impl Route {
 }
 
 impl Call {
+    /// One without anything.
+    pub(super) fn new(admin: Arc<Admin>) -> Call {
+        Call { admin, args: Vec::new(), query: HashMap::new(), accept: None, body: Bytes::new() }
+    }
+
     /// A number of the query within bounds.
     pub(super) fn number(
         &self,

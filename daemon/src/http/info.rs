@@ -1,13 +1,12 @@
 //! What the daemon is, and whether it lives and may get traffic.
 
+use lmcache_proto::wire::LMCACHE_RELEASE;
 use serde_json::{Value, json};
 use warp::http::StatusCode;
 
 use super::answer::{Answer, answer, json_answer};
 use super::call::Call;
 
-/// The release of LMCache whose server this one stands in for.
-const LMCACHE: &str = "0.5.6";
 /// The document behind `/openapi.json`.
 pub(super) const OPENAPI: &str = include_str!("openapi.json");
 
@@ -38,12 +37,12 @@ pub(super) fn livez(call: &Call) -> Answer {
 
 /// LMCache's release that is spoken, and ours.
 pub(super) fn version(_: &Call) -> Answer {
-    text(&format!("{LMCACHE}-lmcached{}", env!("CARGO_PKG_VERSION")))
+    text(&format!("{LMCACHE_RELEASE}-lmcached{}", env!("CARGO_PKG_VERSION")))
 }
 
 /// LMCache's release that is spoken.
 pub(super) fn lmc_version(_: &Call) -> Answer {
-    text(LMCACHE)
+    text(LMCACHE_RELEASE)
 }
 
 /// The commit that the build was told of.

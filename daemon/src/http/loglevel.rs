@@ -25,7 +25,13 @@ pub(super) fn get_or_set(call: &Call) -> Answer {
         let level = modules.get(logger).copied().unwrap_or(all);
         return plain(StatusCode::OK, format!("{}: {}", shown(logger), level.name()));
     };
-    let Some(wanted) = LogLevel::from_name(level) else {
+    // The log of the daemon itself says WARN, and Python's logging knows both short names.
+    let long = match level.to_ascii_uppercase().as_str() {
+        "WARN" => "WARNING",
+        "FATAL" => "CRITICAL",
+        _ => level,
+    };
+    let Some(wanted) = LogLevel::from_name(long) else {
         return plain(StatusCode::BAD_REQUEST, format!("Invalid log level: {}", shown(level)));
     };
     let module = logger.filter(|logger| !ALL.contains(logger));

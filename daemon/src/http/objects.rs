@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt};
+use lmcache_proto::hash;
 use lmcache_proto::object_key::ObjectKey;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use warp::http::StatusCode;
 
 use super::answer::{Answer, detail, json_answer};
-use super::call::{Call, Later};
-use super::routes::later;
+use super::call::{Call, Later, later};
 use super::{Admin, adapters};
 use crate::l1::{Seen, Wanted};
 use crate::l2::adapter::L2Adapter;
@@ -38,17 +38,9 @@ struct EncodedKey {
 
 impl EncodedKey {
     fn key(&self) -> Option<ObjectKey> {
-        let mut chunk_hash = [0; 32];
-        let hex = self.chunk_hash_hex.as_bytes();
-        if hex.len() != 64 || self.model_name.is_empty() {
-            return None;
-        }
-        for (byte, pair) in chunk_hash.iter_mut().zip(hex.chunks_exact(2)) {
-            let digit = |c: u8| (c as char).to_digit(16);
-            *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
-        }
+        let chunk_hash = hash::from_hex(&self.chunk_hash_hex)?;
         // The stores write them side by side with this between them.
-        if self.model_name.contains('@') || self.cache_salt.contains('@') {
+        if self.model_name.is_empty() || self.model_name.contains('@') || self.cache_salt.contains('@') {
             return None;
         }
         Some(ObjectKey {

@@ -12,7 +12,7 @@ use warp::reply::Response;
 use warp::{Filter, Rejection, Reply, Stream};
 
 use super::answer::{Answer, answer, detail, json_answer};
-use super::call::{Call, Later, Route, Work};
+use super::call::{Call, Route, Work};
 use super::guard::{self, Refused};
 use super::{
     Admin, adapters, body, cache, config_page, drain, events, info, loglevel, objects, own, page, prefetches,
@@ -154,13 +154,6 @@ async fn dispatch<B: bytes::Buf, E: std::fmt::Display>(
     answer.into_response()
 }
 
-impl Call {
-    /// One without anything.
-    fn new(admin: Arc<Admin>) -> Call {
-        Call { admin, args: Vec::new(), query: HashMap::new(), accept: None, body: Bytes::new() }
-    }
-}
-
 fn root(call: &Call) -> Answer {
     if page::wants_page(call.accept.as_deref()) {
         return page::page();
@@ -183,11 +176,6 @@ fn page_data(call: &Call) -> Answer {
 /// It waits for the bus, and may have many lines to write.
 fn metrics_page(call: &Call) -> Answer {
     answer(StatusCode::OK, telemetry::CONTENT_TYPE, call.admin.telemetry.scrape())
-}
-
-/// Boxes a handler's future.
-pub(super) fn later<R: Reply + 'static>(work: impl Future<Output = R> + Send + 'static) -> Later {
-    Box::pin(async move { work.await.into_response() })
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use lmcache_proto::hash::HashAlgorithm;
-use lmcache_proto::shm::{PAGE, TableLayout};
+use lmcache_proto::shm::{self, PAGE, TableLayout};
 use parking_lot::Mutex;
 use thiserror::Error;
 
@@ -121,8 +121,7 @@ impl L1 {
 
 fn open_table(config: &L1Config, pool: &Segment, align: u64) -> Result<(Table, bool), OpenError> {
     let layout = TableLayout::for_pool(config.pool_bytes);
-    let segment =
-        Segment::open(&format!("lmcached_{}_table", config.pool_name), layout.bytes(), pool.reused())?;
+    let segment = Segment::open(&shm::names::table(&config.pool_name), layout.bytes(), pool.reused())?;
     let identity = TableIdentity {
         chunk_size: config.chunk_size,
         algorithm: config.algorithm,

@@ -34,7 +34,7 @@ struct Discard(L1Config);
 impl Drop for Discard {
     fn drop(&mut self) {
         let name = &self.0.pool_name;
-        for path in [name.clone(), format!(".{name}.keep"), format!("lmcached_{name}_table")] {
+        for path in lmcache_proto::shm::names::all(name) {
             let _ = std::fs::remove_file(format!("{}/{path}", pool::SHM_DIR));
         }
     }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lmcache_proto::wire::LMCACHE_RELEASE;
+
 use super::catalogue::{Bounds, CATALOGUE, Id};
 use super::health::{Health, Signal};
 use super::process::Process;
@@ -187,7 +189,7 @@ impl Pulled {
 
     fn process(&mut self, uptime: Duration) {
         let process = Process::read();
-        self.gauge(Id::BuildInfo, &[env!("CARGO_PKG_VERSION"), "0.5.6"], 1.0);
+        self.gauge(Id::BuildInfo, &[env!("CARGO_PKG_VERSION"), LMCACHE_RELEASE], 1.0);
         self.gauge(Id::UptimeSeconds, &[], uptime.as_secs_f64());
         self.push(Id::ProcessCpuSeconds, &[], Value::Number(process.cpu_seconds));
         for (id, value) in [

@@ -9,6 +9,7 @@
 //! that the next daemon finds every committed object and every pin after a `kill -9` at any instruction. The rule
 //! for that is in [`ObjectRecord`].
 
+pub mod names;
 pub mod ring;
 mod table;
 

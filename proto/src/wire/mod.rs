@@ -6,6 +6,9 @@
 //! defaults, and takes `true` for 1 and 1 for `true`, as the peer's decoder does.
 #![forbid(unsafe_code)]
 
+/// The release of LMCache whose wire this is.
+pub const LMCACHE_RELEASE: &str = "0.5.6";
+
 mod decode;
 mod descriptor;
 mod encode;

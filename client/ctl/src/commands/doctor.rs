@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lmcache_proto::wire::LMCACHE_RELEASE;
 use serde_json::{Value, json};
 
 use super::pool;
@@ -13,8 +14,6 @@ use crate::error::CtlError;
 use crate::http::Daemon;
 use crate::show::{self, bytes, name};
 
-/// The release of LMCache that this program's daemon speaks.
-const LMCACHE: &str = "0.5.6";
 /// How long Python may take to say a version.
 const PYTHON: Duration = Duration::from_secs(60);
 /// Ports of the daemon's defaults: workers, admin API, Prometheus.
@@ -305,7 +304,7 @@ fn ports(running: bool) -> Vec<Check> {
 /// The lmcache package of the engine's Python must be of the release that the daemon speaks.
 fn skew(daemon: &Daemon, running: bool, python: &str) -> Check {
     let spoken = if running { daemon.get("/lmc_version").ok() } else { None };
-    let spoken = spoken.as_ref().and_then(Value::as_str).unwrap_or(LMCACHE).to_owned();
+    let spoken = spoken.as_ref().and_then(Value::as_str).unwrap_or(LMCACHE_RELEASE).to_owned();
     match installed(python) {
         Err(why) => check(
             "lmcache",

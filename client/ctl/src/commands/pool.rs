@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use lmcache_proto::shm::names::{self, POOL_PREFIX as PREFIX};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
@@ -14,8 +15,6 @@ use crate::show::{self, bytes, name, rows, table};
 
 /// Where Linux keeps POSIX shared memory.
 pub(super) const SHM_DIR: &str = "/dev/shm";
-/// How every pool's name begins.
-const PREFIX: &str = "lmcache_l1_pool_";
 
 pub(super) fn run(action: Pool, json: bool) -> Result<(), CtlError> {
     match action {
@@ -24,16 +23,9 @@ pub(super) fn run(action: Pool, json: bool) -> Result<(), CtlError> {
     }
 }
 
-/// The files of a pool, itself first: the memory, the file that keeps its name, the object table, the ring.
+/// The files of a pool, itself first.
 fn files(name: &str) -> [PathBuf; 5] {
-    let file = |name: String| Path::new(SHM_DIR).join(name);
-    [
-        file(name.to_owned()),
-        file(format!(".{name}.keep")),
-        file(format!("lmcached_{name}_table")),
-        file(format!("lmcached_{name}_ring")),
-        file(format!(".lmcached_{name}_ring.keep")),
-    ]
+    names::all(name).map(|name| Path::new(SHM_DIR).join(name))
 }
 
 /// Process that holds a lock on the file, from `/proc/locks`: trying the lock ourselves could stop a daemon that starts.

@@ -73,14 +73,14 @@ impl LogLevel {
         }
     }
 
-    /// The level of that name, in either case. The log of the daemon itself says `WARN`.
+    /// The level of that name, in either case.
     pub fn from_name(name: &str) -> Option<LogLevel> {
         Some(match name.to_ascii_uppercase().as_str() {
             "DEBUG" => LogLevel::Debug,
             "INFO" => LogLevel::Info,
-            "WARNING" | "WARN" => LogLevel::Warning,
+            "WARNING" => LogLevel::Warning,
             "ERROR" => LogLevel::Error,
-            "CRITICAL" | "FATAL" => LogLevel::Critical,
+            "CRITICAL" => LogLevel::Critical,
             _ => return None,
         })
     }

@@ -38,7 +38,7 @@ pub(super) fn validate(
             port: ranges::port("--http-port", flags.http.http_port)?,
             port_is_explicit: is_explicit(matches, "http_port"),
         },
-        token_file: server::directory("--http-token-file", flags.http.http_token_file.as_deref())?,
+        token_file: server::absolute("--http-token-file", flags.http.http_token_file.as_deref())?,
     };
     let observability = observability::observability(flags, matches, environment, &http.listen, notices)?;
     let config = Config {

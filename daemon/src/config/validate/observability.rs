@@ -71,17 +71,10 @@ pub(super) fn observability(
 fn log_level(environment: Environment<'_>) -> Result<LogLevel, ConfigError> {
     const NAME: &str = "LMCACHE_LOG_LEVEL";
     let Some(value) = variable(environment, NAME)? else { return Ok(LogLevel::Info) };
-    match value.to_ascii_uppercase().as_str() {
-        "DEBUG" => Ok(LogLevel::Debug),
-        "INFO" => Ok(LogLevel::Info),
-        "WARNING" => Ok(LogLevel::Warning),
-        "ERROR" => Ok(LogLevel::Error),
-        "CRITICAL" => Ok(LogLevel::Critical),
-        _ => {
-            let allowed = "must be DEBUG, INFO, WARNING, ERROR or CRITICAL".to_owned();
-            Err(ConfigError::Environment { name: NAME, value, allowed })
-        }
-    }
+    LogLevel::from_name(&value).ok_or_else(|| {
+        let allowed = "must be DEBUG, INFO, WARNING, ERROR or CRITICAL".to_owned();
+        ConfigError::Environment { name: NAME, value, allowed }
+    })
 }
 
 /// An endpoint without scheme gets `http://`: OTLP exporters take `host:4317`, and so does the peer's.

@@ -46,7 +46,7 @@ pub(super) fn server(
         separate_object_groups: server.separate_object_groups,
         kv_event_log_size: small(kv_events),
         compute_threads: threads(server.compute_threads)?,
-        state_dir: directory("--state-dir", server.state_dir.as_deref())?,
+        state_dir: absolute("--state-dir", server.state_dir.as_deref())?,
         limits: limits(&flags.limits)?,
     })
 }
@@ -109,7 +109,7 @@ fn threads(flag: Option<i64>) -> Result<Option<NonZeroUsize>, ConfigError> {
 }
 
 /// Absolute: what a supervisor takes for the current directory is anybody's guess.
-pub(super) fn directory(flag: &str, path: Option<&str>) -> Result<Option<PathBuf>, ConfigError> {
+pub(super) fn absolute(flag: &str, path: Option<&str>) -> Result<Option<PathBuf>, ConfigError> {
     match path {
         None => Ok(None),
         Some(path) if path.starts_with('/') => Ok(Some(PathBuf::from(path))),

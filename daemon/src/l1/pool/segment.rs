@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
+use lmcache_proto::shm::names;
 use thiserror::Error;
 
 /// Where Linux keeps POSIX shared memory; `shm_open("/x")` is a file here.
@@ -264,7 +265,7 @@ fn shm_path(name: &str) -> PathBuf {
 }
 
 fn keeper_path(name: &str) -> PathBuf {
-    Path::new(SHM_DIR).join(format!(".{name}.keep"))
+    Path::new(SHM_DIR).join(names::keeper(name))
 }
 
 fn names_inode(path: &Path, inode: u64) -> bool {

@@ -147,14 +147,7 @@ impl Drop for Target {
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         let _ = self.child.wait();
         if let Some(name) = &self.pool {
-            for path in [
-                format!("/dev/shm/lmcache_l1_pool_{name}"),
-                format!("/dev/shm/.lmcache_l1_pool_{name}.keep"),
-                format!("/dev/shm/lmcached_lmcache_l1_pool_{name}_table"),
-                format!("/dev/shm/lmcached_lmcache_l1_pool_{name}_ring"),
-            ] {
-                let _ = std::fs::remove_file(path);
-            }
+            ipc_tests::pool::remove(name);
         }
     }
 }
