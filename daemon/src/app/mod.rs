@@ -1,38 +1,40 @@
 //! Start-up and shutdown: the order in which things come to life and go.
+//!
+//! * `open`: the engine and the server that a configuration means;
+//! * `maintain`: what time alone causes;
+//! * `stop`: what an orderly end waits for.
 #![forbid(unsafe_code)]
+
+mod maintain;
+mod open;
+mod stop;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
-use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
 use lmcache_proto::shm::names;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{self, Config, Endpoint, Listen, Notice};
-use crate::engine::{Engine, EngineConfig, L2, Parts};
+use crate::config::{Config, Endpoint, Listen, Notice};
+use crate::engine::Engine;
 use crate::events::Bus;
 use crate::http::history;
 use crate::http::{self, Admin, AdminParts, EventStreams, Guard, Token, TokenError};
-use crate::l1::{L1, L1Config, OpenError, PolicyKind, Recovered, pool};
-use crate::l2::adapter::L2Adapter as _;
+use crate::l1::{L1, OpenError};
 use crate::l2::control;
 use crate::liveness_watch::DeathWatch;
 use crate::logging::Levels;
-use crate::periodic::{Periodic, TaskId};
+use crate::periodic::Periodic;
 use crate::process::{self, ProcessId};
-use crate::quota::Quotas;
-use crate::ring::{RingConfig, RingError, RingHub, RingTimer};
-use crate::server::{BindError, Listener, Server, ServerConfig};
+use crate::ring::{RingError, RingTimer};
+use crate::server::{BindError, Listener, Server};
 use crate::systemd::{self, Sockets, Supervisor};
 use crate::telemetry::{self, DaemonGauges, Outlet};
 use crate::trace::{self, RecordError, Recorder};
-
-/// Time for a ZMTP greeting.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for one whole message: the largest comes at 1 MiB/s.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
+use maintain::maintain;
+use open::{hash_algorithm, open_engine, server_config};
+use stop::{empty, flush_tiers};
 
 /// Why the daemon could not start or go on. Each is one line, and exit code 1.
 #[derive(Debug, Error)]
@@ -298,44 +300,6 @@ async fn serve(
     Ok(())
 }
 
-/// Before an ordered end: what was stored goes to the tiers, and those who hold something get to read it. New stores are
-/// refused already.
-async fn empty(engine: &Arc<Engine>, limit: Duration) {
-    let began = std::time::Instant::now();
-    let until = began + limit;
-    if let Some(l2) = engine.l2() {
-        let left = l2.opened.stores.flush(limit).await;
-        tracing::info!(left, "drain: the stores to L2 are done");
-    }
-    let waiting = engine.clone();
-    let unheld = tokio::task::spawn_blocking(move || waiting.l1().wait_unheld(until)).await;
-    let l1 = engine.l1().stats();
-    if unheld.is_ok_and(|unheld| unheld) {
-        tracing::info!(took_s = began.elapsed().as_secs_f64(), "drain: nobody holds anything any more");
-    } else {
-        tracing::warn!(
-            leases = l1.leases,
-            pins = l1.pins,
-            limit_s = limit.as_secs_f64(),
-            "drain: the time is over and requests still hold objects; they lose them now and recompute"
-        );
-    }
-}
-
-/// Lets the stores under way finish: L1 keeps their objects, but only this daemon knows that the tiers lack them.
-async fn flush_tiers(l2: &L2, limit: Duration) {
-    let left = l2.opened.stores.flush(limit).await;
-    if left > 0 {
-        tracing::warn!(
-            objects = left,
-            "objects were not stored in L2 before --drain-seconds were over; L1 keeps them"
-        );
-    }
-    for attached in &*l2.opened.tiers.all() {
-        attached.tier.close().await;
-    }
-}
-
 async fn listen(on: &Listen, flag: &'static str) -> Result<tokio::net::TcpListener, AppError> {
     http::bind(&on.host, on.port).await.map_err(|source| AppError::Http {
         host: on.host.clone(),
@@ -345,111 +309,11 @@ async fn listen(on: &Listen, flag: &'static str) -> Result<tokio::net::TcpListen
     })
 }
 
-fn hash_algorithm(config: &Config) -> HashAlgorithm {
-    match config.server.hash_algorithm {
-        config::HashAlgorithm::Blake3 => HashAlgorithm::Blake3,
-        config::HashAlgorithm::Sha256Cbor => HashAlgorithm::Sha256Cbor,
-    }
-}
-
 /// What is done about a dead process; it takes locks and may free much, so not on an I/O thread.
 fn on_death(engine: Arc<Engine>) -> impl Fn(ProcessId) {
     move |process| {
         let engine = engine.clone();
         tokio::task::spawn_blocking(move || engine.process_died(process));
-    }
-}
-
-fn open_engine(
-    config: &Config,
-    bus: Arc<Bus>,
-    death_watch: Arc<DeathWatch>,
-) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
-    let chunk_size = config.server.chunk_size.get();
-    let algorithm = hash_algorithm(config);
-    let quotas = Arc::new(Quotas::open(config.server.state_dir.as_deref()));
-    let (l1, recovered) = L1::open(&L1Config {
-        pool_name: config.l1.pool_name.clone(),
-        pool_bytes: config
-            .l1
-            .size_bytes
-            .map_or_else(|| pool::default_pool_bytes(&config.l1.pool_name), Into::into),
-        chunk_size,
-        algorithm,
-        policy: match config.eviction.policy {
-            config::EvictionPolicy::Lru => PolicyKind::Lru,
-            config::EvictionPolicy::Arc => PolicyKind::Arc,
-            config::EvictionPolicy::IsolatedLru => PolicyKind::IsolatedLru,
-            config::EvictionPolicy::Noop => PolicyKind::Noop,
-        },
-        align: config.l1.align_bytes.get(),
-        hugepages: config.l1.use_hugepages,
-        fresh: config.l1.fresh,
-        quotas: quotas.clone(),
-    })?;
-    if recovered.objects > 0 || recovered.dropped > 0 {
-        let Recovered { objects, bytes, dropped, .. } = recovered;
-        tracing::info!(
-            objects,
-            bytes,
-            dropped,
-            "took over what the earlier daemon left; dropped is what was unfinished or damaged"
-        );
-    }
-    if !recovered.pins.is_empty() {
-        tracing::warn!(
-            slots = recovered.pins.len(),
-            "workers of the earlier daemon may still touch slots; those are nobody else's until the workers are gone"
-        );
-    }
-    let l1 = Arc::new(l1);
-    let engine_config = EngineConfig {
-        reap_timeout: config.liveness.reap_timeout.unwrap_or(Duration::ZERO),
-        registration_grace: config.liveness.registration_grace,
-        session_ttl: config.liveness.session_ttl,
-        write_ttl: config.liveness.write_ttl,
-        lease_grace: config.liveness.lease_grace,
-        max_sessions: config.server.limits.max_sessions,
-        kv_event_log_size: config.server.kv_event_log_size.map_or(0, |size| size.get() as usize),
-        watermark: config.eviction.trigger_watermark,
-        eviction_ratio: config.eviction.ratio,
-        null_block_id: u64::try_from(config.server.null_block_id).unwrap_or(u64::MAX),
-        separate_object_groups: config.server.separate_object_groups,
-        lmcache_driven: config.server.transfer_modes.lmcache_driven,
-        engine_driven: config.server.transfer_modes.engine_driven,
-        pool_name: config.l1.pool_name.clone(),
-        publish_lookups: config.observability.lookup_hash_log.is_some(),
-        publish_calls: config.observability.trace.is_some(),
-    };
-    let hasher = TokenHasher::new(algorithm, chunk_size as usize, config.server.hash_seed.as_deref());
-    let ring = RingHub::open(&RingConfig {
-        name: names::ring(&config.l1.pool_name),
-        // Its only use is events.
-        layout: config.server.limits.ring.filter(|_| config.observability.enabled),
-        max_bytes: l1.pool().segment().bytes(),
-    })?;
-    // Also without a tier: one may be added while the daemon runs.
-    let l2 = Some(L2 {
-        opened: control::open(&config.l2, &l1, &bus, &quotas)?,
-        runtime: tokio::runtime::Handle::current(),
-    });
-    let engine = {
-        let (l1, adopted, deaths) = (l1.clone(), recovered.pins, death_watch);
-        Engine::new(engine_config, hasher, Parts { l1, adopted, bus, ring, deaths, l2, quotas })
-    };
-    Ok((l1, engine))
-}
-
-fn server_config(config: &Config) -> ServerConfig {
-    let limits = &config.server.limits;
-    let bytes = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-    ServerConfig {
-        max_message_bytes: bytes(limits.max_message_bytes),
-        max_peer_bytes: bytes(limits.max_peer_bytes),
-        max_total_bytes: bytes(limits.max_total_bytes),
-        max_connections: limits.max_connections,
-        handshake_timeout: HANDSHAKE_TIMEOUT,
-        message_timeout: MESSAGE_TIMEOUT,
     }
 }
 
@@ -502,38 +366,4 @@ async fn reserve(l1: &Arc<L1>) -> io::Result<()> {
         result?;
     }
     Ok(())
-}
-
-/// Everything that time alone causes: TTLs, reaping, the evictor.
-async fn maintain(engine: Arc<Engine>, periodic: Arc<Periodic>) {
-    let config = engine.config();
-    // A quarter of the shortest deadline, so that nothing is late by more than a quarter of its time.
-    let shortest = [config.reap_timeout, config.session_ttl, config.write_ttl, config.lease_grace]
-        .into_iter()
-        .filter(|timeout| !timeout.is_zero())
-        .min()
-        .unwrap_or(Duration::from_secs(60));
-    let period = (shortest / 4).clamp(Duration::from_millis(250), Duration::from_secs(15));
-    let second = Duration::from_secs(1);
-    let (sweep, eviction) =
-        (periodic.add("sweep", "high", period), periodic.add("eviction", "critical", second));
-    let mut ticks = tokio::time::interval(period);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut seconds = tokio::time::interval(second);
-    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        let (task, work): (Option<TaskId>, fn(&Engine)) = tokio::select! {
-            _ = ticks.tick() => (Some(sweep), Engine::sweep),
-            _ = seconds.tick() => (Some(eviction), Engine::eviction_tick),
-            () = engine.evict.notified() => (None, Engine::eviction_tick),
-        };
-        let (engine, began) = (engine.clone(), std::time::Instant::now());
-        let outcome = tokio::task::spawn_blocking(move || work(&engine)).await;
-        if let Some(task) = task {
-            periodic.ran(task, began, outcome.is_ok());
-        }
-        if let Err(error) = outcome {
-            tracing::error!(%error, "maintenance panicked; this is a bug in lmcached, please report it");
-        }
-    }
 }

@@ -1,0 +1,123 @@
+//! The engine and the server that a configuration means.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
+use lmcache_proto::shm::names;
+
+use super::AppError;
+use crate::config::{self, Config};
+use crate::engine::{Engine, EngineConfig, L2, Parts};
+use crate::events::Bus;
+use crate::l1::{L1, L1Config, PolicyKind, Recovered, pool};
+use crate::l2::control;
+use crate::liveness_watch::DeathWatch;
+use crate::quota::Quotas;
+use crate::ring::{RingConfig, RingHub};
+use crate::server::ServerConfig;
+
+/// Time for a ZMTP greeting.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for one whole message: the largest comes at 1 MiB/s.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(super) fn open_engine(
+    config: &Config,
+    bus: Arc<Bus>,
+    death_watch: Arc<DeathWatch>,
+) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
+    let chunk_size = config.server.chunk_size.get();
+    let algorithm = hash_algorithm(config);
+    let quotas = Arc::new(Quotas::open(config.server.state_dir.as_deref()));
+    let (l1, recovered) = L1::open(&L1Config {
+        pool_name: config.l1.pool_name.clone(),
+        pool_bytes: config
+            .l1
+            .size_bytes
+            .map_or_else(|| pool::default_pool_bytes(&config.l1.pool_name), Into::into),
+        chunk_size,
+        algorithm,
+        policy: match config.eviction.policy {
+            config::EvictionPolicy::Lru => PolicyKind::Lru,
+            config::EvictionPolicy::Arc => PolicyKind::Arc,
+            config::EvictionPolicy::IsolatedLru => PolicyKind::IsolatedLru,
+            config::EvictionPolicy::Noop => PolicyKind::Noop,
+        },
+        align: config.l1.align_bytes.get(),
+        hugepages: config.l1.use_hugepages,
+        fresh: config.l1.fresh,
+        quotas: quotas.clone(),
+    })?;
+    if recovered.objects > 0 || recovered.dropped > 0 {
+        let Recovered { objects, bytes, dropped, .. } = recovered;
+        tracing::info!(
+            objects,
+            bytes,
+            dropped,
+            "took over what the earlier daemon left; dropped is what was unfinished or damaged"
+        );
+    }
+    if !recovered.pins.is_empty() {
+        tracing::warn!(
+            slots = recovered.pins.len(),
+            "workers of the earlier daemon may still touch slots; those are nobody else's until the workers are gone"
+        );
+    }
+    let l1 = Arc::new(l1);
+    let engine_config = EngineConfig {
+        reap_timeout: config.liveness.reap_timeout.unwrap_or(Duration::ZERO),
+        registration_grace: config.liveness.registration_grace,
+        session_ttl: config.liveness.session_ttl,
+        write_ttl: config.liveness.write_ttl,
+        lease_grace: config.liveness.lease_grace,
+        max_sessions: config.server.limits.max_sessions,
+        kv_event_log_size: config.server.kv_event_log_size.map_or(0, |size| size.get() as usize),
+        watermark: config.eviction.trigger_watermark,
+        eviction_ratio: config.eviction.ratio,
+        null_block_id: u64::try_from(config.server.null_block_id).unwrap_or(u64::MAX),
+        separate_object_groups: config.server.separate_object_groups,
+        lmcache_driven: config.server.transfer_modes.lmcache_driven,
+        engine_driven: config.server.transfer_modes.engine_driven,
+        pool_name: config.l1.pool_name.clone(),
+        publish_lookups: config.observability.lookup_hash_log.is_some(),
+        publish_calls: config.observability.trace.is_some(),
+    };
+    let hasher = TokenHasher::new(algorithm, chunk_size as usize, config.server.hash_seed.as_deref());
+    let ring = RingHub::open(&RingConfig {
+        name: names::ring(&config.l1.pool_name),
+        // Its only use is events.
+        layout: config.server.limits.ring.filter(|_| config.observability.enabled),
+        max_bytes: l1.pool().segment().bytes(),
+    })?;
+    // Also without a tier: one may be added while the daemon runs.
+    let l2 = Some(L2 {
+        opened: control::open(&config.l2, &l1, &bus, &quotas)?,
+        runtime: tokio::runtime::Handle::current(),
+    });
+    let engine = {
+        let (l1, adopted, deaths) = (l1.clone(), recovered.pins, death_watch);
+        Engine::new(engine_config, hasher, Parts { l1, adopted, bus, ring, deaths, l2, quotas })
+    };
+    Ok((l1, engine))
+}
+
+pub(super) fn hash_algorithm(config: &Config) -> HashAlgorithm {
+    match config.server.hash_algorithm {
+        config::HashAlgorithm::Blake3 => HashAlgorithm::Blake3,
+        config::HashAlgorithm::Sha256Cbor => HashAlgorithm::Sha256Cbor,
+    }
+}
+
+pub(super) fn server_config(config: &Config) -> ServerConfig {
+    let limits = &config.server.limits;
+    let bytes = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    ServerConfig {
+        max_message_bytes: bytes(limits.max_message_bytes),
+        max_peer_bytes: bytes(limits.max_peer_bytes),
+        max_total_bytes: bytes(limits.max_total_bytes),
+        max_connections: limits.max_connections,
+        handshake_timeout: HANDSHAKE_TIMEOUT,
+        message_timeout: MESSAGE_TIMEOUT,
+    }
+}
