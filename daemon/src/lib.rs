@@ -17,6 +17,7 @@ pub mod periodic;
 pub mod process;
 pub mod quota;
 pub mod ring;
+pub mod roster;
 pub mod server;
 pub mod systemd;
 pub mod telemetry;

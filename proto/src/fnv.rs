@@ -3,20 +3,24 @@
 
 /// A hash over bytes in the order given.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Fnv(u64);
+pub struct Fnv(u64);
 
 impl Fnv {
-    pub(crate) fn new() -> Fnv {
+    /// The hash of nothing.
+    #[expect(clippy::new_without_default, reason = "nobody asks for a default hash")]
+    pub fn new() -> Fnv {
         Fnv(0xcbf2_9ce4_8422_2325)
     }
 
-    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+    /// Adds bytes.
+    pub fn bytes(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
 
-    pub(crate) fn finish(self) -> u64 {
+    /// The hash of all bytes added.
+    pub fn finish(self) -> u64 {
         self.0
     }
 }

@@ -9,7 +9,7 @@
 //! * [`transfer_id`]: the number that names one transfer.
 #![deny(unsafe_code)]
 
-mod fnv;
+pub mod fnv;
 pub mod hash;
 pub mod layout;
 pub mod object_key;

@@ -287,14 +287,16 @@ async fn serve(
     let name = &config.l1.pool_name;
     if config.shutdown.discard_on_exit {
         l1.discard();
+        engine.discard_registrations();
         tracing::info!(pool = name, "pool removed (--discard-on-exit)");
     } else {
         tracing::info!(
             pool = name,
             bytes = l1.stats().capacity,
-            "pool kept for the next start; to free its memory: rm /dev/shm/{name} /dev/shm/{} /dev/shm/{}",
+            "pool kept for the next start; to free its memory: rm /dev/shm/{name} /dev/shm/{} /dev/shm/{} /dev/shm/{}",
             names::keeper(name),
-            names::table(name)
+            names::table(name),
+            names::workers(name)
         );
     }
     Ok(())

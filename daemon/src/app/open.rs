@@ -15,6 +15,7 @@ use crate::l2::control;
 use crate::liveness_watch::DeathWatch;
 use crate::quota::Quotas;
 use crate::ring::{RingConfig, RingHub};
+use crate::roster::Roster;
 use crate::server::ServerConfig;
 
 /// Time for a ZMTP greeting.
@@ -95,10 +96,12 @@ pub(super) fn open_engine(
         opened: control::open(&config.l2, &l1, &bus, &quotas)?,
         runtime: tokio::runtime::Handle::current(),
     });
+    let (roster, workers) = Roster::open(&names::workers(&config.l1.pool_name), l1.pool().segment().inode());
     let engine = {
         let (l1, adopted, deaths) = (l1.clone(), recovered.pins, death_watch);
-        Engine::new(engine_config, hasher, Parts { l1, adopted, bus, ring, deaths, l2, quotas })
+        Engine::new(engine_config, hasher, Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster })
     };
+    engine.expect_workers(workers);
     Ok((l1, engine))
 }
 

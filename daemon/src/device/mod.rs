@@ -28,7 +28,7 @@ use lmcache_proto::wire::{DeviceDescriptor, RegisterKvCache, TensorMetadata};
 
 use checksum::{ChecksumError, Checksums, checksums};
 use copy::{CopyError, ObjectMut, ObjectRef};
-use cpu_shm::{CpuShm, Limits, MapError};
+use cpu_shm::{CpuShm, Limits, MapError, SegmentIdentity};
 use format::HeadOrder;
 use groups::{GeometryError, GeometryInput, KvGeometry};
 use plan::{ChunkPlan, PlanError};
@@ -72,6 +72,16 @@ pub struct RegisterError {
     pub model_name: String,
     /// What is wrong.
     pub reason: RegisterReason,
+}
+
+impl RegisterError {
+    fn of(request: &RegisterKvCache, reason: RegisterReason) -> RegisterError {
+        RegisterError {
+            instance_id: request.instance_id,
+            model_name: request.model_name.chars().take(128).collect(),
+            reason,
+        }
+    }
 }
 
 /// What is wrong with a registration.
@@ -119,11 +129,7 @@ impl RegisterReason {
 impl Registration {
     /// Whether both map the very same memory, and not only memory of the same names.
     pub fn same_memory(&self, other: &Registration) -> bool {
-        let (Memory::CpuShm(a), Memory::CpuShm(b)) = (&self.memory, &other.memory);
-        let identities = |memory: &CpuShm| -> Vec<_> {
-            memory.segments().iter().map(cpu_shm::Segment::identity).collect()
-        };
-        identities(a) == identities(b)
+        self.files() == other.files()
     }
 
     /// Checks what a worker announces and maps its memory.
@@ -131,14 +137,30 @@ impl Registration {
     /// # Errors
     /// [`RegisterError`] with the first thing that does not hold.
     pub fn new(request: &RegisterKvCache, options: &Options) -> Result<Registration, RegisterError> {
-        Registration::try_new(request, options).map_err(|reason| RegisterError {
-            instance_id: request.instance_id,
-            model_name: request.model_name.chars().take(128).collect(),
-            reason,
-        })
+        Registration::try_new(request, options).map_err(|reason| RegisterError::of(request, reason))
+    }
+
+    /// What a worker's blocks look like, without touching its memory.
+    ///
+    /// # Errors
+    /// [`RegisterError`] with the first thing that does not hold.
+    pub fn geometry(request: &RegisterKvCache, options: &Options) -> Result<KvGeometry, RegisterError> {
+        Registration::try_geometry(request, options).map_err(|reason| RegisterError::of(request, reason))
+    }
+
+    /// The files that its memory is, in the order of its segments.
+    pub fn files(&self) -> Vec<SegmentIdentity> {
+        let Memory::CpuShm(memory) = &self.memory;
+        memory.segments().iter().map(cpu_shm::Segment::identity).collect()
     }
 
     fn try_new(request: &RegisterKvCache, options: &Options) -> Result<Registration, RegisterReason> {
+        let geometry = Registration::try_geometry(request, options)?;
+        let memory = Memory::CpuShm(CpuShm::map(&request.kv_cache, &geometry, &options.limits)?);
+        Ok(Registration { geometry, memory })
+    }
+
+    fn try_geometry(request: &RegisterKvCache, options: &Options) -> Result<KvGeometry, RegisterReason> {
         if request.kv_cache.is_empty() {
             return Err(RegisterReason::NoTensors);
         }
@@ -150,7 +172,7 @@ impl Registration {
             };
             tensors.push(metadata);
         }
-        let geometry = KvGeometry::build(&GeometryInput {
+        Ok(KvGeometry::build(&GeometryInput {
             tensors: &tensors,
             engine_type: &request.engine_type,
             hints: &request.layout_hints,
@@ -159,9 +181,7 @@ impl Registration {
             engine_groups: &request.engine_group_infos,
             chunk_tokens: options.chunk_tokens,
             separate_object_groups: options.separate_object_groups,
-        })?;
-        let memory = Memory::CpuShm(CpuShm::map(&request.kv_cache, &geometry, &options.limits)?);
-        Ok(Registration { geometry, memory })
+        })?)
     }
 
     /// Plans one chunk of a request; see [`ChunkPlan::new`]. Plan all chunks before the first copy: a bad block id then

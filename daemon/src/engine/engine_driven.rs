@@ -23,38 +23,8 @@ impl Engine {
         &self,
         payload: &RegisterEngineDrivenPayload,
     ) -> Result<Response, Failure> {
-        if !self.config.engine_driven {
-            return Err((Refusal::Disabled, "engine-driven transfer".into()));
-        }
-        let dtype = Dtype::from_name(&payload.dtype_str)
-            .ok_or_else(|| (Refusal::Layout, format!("dtype {:?}", payload.dtype_str)))?;
-        let region = Region {
-            planes: if payload.use_mla { 1 } else { 2 },
-            layers: payload.num_layers,
-            slots: payload.num_physical_slots.unwrap_or(self.hasher.chunk_size() as u64),
-            width: payload.hidden_dim_size,
-            dtype,
-        };
-        let layout = ObjectLayout::new(vec![region])
-            .filter(|layout| layout.bytes() <= self.l1.pool().segment().bytes())
-            .ok_or_else(|| {
-                (Refusal::Layout, format!("object of {region:?} is empty or larger than the pool"))
-            })?;
-        if !(1..=255).contains(&payload.world_size) || payload.model_name.contains('@') {
-            return Err((
-                Refusal::BadValue,
-                format!("world size {}, model {:?}", payload.world_size, payload.model_name),
-            ));
-        }
-        let bytes = layout.bytes();
-        let instance = Instance::new(
-            payload.instance_id,
-            &payload.model_name,
-            payload.world_size,
-            vec![GroupShape { layout, window: None, aux: false }],
-            Kind::EngineDriven { block_size: payload.block_size, single_plane: payload.use_mla },
-            Instances::now(self.started),
-        );
+        let instance = self.engine_driven_instance(payload)?;
+        let bytes = instance.groups[0].layout.bytes();
         let outcome = self
             .instances
             .register(instance)
@@ -91,11 +61,50 @@ impl Engine {
         }))
     }
 
+    /// The worker that a registration describes.
+    pub(super) fn engine_driven_instance(
+        &self,
+        payload: &RegisterEngineDrivenPayload,
+    ) -> Result<Instance, Failure> {
+        if !self.config.engine_driven {
+            return Err((Refusal::Disabled, "engine-driven transfer".into()));
+        }
+        let dtype = Dtype::from_name(&payload.dtype_str)
+            .ok_or_else(|| (Refusal::Layout, format!("dtype {:?}", payload.dtype_str)))?;
+        let region = Region {
+            planes: if payload.use_mla { 1 } else { 2 },
+            layers: payload.num_layers,
+            slots: payload.num_physical_slots.unwrap_or(self.hasher.chunk_size() as u64),
+            width: payload.hidden_dim_size,
+            dtype,
+        };
+        let layout = ObjectLayout::new(vec![region])
+            .filter(|layout| layout.bytes() <= self.l1.pool().segment().bytes())
+            .ok_or_else(|| {
+                (Refusal::Layout, format!("object of {region:?} is empty or larger than the pool"))
+            })?;
+        if !(1..=255).contains(&payload.world_size) || payload.model_name.contains('@') {
+            return Err((
+                Refusal::BadValue,
+                format!("world size {}, model {:?}", payload.world_size, payload.model_name),
+            ));
+        }
+        Ok(Instance::new(
+            payload.instance_id,
+            &payload.model_name,
+            payload.world_size,
+            vec![GroupShape { layout, window: None, aux: false }],
+            Kind::EngineDriven { block_size: payload.block_size, single_plane: payload.use_mla },
+            Instances::now(self.started),
+        ))
+    }
+
     /// Forgets a worker; what it has reserved is kept from everybody until it is certainly not writing any more.
     pub(super) fn unregister_engine_driven(&self, id: u64) -> Result<(), Failure> {
         self.instances
             .remove(id, Mode::EngineDriven)
             .ok_or_else(|| (Refusal::UnknownInstance, format!("instance {id}")))?;
+        self.forget_registration(id, Mode::EngineDriven);
         self.forget_reservations(id);
         self.worker_gone(id);
         tracing::info!(instance = id, "worker unregistered (engine-driven)");

@@ -1,7 +1,7 @@
 //! Registered workers, and what their models' objects look like.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use lmcache_proto::layout::{ObjectLayout, Region};
@@ -11,18 +11,10 @@ use rustc_hash::FxHashMap;
 
 use crate::device::Registration;
 use crate::events::Worker;
+pub(super) use crate::roster::Mode;
 
 /// Most workers at once; their ids come from the wire.
 const MAX_INSTANCES: usize = 4096;
-
-/// How a worker's KV reaches the pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Mode {
-    /// The worker copies.
-    EngineDriven,
-    /// The daemon copies.
-    LmcacheDriven,
-}
 
 /// One object group of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +41,9 @@ pub(super) enum Kind {
     LmcacheDriven {
         /// As the worker announced it, to tell a repeated registration from a new one.
         payload: Box<RegisterKvCache>,
-        /// The mapped memory and its layout. The last user unmaps it.
-        registration: Arc<Registration>,
+        /// The mapped memory and its layout. The last user unmaps it. Empty until a worker that an earlier daemon knew
+        /// is heard.
+        registration: OnceLock<Arc<Registration>>,
     },
 }
 
@@ -92,6 +85,13 @@ impl Instance {
         }
     }
 
+    /// The same worker as one that an earlier daemon has registered. Its pings were answered before, so it is expected to be
+    /// heard soon.
+    pub(super) fn expected(self) -> Instance {
+        self.pinged.store(true, Ordering::Relaxed);
+        self
+    }
+
     pub(super) fn mode(&self) -> Mode {
         match self.kind {
             Kind::EngineDriven { .. } => Mode::EngineDriven,
@@ -112,7 +112,9 @@ impl Instance {
             (
                 Kind::LmcacheDriven { payload: a, registration: mine },
                 Kind::LmcacheDriven { payload: b, registration: theirs },
-            ) => a == b && mine.same_memory(theirs),
+            ) => {
+                a == b && mine.get().zip(theirs.get()).is_some_and(|(mine, theirs)| mine.same_memory(theirs))
+            }
             _ => false,
         };
         same_kind

@@ -124,10 +124,13 @@ impl Engine {
             let theirs = registered_on.iter().filter(|(_, client)| processes.get(client) == Some(&process));
             theirs.map(|(worker, _)| *worker).collect()
         };
-        for worker in workers {
+        for worker in workers.into_iter().chain(self.will_not_return(process)) {
             let removed = [Mode::EngineDriven, Mode::LmcacheDriven]
                 .into_iter()
-                .filter_map(|mode| self.instances.remove(worker, mode))
+                .filter_map(|mode| {
+                    self.forget_registration(worker, mode);
+                    self.instances.remove(worker, mode)
+                })
                 .count();
             self.worker_gone(worker);
             if removed > 0 {
@@ -231,6 +234,7 @@ impl Engine {
                 silent_s = silence.as_secs(),
                 "worker reaped: not heard for longer than --worker-reap-timeout-seconds; if it lives, its next ping makes it register again"
             );
+            self.forget_registration(instance.id, instance.mode());
             self.forget_reservations(instance.id);
             self.worker_gone(instance.id);
         }

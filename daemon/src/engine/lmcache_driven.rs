@@ -1,7 +1,7 @@
 //! Transfers that the daemon drives: it copies between the worker's memory, which it has mapped, and the pool.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use lmcache_proto::wire::{CacheKey, RegisterKvCache, Response};
 
@@ -10,6 +10,7 @@ use super::instances::{GroupShape, Instance, Instances, Kind, Mode, Registered};
 use super::transfers::Direction;
 use super::{Client, Engine, Failure, Refusal};
 use crate::device::cpu_shm::Limits;
+use crate::device::groups::KvGeometry;
 use crate::device::plan::{check_coverage, null_chunks, skipped_in_chunk};
 use crate::device::{Options, Registration};
 use crate::events::Event;
@@ -26,41 +27,14 @@ const MAX_MAPPED_BYTES: u64 = 1 << 42;
 impl Engine {
     /// Maps a worker's KV cache.
     pub(super) fn register_kv_cache(&self, payload: Box<RegisterKvCache>) -> Result<(), Failure> {
-        if !self.config.lmcache_driven {
-            return Err((Refusal::Disabled, "server-driven transfer".into()));
-        }
-        if !(1..=255).contains(&payload.world_size) || payload.model_name.contains('@') {
-            let detail = format!("world size {}, model {:?}", payload.world_size, payload.model_name);
-            return Err((Refusal::BadValue, detail));
-        }
-        let options = Options {
-            chunk_tokens: self.hasher.chunk_size() as u64,
-            separate_object_groups: self.config.separate_object_groups,
-            limits: Limits { max_bytes: MAX_MAPPED_BYTES, owner: None },
-        };
-        let registration =
-            Registration::new(&payload, &options).map_err(|error| (Refusal::Layout, error.to_string()))?;
-        let groups: Vec<GroupShape> = registration
-            .geometry
-            .object_groups
-            .iter()
-            .map(|group| GroupShape {
-                layout: group.layout.clone(),
-                // Windows of less than a chunk are full attention to the lookup, as in the peer.
-                window: u64::try_from(group.window_chunks).ok().filter(|window| *window >= 1),
-                aux: group.aux,
-            })
-            .collect();
-        let object_bytes: u64 = groups.iter().map(|group| group.layout.bytes()).sum();
-        if object_bytes > self.l1.pool().segment().bytes() {
-            return Err((
-                Refusal::Layout,
-                format!("a chunk of {object_bytes} bytes is larger than the pool"),
-            ));
-        }
+        self.served(&payload)?;
+        let registration = Registration::new(&payload, &self.mapping_options())
+            .map_err(|error| (Refusal::Layout, error.to_string()))?;
+        let groups = self.groups_of(&registration.geometry)?;
+        let chunk_bytes: u64 = groups.iter().map(|group| group.layout.bytes()).sum();
         let (id, layers) = (payload.instance_id, payload.kv_cache.len());
         let (model, world_size) = (payload.model_name.clone(), payload.world_size);
-        let kind = Kind::LmcacheDriven { payload, registration: Arc::new(registration) };
+        let kind = Kind::LmcacheDriven { payload, registration: OnceLock::from(Arc::new(registration)) };
         let instance = Instance::new(id, &model, world_size, groups, kind, Instances::now(self.started));
         let outcome = self
             .instances
@@ -73,7 +47,7 @@ impl Engine {
                 model,
                 world_size,
                 layers,
-                chunk_bytes = object_bytes,
+                chunk_bytes,
                 replaced = outcome == Registered::Replaced,
                 "worker registered (server-driven, CPU memory)"
             );
@@ -81,11 +55,61 @@ impl Engine {
         Ok(())
     }
 
+    /// A worker as an earlier daemon has registered it; its memory is mapped when it is heard.
+    pub(super) fn expected_kv_cache(&self, payload: Box<RegisterKvCache>) -> Result<Instance, Failure> {
+        self.served(&payload)?;
+        let geometry = Registration::geometry(&payload, &self.mapping_options())
+            .map_err(|error| (Refusal::Layout, error.to_string()))?;
+        let groups = self.groups_of(&geometry)?;
+        let (id, model, world_size) = (payload.instance_id, payload.model_name.clone(), payload.world_size);
+        let kind = Kind::LmcacheDriven { payload, registration: OnceLock::new() };
+        Ok(Instance::new(id, &model, world_size, groups, kind, Instances::now(self.started)).expected())
+    }
+
+    fn served(&self, payload: &RegisterKvCache) -> Result<(), Failure> {
+        if !self.config.lmcache_driven {
+            return Err((Refusal::Disabled, "server-driven transfer".into()));
+        }
+        if !(1..=255).contains(&payload.world_size) || payload.model_name.contains('@') {
+            let detail = format!("world size {}, model {:?}", payload.world_size, payload.model_name);
+            return Err((Refusal::BadValue, detail));
+        }
+        Ok(())
+    }
+
+    /// How workers' memory is mapped.
+    pub(super) fn mapping_options(&self) -> Options {
+        Options {
+            chunk_tokens: self.hasher.chunk_size() as u64,
+            separate_object_groups: self.config.separate_object_groups,
+            limits: Limits { max_bytes: MAX_MAPPED_BYTES, owner: None },
+        }
+    }
+
+    fn groups_of(&self, geometry: &KvGeometry) -> Result<Vec<GroupShape>, Failure> {
+        let groups: Vec<GroupShape> = geometry
+            .object_groups
+            .iter()
+            .map(|group| GroupShape {
+                layout: group.layout.clone(),
+                // Windows of less than a chunk are full attention to the lookup, as in the peer.
+                window: u64::try_from(group.window_chunks).ok().filter(|window| *window >= 1),
+                aux: group.aux,
+            })
+            .collect();
+        let chunk_bytes: u64 = groups.iter().map(|group| group.layout.bytes()).sum();
+        if chunk_bytes > self.l1.pool().segment().bytes() {
+            return Err((Refusal::Layout, format!("a chunk of {chunk_bytes} bytes is larger than the pool")));
+        }
+        Ok(groups)
+    }
+
     /// Forgets a worker; its memory is unmapped when the last copy that uses it is done.
     pub(super) fn unregister_kv_cache(&self, id: u64) -> Result<(), Failure> {
         self.instances
             .remove(id, Mode::LmcacheDriven)
             .ok_or_else(|| (Refusal::UnknownInstance, format!("instance {id}")))?;
+        self.forget_registration(id, Mode::LmcacheDriven);
         self.worker_gone(id);
         tracing::info!(instance = id, "worker unregistered (server-driven)");
         Ok(())
@@ -100,7 +124,7 @@ impl Engine {
         let instance = self.instances.get(id, Mode::LmcacheDriven);
         let mapped = instance.and_then(|instance| match &instance.kind {
             Kind::LmcacheDriven { registration, .. } => {
-                let registration = registration.clone();
+                let registration = registration.get()?.clone();
                 Some((instance, registration))
             }
             Kind::EngineDriven { .. } => None,

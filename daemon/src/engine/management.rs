@@ -73,7 +73,9 @@ impl Engine {
             let mut meta = json!({"model_name": &*instance.model, "world_size": instance.world_size});
             match &instance.kind {
                 Kind::LmcacheDriven { registration, .. } => {
-                    meta["kv_cache_layout"] = layout_status(registration);
+                    if let Some(registration) = registration.get() {
+                        meta["kv_cache_layout"] = layout_status(registration);
+                    }
                     device_ids.push(instance.id);
                     devices.insert(instance.id.to_string(), meta);
                 }

@@ -25,6 +25,7 @@ mod prompt;
 mod publish;
 mod quotas;
 mod refusal;
+mod returning;
 mod ring;
 mod sessions;
 mod stats;
@@ -54,9 +55,11 @@ use crate::liveness_watch::DeathWatch;
 use crate::process::ProcessId;
 use crate::quota::Quotas;
 use crate::ring::RingHub;
+use crate::roster::Roster;
 use instances::Instances;
 use liveness::Liveness;
 use prompt::Prompt;
+use returning::Returning;
 use sessions::Sessions;
 use transfers::Transfers;
 use warm::Warmed;
@@ -188,6 +191,8 @@ pub struct Parts {
     pub l2: Option<L2>,
     /// The limits of the salts; L1 and the tiers ask the same.
     pub quotas: Arc<Quotas>,
+    /// Where registrations are kept for the next daemon.
+    pub roster: Roster,
 }
 
 /// The engine.
@@ -197,6 +202,10 @@ pub struct Engine {
     hasher: TokenHasher,
     l1: Arc<L1>,
     instances: Instances,
+    /// Kept registrations, for the next daemon.
+    roster: Roster,
+    /// Workers of the earlier daemon.
+    returning: Returning,
     sessions: Sessions,
     transfers: Mutex<Transfers>,
     liveness: Mutex<Liveness>,
@@ -226,7 +235,7 @@ pub struct Engine {
 impl Engine {
     /// An engine over what it works with.
     pub fn new(config: EngineConfig, hasher: TokenHasher, parts: Parts) -> Arc<Engine> {
-        let Parts { l1, adopted, bus, ring, deaths, l2, quotas } = parts;
+        let Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster } = parts;
         Arc::new_cyclic(|me| Engine {
             l2,
             quotas,
@@ -235,6 +244,8 @@ impl Engine {
             no_stores: AtomicBool::new(false),
             me: me.clone(),
             instances: Instances::default(),
+            roster,
+            returning: Returning::default(),
             sessions: Sessions::new(config.max_sessions),
             transfers: Mutex::new(Transfers::new(adopted)),
             liveness: Mutex::new(Liveness::default()),
@@ -294,8 +305,12 @@ impl Engine {
                 return self.refuse(operation, Refusal::Undecodable);
             }
         };
+        let registers = registration_of(&request);
         match self.execute(client, request) {
             Ok(outcome) => {
+                if let Some(instance) = registers {
+                    self.keep_registration(client, instance, operation, payload);
+                }
                 self.stats.count(operation, OpOutcome::Ok);
                 outcome
             }
@@ -309,10 +324,13 @@ impl Engine {
     fn execute(&self, client: &Client, request: Request<'_>) -> Result<Outcome, Failure> {
         let reply = |response| Ok(Outcome::Reply(response));
         if let Some(instance) = instance_of(&request) {
-            self.heard(client, instance);
-            if matches!(request, Request::RegisterEngineDriven(_) | Request::RegisterKvCache(_)) {
+            if registration_of(&request).is_some() {
+                self.registers_anew(instance, request.operation());
                 self.speaks_for(client, instance);
+            } else {
+                self.returned(client, instance);
             }
+            self.heard(client, instance);
         }
         match request {
             Request::Ping { instance_id } => reply(Response::Flag(self.ping(instance_id))),
@@ -429,6 +447,15 @@ impl Engine {
 }
 
 /// The worker that a request speaks for. `report_block_allocation` is the scheduler's and carries a pid instead.
+/// The worker that a request registers.
+fn registration_of(request: &Request<'_>) -> Option<u64> {
+    match request {
+        Request::RegisterEngineDriven(payload) => Some(payload.instance_id),
+        Request::RegisterKvCache(payload) => Some(payload.instance_id),
+        _ => None,
+    }
+}
+
 fn instance_of(request: &Request<'_>) -> Option<u64> {
     match request {
         Request::Ping { instance_id } => *instance_id,

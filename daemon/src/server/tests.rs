@@ -16,6 +16,7 @@ use crate::config::Endpoint;
 use crate::engine::{Client, EngineConfig, Outcome, Parts};
 use crate::events::Bus;
 use crate::l1::{L1, L1Config, PolicyKind};
+use crate::roster::Roster;
 
 /// Ends a hang; nothing is measured by it.
 const HANG: Duration = Duration::from_secs(60);
@@ -73,7 +74,16 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
         Engine::new(
             config,
             hasher,
-            Parts { l1, adopted, bus, ring, deaths, l2: None, quotas: Arc::default() },
+            Parts {
+                l1,
+                adopted,
+                bus,
+                ring,
+                deaths,
+                l2: None,
+                quotas: Arc::default(),
+                roster: Roster::none(),
+            },
         )
     };
     (l1, engine)

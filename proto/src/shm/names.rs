@@ -15,12 +15,17 @@ pub fn ring(pool: &str) -> String {
     format!("lmcached_{pool}_ring")
 }
 
+/// The registrations of a pool's workers.
+pub fn workers(pool: &str) -> String {
+    format!("lmcached_{pool}_workers")
+}
+
 /// The second name of a segment, by which the daemon finds it when the first has been removed.
 pub fn keeper(segment: &str) -> String {
     format!(".{segment}.keep")
 }
 
 /// Everything that may be there of a pool, itself first.
-pub fn all(pool: &str) -> [String; 5] {
-    [pool.to_owned(), keeper(pool), table(pool), ring(pool), keeper(&ring(pool))]
+pub fn all(pool: &str) -> [String; 6] {
+    [pool.to_owned(), keeper(pool), table(pool), workers(pool), ring(pool), keeper(&ring(pool))]
 }
