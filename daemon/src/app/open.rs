@@ -48,6 +48,7 @@ pub(super) fn open_engine(
         align: config.l1.align_bytes.get(),
         hugepages: config.l1.use_hugepages,
         fresh: config.l1.fresh,
+        checksums: config.l1.checksums,
         quotas: quotas.clone(),
     })?;
     if recovered.objects > 0 || recovered.dropped > 0 {

@@ -40,6 +40,8 @@ impl Engine {
         pins: &[Pin],
         chunk_of: impl Fn(usize) -> usize,
     ) -> Vec<bool> {
+        // Outside of the lock of the log: it reads every byte.
+        self.l1.seal(pins);
         // All ranks store the same tokens: one tells.
         if key.worker_id != Some(0) || !self.kv_events.enabled() {
             return self.l1.commit(pins);

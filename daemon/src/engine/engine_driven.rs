@@ -312,6 +312,11 @@ impl Engine {
         if pinned.is_empty() {
             return Err((Refusal::NotResident, format!("request {:?}, no whole chunk", key.request_id)));
         }
+        let damaged = pinned.iter().filter(|object| !self.l1.verify(object)).count();
+        if damaged > 0 {
+            self.l1.unpin(pinned.iter().map(|object| &object.pin));
+            return Err(self.damaged(key, &worker, damaged as u64));
+        }
         let slots: Vec<Slot> = pinned.iter().map(|object| slot(&worker, layout, object.offset)).collect();
         let told = self.told(key, &worker, Direction::Retrieve, cells);
         let transfer = Transfer {
@@ -359,6 +364,14 @@ impl Engine {
             let what = format!("request {:?}: {have} of {asked} objects are there", key.request_id);
             (Refusal::NotResident, what)
         })
+    }
+
+    /// Objects whose bytes have changed have left their keys: tells it.
+    pub(super) fn damaged(&self, key: &CacheKey<'_>, worker: &Instance, keys: u64) -> Failure {
+        self.flush_removed();
+        let (during, reason, model) = (During::L1Retrieve, ReadFailure::Damaged, worker.worker.model.clone());
+        self.bus.publish(|| Event::L1ReadFailed { during, reason, model, keys });
+        (Refusal::Damaged, format!("request {:?}: {keys} objects", key.request_id))
     }
 
     /// The worker has its copy: ends the pins and the lease of this reader.

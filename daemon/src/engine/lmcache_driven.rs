@@ -245,7 +245,11 @@ impl Engine {
             self.transfer_submitted(told);
             self.transfer_started(told);
         }
-        let copied = self.copy_in(&worker, block_ids, skip_first, &reading.objects);
+        let copied = self.copy_in(&worker, block_ids, skip_first, &reading.objects).and_then(|()| {
+            // After the copy: what was written into an object before or during it is found.
+            let damaged = reading.objects.iter().filter(|(_, _, object)| !self.l1.verify(object)).count();
+            if damaged == 0 { Ok(()) } else { Err(self.damaged(key, &instance, damaged as u64)) }
+        });
         if copied.is_ok() {
             self.call_finish_read(told.as_deref());
             let read = |(_, chunk, object): &(usize, usize, Pinned)| {

@@ -155,6 +155,7 @@ impl Engine {
                 RemovalCause::Cleared => EvictionCause::Cleared,
                 RemovalCause::Replaced => EvictionCause::Replaced,
                 RemovalCause::Temporary => EvictionCause::Temporary,
+                RemovalCause::Damaged => EvictionCause::Damaged,
             };
             self.bus.publish(|| Event::L1KeysEvicted { keys, cause });
         }

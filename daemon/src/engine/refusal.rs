@@ -25,6 +25,7 @@ pub enum Refusal {
     Limit,
     Pickle,
     CopyFailed,
+    Damaged,
     Layout,
     Disabled,
     Draining,
@@ -33,7 +34,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, in label order.
-    pub const ALL: [Refusal; 16] = [
+    pub const ALL: [Refusal; 17] = [
         Refusal::Undecodable,
         Refusal::UnknownInstance,
         Refusal::BadValue,
@@ -46,6 +47,7 @@ impl Refusal {
         Refusal::Limit,
         Refusal::Pickle,
         Refusal::CopyFailed,
+        Refusal::Damaged,
         Refusal::Layout,
         Refusal::Disabled,
         Refusal::Draining,
@@ -67,6 +69,7 @@ impl Refusal {
             Refusal::Limit => "limit",
             Refusal::Pickle => "pickle",
             Refusal::CopyFailed => "copy_failed",
+            Refusal::Damaged => "damaged",
             Refusal::Layout => "layout",
             Refusal::Disabled => "disabled",
             Refusal::Draining => "draining",
@@ -103,6 +106,9 @@ impl Refusal {
                 "the client sends pickled tensors, which would run code here; let it map the shared-memory pool (same host and IPC namespace)"
             }
             Refusal::CopyFailed => "the copy did not complete; nothing was committed",
+            Refusal::Damaged => {
+                "an object's bytes in the pool are not those that were committed; it is dropped and the engine recomputes it: a worker writes where it should not (the pool is mapped by every engine-driven worker), or the memory is bad"
+            }
             Refusal::Layout => "the worker's KV cache layout is not served; it runs without cache",
             Refusal::Disabled => {
                 "switched off here, or used up; see --supported-transfer-mode and --ring-lanes"

@@ -143,6 +143,7 @@ impl During {
 pub enum ReadFailure {
     NotFound,
     WriteLocked,
+    Damaged,
 }
 
 impl ReadFailure {
@@ -151,6 +152,7 @@ impl ReadFailure {
         match self {
             ReadFailure::NotFound => "not_found",
             ReadFailure::WriteLocked => "write_locked",
+            ReadFailure::Damaged => "damaged",
         }
     }
 }
@@ -186,6 +188,8 @@ pub enum EvictionCause {
     Replaced,
     /// Loaded for one request and released by it.
     Temporary,
+    /// Their bytes were not those that were committed (`--l1-checksums`).
+    Damaged,
 }
 
 /// What a finished lookup found.

@@ -50,6 +50,7 @@ pub(super) fn page(config: &Config) -> Value {
         "lease_grace_seconds": config.liveness.lease_grace.as_secs_f64(),
         "tag": "_default",
         "fresh": l1.fresh,
+        "checksums": l1.checksums,
         "eviction": eviction,
     });
     json!({

@@ -8,7 +8,8 @@
 //! * `open`, `recover`: start, and what an earlier daemon left;
 //! * `lookup`, `hold`: what the engine does with it;
 //! * `look`: what operators see and do;
-//! * `quotas`: what a salt may take.
+//! * `quotas`: what a salt may take;
+//! * `verify`: checksums of the bytes, if asked for.
 //!
 //! There is one lock, around the index; it is held for map operations on at most some hundred objects, or those of one
 //! request, never across a copy, and no other lock is taken under it but that of the quotas, which is a leaf. A hit takes the lock, touches two list links and
@@ -28,6 +29,7 @@ mod quotas;
 mod recover;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::sync::Arc;
 
@@ -44,6 +46,7 @@ pub use policy::PolicyKind;
 use pool::{Pool, Table};
 pub use pool::{SlotMut, SlotRef};
 pub use recover::Recovered;
+pub use verify::payload_checksum;
 
 use crate::quota::Quotas;
 
@@ -120,6 +123,8 @@ pub struct L1 {
     pool: Pool,
     table: Table,
     quotas: Arc<Quotas>,
+    /// `--l1-checksums`.
+    checksums: bool,
     index: Mutex<Index>,
     /// Woken when the last hold of all has ended.
     unheld: Condvar,

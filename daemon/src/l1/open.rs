@@ -39,6 +39,8 @@ pub struct L1Config {
     pub hugepages: bool,
     /// Discard what an earlier daemon left.
     pub fresh: bool,
+    /// Keep a checksum of every object's bytes, and hold them against it when they are read.
+    pub checksums: bool,
     /// Limits of the salts.
     pub quotas: Arc<Quotas>,
 }
@@ -113,7 +115,14 @@ impl L1 {
         };
         let (pool, quotas) = (Pool::new(segment, frontier), config.quotas.clone());
         Ok((
-            L1 { pool, table, quotas, index: Mutex::new(index), unheld: parking_lot::Condvar::new() },
+            L1 {
+                pool,
+                table,
+                quotas,
+                checksums: config.checksums,
+                index: Mutex::new(index),
+                unheld: parking_lot::Condvar::new(),
+            },
             recovered,
         ))
     }

@@ -1,6 +1,6 @@
 //! L1 as a whole, on real shared memory.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use lmcache_proto::hash::{ChunkHash, HashAlgorithm};
 
@@ -18,6 +18,7 @@ fn config(name: &str) -> L1Config {
         align: 4096,
         hugepages: false,
         fresh: false,
+        checksums: false,
         quotas: Arc::default(),
     }
 }
@@ -297,4 +298,55 @@ fn without_eviction_a_quota_is_a_wall() {
     put(&l1, "a", 0..2).expect("room");
     assert_eq!(put(&l1, "a", 2..3), Err(ReserveError::OverQuota));
     assert_eq!(hits(&l1, "a", 2), 2);
+}
+
+#[test]
+fn bytes_that_have_changed_are_served_to_nobody() {
+    let config = L1Config { checksums: true, ..config("checksums") };
+    let _discard = Discard(config.clone());
+    let file = |config: &L1Config| {
+        let path = format!("{}/{}", pool::SHM_DIR, config.pool_name);
+        std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the pool is there")
+    };
+    let (l1, _) = open(&config);
+    let reserved = l1.reserve("m", "", cells(0..3), 7, OBJECT, None).expect("room");
+    let places: Vec<u64> = reserved.iter().map(|object| object.offset).collect();
+    for (number, place) in (1u8..).zip(&places) {
+        file(&config).write_all_at(&vec![number; OBJECT as usize], *place).expect("a worker writes");
+    }
+    let pins: Vec<Pin> = reserved.iter().map(|object| object.pin).collect();
+    l1.seal(&pins);
+    assert_eq!(l1.commit(&pins), [true; 3]);
+    let verified = |l1: &L1| -> Vec<Option<bool>> {
+        let one = |number: u8| {
+            let pinned = l1.pin_read("m", "", cells(number..number + 1), 7, None).ok()?;
+            let intact = l1.verify(&pinned[0]);
+            l1.unpin(pinned.iter().map(|object| &object.pin));
+            Some(intact)
+        };
+        (0..3).map(one).collect()
+    };
+    assert_eq!(verified(&l1), [Some(true); 3]);
+    // One bit of the second; and the third gets the first one's bytes, which are somebody's good bytes.
+    file(&config).write_all_at(&[3], places[1] + OBJECT - 1).expect("a stray write");
+    file(&config).write_all_at(&vec![1; OBJECT as usize], places[2]).expect("a stray copy");
+    assert_eq!(verified(&l1), [Some(true), Some(false), Some(false)]);
+    assert_eq!(verified(&l1), [Some(true), None, None], "they are gone");
+    let stats = l1.stats();
+    assert_eq!((stats.totals.damaged, stats.objects, stats.pins, stats.used), (2, 1, 0, OBJECT));
+    assert!(l1.take_removed().iter().all(|gone| gone.cause == RemovalCause::Damaged));
+    // The next daemon knows what was committed, whether or not it asks for checksums of its own objects.
+    drop(l1);
+    let (l1, recovered) = open(&config);
+    assert_eq!(recovered.objects, 1);
+    assert_eq!(verified(&l1), [Some(true), None, None]);
+    // What has no checksum is believed.
+    drop(l1);
+    let (l1, _) = open(&L1Config { checksums: false, ..config.clone() });
+    file(&config).write_all_at(&[9], places[0]).expect("a stray write");
+    assert_eq!(put(&l1, "", 1..3), Ok(2));
+    assert_eq!(verified(&l1), [Some(true); 3], "nobody asked");
+    drop(l1);
+    let (l1, _) = open(&config);
+    assert_eq!(verified(&l1), [Some(false), Some(true), Some(true)]);
 }

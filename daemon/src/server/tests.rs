@@ -45,6 +45,7 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
         align: 4096,
         hugepages: false,
         fresh: true,
+        checksums: false,
         quotas: Arc::default(),
     })
     .expect("a pool");

@@ -101,6 +101,7 @@ impl Gauges for DaemonGauges {
                 replaced_objects: l1.totals.replaced,
                 quarantined: l1.totals.quarantined,
                 full: l1.totals.full,
+                damaged: l1.totals.damaged,
                 ..L1Readings::default()
             },
             requests: requests.collect(),

@@ -101,6 +101,7 @@ impl Pulled {
             (Id::L1ReplacedObjects, l1.replaced_objects),
             (Id::L1Quarantined, l1.quarantined),
             (Id::L1Full, l1.full),
+            (Id::L1DamagedObjects, l1.damaged),
             (Id::MalformedMessages, readings.malformed_messages),
             (Id::UnknownOperations, readings.unknown_operations),
             (Id::PeersRefused, readings.peers_refused),

@@ -81,6 +81,8 @@ pub struct L1Readings {
     pub quarantined: u64,
     /// Allocations that failed, ever.
     pub full: u64,
+    /// Objects dropped because their bytes had changed, ever.
+    pub damaged: u64,
 }
 
 /// Numbers of one L2 adapter.

@@ -10,7 +10,7 @@ pub const PAGE: u64 = 4096;
 /// First bytes of a table segment.
 pub const TABLE_MAGIC: [u8; 8] = *b"LMCDTBL\0";
 /// Changes whenever a layout below changes.
-pub const TABLE_VERSION: u32 = 2;
+pub const TABLE_VERSION: u32 = 3;
 /// Longest interned name, in bytes.
 pub const NAME_BYTES: usize = 1032;
 
@@ -76,7 +76,8 @@ impl ObjectState {
 ///
 /// Crash rule: all fields are written while `state` is `Free`; then `state` is stored with Release. A state other
 /// than `Free` therefore always describes complete fields. Taking back goes the other way round: `Free` is stored
-/// before the bytes are given to anybody else.
+/// before the bytes are given to anybody else. The one field that comes later is `payload`, which is not known before the
+/// bytes are: it is written while the state is `Writing`, before `Committed` is stored with Release.
 #[repr(C)]
 #[derive(Debug)]
 pub struct ObjectRecord {
@@ -102,8 +103,11 @@ pub struct ObjectRecord {
     pub layout: u64,
     /// [`ObjectRecord::seal`] of the fields above but `state`.
     pub checksum: u64,
+    /// XXH3 of the bytes that were committed, seeded with the object's place in its prompt (the daemon's `l1::verify` says
+    /// how); 0 when nobody computed one.
+    pub payload: AtomicU64,
     /// Room for what recovery may need later; 0.
-    pub reserved: [u64; 5],
+    pub reserved: [u64; 4],
 }
 
 impl ObjectRecord {

@@ -30,6 +30,11 @@ pub(crate) struct L1Flags {
     /// Start with an empty pool, even if an earlier daemon left a good one
     #[arg(long)]
     pub(crate) fresh: bool,
+
+    /// Keep a checksum of every object's bytes, and serve none whose bytes have changed since; costs reading each object
+    /// once more at its store and at each retrieve
+    #[arg(long)]
+    pub(crate) l1_checksums: bool,
 }
 
 #[derive(Debug, Args)]

@@ -114,6 +114,8 @@ pub struct L1Config {
     pub use_hugepages: bool,
     /// Start empty, even if an earlier daemon left a good pool.
     pub fresh: bool,
+    /// Keep a checksum of every object's bytes, and hold them against it when they are read.
+    pub checksums: bool,
 }
 
 /// What leaves a full pool.

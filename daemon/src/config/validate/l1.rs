@@ -53,6 +53,7 @@ pub(super) fn l1(
         pool_name,
         use_hugepages: flags.l1_use_hugepages,
         fresh: flags.fresh,
+        checksums: flags.l1_checksums,
     })
 }
 

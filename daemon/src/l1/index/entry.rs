@@ -107,6 +107,8 @@ pub enum RemovalCause {
     Replaced,
     /// It was there for some requests only, and they are over; or it lives in L2 alone from now on.
     Temporary,
+    /// Its bytes are not those that were committed.
+    Damaged,
 }
 
 /// An object that has left the cache. With names, not their ids: an id may be another name's by the time somebody asks.

@@ -45,6 +45,8 @@ pub struct Totals {
     pub quarantined: u64,
     /// Reservations refused for want of memory.
     pub full: u64,
+    /// Objects whose bytes were not those that were committed.
+    pub damaged: u64,
 }
 
 #[derive(Debug)]

@@ -14,6 +14,7 @@ pub use records::{ObjectFields, PinFields, TableIdentity};
 pub use reserve::{CapacityError, check_capacity, default_pool_bytes, huge_pages_refused};
 pub(crate) use segment::SHM_DIR;
 pub use segment::{Segment, SegmentError};
+pub(crate) use slot::in_pieces;
 pub use slot::{SlotMut, SlotRef};
 pub use table::Table;
 

@@ -3,6 +3,9 @@
 
 use std::marker::PhantomData;
 
+/// Bytes that go through private memory at a time: stays in the first-level cache.
+const PIECE: usize = 16 << 10;
+
 /// Bytes of a reserved object, for its one writer.
 #[derive(Debug)]
 pub struct SlotMut<'p> {
@@ -40,7 +43,8 @@ impl SlotMut<'_> {
 
 impl SlotRef<'_> {
     /// # Safety
-    /// `len` bytes from `start` are in the pool's mapping for the lifetime, below its frontier, committed, and pinned.
+    /// `len` bytes from `start` are in the pool's mapping for the lifetime, below its frontier, pinned, and written by nobody
+    /// in this process.
     pub(super) unsafe fn new(start: *const u8, len: usize) -> Self {
         SlotRef { start, len, pool: PhantomData }
     }
@@ -50,8 +54,30 @@ impl SlotRef<'_> {
         self.start
     }
 
+    /// Shows copies of the bytes, piece by piece.
+    pub fn pieces(&self, see: impl FnMut(&[u8])) {
+        // SAFETY: mapped for the lifetime, and written by nobody in this process (the contract of `new`).
+        unsafe { in_pieces(self.start, self.len, see) }
+    }
+
     /// Bytes.
     pub fn bytes(&self) -> usize {
         self.len
+    }
+}
+
+/// Shows copies of memory piece by piece: other processes may write it meanwhile, so no Rust reference is made of it.
+///
+/// # Safety
+/// `len` bytes from `start` are mapped and readable, and nobody in this process writes them meanwhile.
+pub(crate) unsafe fn in_pieces(start: *const u8, len: usize, mut see: impl FnMut(&[u8])) {
+    let mut piece = [0u8; PIECE];
+    let mut offset = 0;
+    while offset < len {
+        let part = PIECE.min(len - offset);
+        // SAFETY: inside the memory of the caller's contract; `piece` is private.
+        unsafe { std::ptr::copy_nonoverlapping(start.add(offset), piece.as_mut_ptr(), part) };
+        see(&piece[..part]);
+        offset += part;
     }
 }

@@ -227,7 +227,8 @@ impl Table {
             length: fields.length,
             layout: fields.layout,
             checksum: 0,
-            reserved: [0; 5],
+            payload: AtomicU64::new(0),
+            reserved: [0; 4],
         };
         value.checksum = value.seal();
         // SAFETY: `record` is in the mapping and ours alone while its state is Free (caller's lock).
@@ -242,6 +243,20 @@ impl Table {
         // Release: partner is the Acquire load of the next daemon's recovery (`read_object`). Across a process death the
         // kernel orders everything; within the process it keeps the fields before the state.
         cell.store(state as u32, Ordering::Release);
+    }
+
+    /// Notes the checksum of an object's bytes, before it is committed; 0 is none.
+    pub fn set_payload(&self, index: u32, checksum: u64) {
+        // SAFETY: in the mapping; the field is only accessed as an atomic.
+        let cell = unsafe { &(*self.object(index)).payload };
+        // Relaxed: the state that makes it count is stored with Release afterwards (`set_object_state`).
+        cell.store(checksum, Ordering::Relaxed);
+    }
+
+    /// The checksum of an object's bytes; 0 is none.
+    pub fn payload(&self, index: u32) -> u64 {
+        // SAFETY: as `set_payload`.
+        unsafe { (*self.object(index)).payload.load(Ordering::Relaxed) }
     }
 
     /// Reads a record back; `None` if it is free or not intact.

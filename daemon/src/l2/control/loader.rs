@@ -262,9 +262,10 @@ impl Loader {
         for (attached, (_, positions, loads)) in tiers.iter().zip(groups) {
             let task = LoadTask::begin(attached, &self.bus, session, &loads);
             let outcomes = attached.tier.load_many(loads);
-            running.push(Box::pin(stream::unfold((outcomes, positions, task), async |mut state| {
+            let loader = &**self;
+            running.push(Box::pin(stream::unfold((outcomes, positions, task), async move |mut state| {
                 let (at, outcome) = state.0.next().await?;
-                Some(((state.1[at], outcome), state))
+                Some(((state.1[at], loader.land(outcome).await), state))
             })));
         }
         loop {
@@ -274,7 +275,7 @@ impl Loader {
                     landed(position, found.unwrap_or(Landed::Failed(PrefetchFailure::NotFound)));
                 }
                 Some((position, outcome)) = running.next(), if !running.is_empty() => {
-                    landed(position, self.land(outcome));
+                    landed(position, outcome);
                 }
                 else => return,
             }
@@ -315,12 +316,15 @@ impl Loader {
     }
 
     /// A load has ended.
-    fn land(&self, outcome: LoadOutcome) -> Landed {
+    async fn land(&self, outcome: LoadOutcome) -> Landed {
         let reason = match outcome.result {
             Ok(()) => {
                 let guard = outcome.target.map(TargetBuf::into_guard);
                 let reservation = guard.and_then(|guard| guard.downcast::<Reservation>().ok());
-                let leased = reservation.and_then(|reservation| self.commit(*reservation));
+                let leased = match reservation {
+                    Some(reservation) => self.seal(*reservation).await.and_then(|sealed| self.commit(sealed)),
+                    None => None,
+                };
                 return match leased {
                     Some(leased) => Landed::Here(leased, true),
                     None => Landed::Failed(PrefetchFailure::NotFound),
@@ -330,6 +334,19 @@ impl Loader {
             Err(LoadError::NotFound | LoadError::Store(_)) => PrefetchFailure::NotFound,
         };
         Landed::Failed(reason)
+    }
+
+    /// Gives a loaded object its checksum in L1, if it is to have one.
+    async fn seal(&self, reservation: Reservation) -> Option<Reservation> {
+        if !self.l1.checksums() {
+            return Some(reservation);
+        }
+        let l1 = self.l1.clone();
+        let sealed = tokio::task::spawn_blocking(move || {
+            l1.seal(reservation.pin.as_slice());
+            reservation
+        });
+        sealed.await.ok()
     }
 
     /// Makes a loaded object readable, with leases for the loader and for all who wait.

@@ -182,7 +182,7 @@ async fn run(state: Arc<State>) {
 
 /// Stores the objects of one task in all tiers.
 async fn task(state: Arc<State>, part: Waiting, permit: OwnedSemaphorePermit) {
-    let mut objects = state.pin(&part.batch);
+    let mut objects = state.intact(state.pin(&part.batch), &part.batch.model).await;
     let tiers: Vec<Arc<Attached>> = state
         .tiers
         .all()
@@ -212,7 +212,7 @@ async fn task(state: Arc<State>, part: Waiting, permit: OwnedSemaphorePermit) {
         .iter()
         .enumerate()
         .filter(|(at, _)| kept_by[*at] > 0 && !again.contains_key(at))
-        .map(|(_, object)| object.id)
+        .map(|(_, object)| object.pinned.pin.object)
         .collect();
     let cells = |at: &usize| objects[*at].cell;
     let mut by_tiers: BTreeMap<Vec<u32>, Vec<(ChunkHash, u32, u32)>> = BTreeMap::new();
@@ -235,7 +235,7 @@ async fn task(state: Arc<State>, part: Waiting, permit: OwnedSemaphorePermit) {
 /// An object that is being stored.
 struct Object {
     cell: (ChunkHash, u32, u32),
-    id: ObjectId,
+    pinned: crate::l1::Pinned,
     key: ObjectKey,
     source: SourceBuf,
 }
@@ -322,7 +322,7 @@ impl State {
             let Some(slot) = self.l1.slot_ref(&pinned) else { continue };
             objects.push(Object {
                 cell: *cell,
-                id: pinned.pin.object,
+                pinned,
                 key: ObjectKey {
                     chunk_hash: cell.0,
                     model_name: batch.model.to_string(),
@@ -352,6 +352,29 @@ impl State {
             self.bus.publish(|| Event::L1ReadReserved { keys });
         }
         objects
+    }
+
+    /// Those whose bytes are what was committed: a tier would keep anything else under a good checksum of its own.
+    async fn intact(self: &Arc<State>, objects: Vec<Object>, model: &Arc<str>) -> Vec<Object> {
+        if !self.l1.checksums() {
+            return objects;
+        }
+        let (asked, l1) = (objects.len(), self.l1.clone());
+        let verified = tokio::task::spawn_blocking(move || {
+            let verified = objects.into_iter().filter(|object| l1.verify(&object.pinned));
+            verified.collect::<Vec<Object>>()
+        });
+        let verified = verified.await.unwrap_or_default();
+        let damaged = (asked - verified.len()) as u64;
+        if damaged > 0 {
+            tracing::warn!(
+                objects = damaged,
+                "objects in the pool are not what was committed and do not go to the tiers; a worker writes where it should not"
+            );
+            let (during, reason, model) = (During::L2Store, ReadFailure::Damaged, model.clone());
+            self.bus.publish(|| Event::L1ReadFailed { during, reason, model, keys: damaged });
+        }
+        verified
     }
 
     /// Offers a batch again after a pause, or gives it up.

@@ -382,6 +382,7 @@ pub enum Id {
     L1ReplacedObjects,
     L1Quarantined,
     L1Full,
+    L1DamagedObjects,
     MalformedMessages,
     UnknownOperations,
     PeersRefused,

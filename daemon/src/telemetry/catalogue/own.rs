@@ -56,7 +56,7 @@ macro_rules! with {
 }
 
 /// The table.
-pub static OWN: [Metric; 46] = [
+pub static OWN: [Metric; 47] = [
     with!(
         Counter,
         Requests,
@@ -110,6 +110,13 @@ pub static OWN: [Metric; 46] = [
         "",
         "lmcached_l1_full_total",
         "Allocations that failed although everything evictable was evicted."
+    ),
+    plain!(
+        Counter,
+        L1DamagedObjects,
+        "",
+        "lmcached_l1_damaged_objects_total",
+        "Objects dropped because their bytes were not those that were committed (--l1-checksums)."
     ),
     plain!(
         Counter,

@@ -170,6 +170,7 @@ impl Store {
             align: 4096,
             hugepages: false,
             fresh: true,
+            checksums: false,
             quotas: quotas.clone(),
         })?;
         // Nobody else opens it, and without names a replay that is killed leaves nothing behind.
