@@ -18,6 +18,7 @@ use super::pool::{
     huge_pages_refused,
 };
 use super::recover::Recovered;
+use crate::failpoint;
 use crate::quota::Quotas;
 
 /// How to open L1.
@@ -79,6 +80,7 @@ impl L1 {
         check_capacity(bytes, already.min(bytes))?;
         let align = config.align.max(PAGE);
         let mut segment = Segment::open(&config.pool_name, bytes, !config.fresh)?;
+        failpoint::hit("l1.open.pool");
         let (mut table, mut believed) = open_table(config, &segment, align)?;
         if segment.reused() && !believed {
             // The pool without its table says nothing, but workers of the earlier daemon's time may still write into it:
@@ -88,10 +90,12 @@ impl L1 {
                 "the pool's object table is missing, of another release, or made for another chunk size, hash or alignment; starting with an empty pool"
             );
             drop((table, segment));
+            failpoint::hit("l1.open.unbelieved");
             segment = Segment::open(&config.pool_name, bytes, false)?;
             check_capacity(bytes, 0)?;
             (table, believed) = open_table(config, &segment, align)?;
         }
+        failpoint::hit("l1.open.table");
         if let Err(error) = segment.keep() {
             tracing::warn!(pool = segment.name(), %error, "cannot keep a second name for the pool; if a client unlinks it, its name cannot be restored");
         }
@@ -106,6 +110,7 @@ impl L1 {
             // background reservation walks over pages that are there.
             let frontier = table.frontier().min(bytes);
             let recovered = index.recover(&table, bytes);
+            failpoint::hit("l1.open.recovered");
             index.allocator.extend(0, frontier);
             (recovered, frontier)
         } else {

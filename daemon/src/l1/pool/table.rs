@@ -11,6 +11,7 @@ use lmcache_proto::shm::{
 
 use super::records::{ObjectFields, PinFields, TableIdentity};
 use super::segment::Segment;
+use crate::failpoint;
 
 /// Records that are made real memory at a time, so that writing one can never be a SIGBUS on a full tmpfs.
 const BACKING_STEP: u64 = 8192;
@@ -68,10 +69,12 @@ impl Table {
         if !matches {
             // SAFETY: as above.
             unsafe { ptr::write(header, want) };
+            failpoint::hit("table.header.written");
             // The magic last: who dies in between leaves a table that nobody believes.
             fence(Ordering::Release);
             // SAFETY: as above.
             unsafe { ptr::write_volatile(&raw mut (*header).magic, TABLE_MAGIC) };
+            failpoint::hit("table.header.magic");
         }
         let table = Table {
             segment,
@@ -125,6 +128,7 @@ impl Table {
             Err(_) => return false,
         };
         backed.store(upto, Ordering::Relaxed);
+        failpoint::hit("table.backed");
         true
     }
 
@@ -151,7 +155,9 @@ impl Table {
 
     /// Notes that the pool is real memory up to `frontier`.
     pub fn set_frontier(&self, frontier: u64) {
+        failpoint::hit("table.frontier.before");
         self.header().frontier.fetch_max(frontier, Ordering::Release);
+        failpoint::hit("table.frontier.set");
     }
 
     /// Pins that may be in use: those below this number.
@@ -213,7 +219,9 @@ impl Table {
         // Free before it counts as used: a table that was discarded still has its old records, and one of those must not
         // come back between the two lines.
         self.set_object_state(index, ObjectState::Free);
+        failpoint::hit("table.object.free");
         self.header().objects_used.fetch_max(u64::from(index) + 1, Ordering::Release);
+        failpoint::hit("table.object.counted");
         let record = self.object(index);
         let mut value = ObjectRecord {
             state: AtomicU32::new(ObjectState::Free as u32),
@@ -232,7 +240,9 @@ impl Table {
         value.checksum = value.seal();
         // SAFETY: `record` is in the mapping and ours alone while its state is Free (caller's lock).
         unsafe { ptr::write(record, value) };
+        failpoint::hit("table.object.written");
         self.set_object_state(index, state);
+        failpoint::hit("table.object.set");
     }
 
     /// Moves an object to another state.
@@ -293,12 +303,16 @@ impl Table {
             length: fields.length,
         };
         self.clear_pin(index);
+        failpoint::hit("table.pin.free");
         self.header().pins_used.fetch_max(u64::from(index) + 1, Ordering::Release);
+        failpoint::hit("table.pin.counted");
         let record = self.pin(index);
         // SAFETY: in the mapping and ours alone while free (caller's lock).
         unsafe { ptr::write(record, value) };
+        failpoint::hit("table.pin.written");
         // SAFETY: as above. Release: the fields are complete before the kind says so; partner `read_pin`.
         unsafe { (*record).kind.store(fields.kind as u32, Ordering::Release) };
+        failpoint::hit("table.pin.set");
     }
 
     /// Ends a pin.
@@ -335,7 +349,9 @@ impl Table {
     pub fn write_name(&self, id: u32, name: &str) {
         assert!(name.len() <= NAME_BYTES, "names are bounded where they are decoded");
         self.clear_name(id);
+        failpoint::hit("table.name.free");
         self.header().names_used.fetch_max(u64::from(id) + 1, Ordering::Release);
+        failpoint::hit("table.name.counted");
         let record = self.name(id);
         // SAFETY: in the mapping; the bytes are ours alone while the length is 0 (caller's lock).
         unsafe {
@@ -343,6 +359,7 @@ impl Table {
             // Release: bytes before length; partner `read_name`.
             (*record).length.store(name.len() as u32, Ordering::Release);
         }
+        failpoint::hit("table.name.set");
     }
 
     /// Frees a name.
