@@ -99,10 +99,12 @@ impl Segment {
             // A new inode, not a truncation: a worker may still have the old one mapped, and must neither be killed by
             // SIGBUS nor write into what is somebody else's by now.
             failpoint::hit("segment.replace.before");
+            // The second name first: who dies in between leaves the old segment under the name that the next start looks at,
+            // not under one that would bring back what has been given up, or keep its memory.
+            let _ = fs::remove_file(keeper_path(name));
+            failpoint::hit("segment.replace.unkept");
             fs::remove_file(&path).map_err(|error| os("unlink old", error))?;
             failpoint::hit("segment.replace.unnamed");
-            let _ = fs::remove_file(keeper_path(name));
-            failpoint::hit("segment.replace.done");
         }
         let file = fs::OpenOptions::new()
             .read(true)
@@ -206,7 +208,8 @@ impl Segment {
 
     /// Removes the names; the memory goes when the last process unmaps it.
     pub fn unlink(&self) {
-        for path in [shm_path(&self.name), keeper_path(&self.name)] {
+        // In this order: a segment that is given up must not be found by its second name.
+        for path in [keeper_path(&self.name), shm_path(&self.name)] {
             if names_inode(&path, self.inode) {
                 failpoint::hit("segment.unlink.before");
                 let _ = fs::remove_file(path);
