@@ -28,8 +28,28 @@ pub struct Table {
 }
 
 impl Table {
+    /// Whether `segment` has a table of `identity`. Changes nothing.
+    ///
+    /// # Errors
+    /// No memory for the header.
+    pub fn is_of(segment: &Segment, layout: TableLayout, identity: &TableIdentity) -> std::io::Result<bool> {
+        // Reading what is not there yet takes memory, too.
+        segment.back(0, PAGE)?;
+        // SAFETY: the mapping is page aligned and larger than the header; any bit pattern is a valid header; we are the
+        // only process that writes it (flock).
+        let found = unsafe { ptr::read(segment.base().as_ptr().cast::<TableHeader>()) };
+        Ok(found.magic == TABLE_MAGIC
+            && found.version == TABLE_VERSION
+            && found.chunk_size == identity.chunk_size
+            && found.hash_algorithm == identity.algorithm as u32
+            && found.align_shift == identity.align.ilog2()
+            && (found.objects, found.pins, found.names) == (layout.objects, layout.pins, layout.names)
+            && (found.pool_bytes, found.pool_inode) == (identity.pool_bytes, identity.pool_inode))
+    }
+
     /// Takes over `segment`. Returns the table and whether its contents are those of `identity`; if not, it is a table
-    /// without records now.
+    /// without records now. So a table that says something about another pool, which its workers may still use, must not come
+    /// here.
     ///
     /// # Errors
     /// No memory for the header.
@@ -39,7 +59,7 @@ impl Table {
         identity: TableIdentity,
     ) -> std::io::Result<(Table, bool)> {
         assert!(segment.bytes() >= layout.bytes(), "segment was opened with the layout's size");
-        segment.back(0, PAGE)?;
+        let matches = Table::is_of(&segment, layout, &identity)?;
         let header = segment.base().as_ptr().cast::<TableHeader>();
         let want = TableHeader {
             magic: [0; 8],
@@ -57,17 +77,8 @@ impl Table {
             names_used: AtomicU64::new(0),
             frontier: AtomicU64::new(0),
         };
-        // SAFETY: the mapping is page aligned and larger than the header; any bit pattern is a valid header; we are the
-        // only process that writes it (flock).
-        let found = unsafe { ptr::read(header) };
-        let matches = found.magic == TABLE_MAGIC
-            && found.version == want.version
-            && found.chunk_size == want.chunk_size
-            && (found.hash_algorithm, found.align_shift) == (want.hash_algorithm, want.align_shift)
-            && (found.objects, found.pins, found.names) == (want.objects, want.pins, want.names)
-            && (found.pool_bytes, found.pool_inode) == (want.pool_bytes, want.pool_inode);
         if !matches {
-            // SAFETY: as above.
+            // SAFETY: as in `is_of`.
             unsafe { ptr::write(header, want) };
             failpoint::hit("table.header.written");
             // The magic last: who dies in between leaves a table that nobody believes.
