@@ -38,6 +38,11 @@ command -v cargo-deb >/dev/null || cargo install cargo-deb --debug --locked --no
 # --- The daemon -----------------------------------------------------------------------------------------------------
 if [ -z "${LMCACHED_BIN:-}" ]; then
   cargo build --release --locked --workspace --bin lmcached --bin lmcache-ctl
+  # What is shipped has no points at which a variable kills it.
+  if grep -q LMCACHED_FAILPOINT "$CARGO_TARGET_DIR/release/lmcached"; then
+    echo "the release was built with the feature failpoints" >&2
+    exit 1
+  fi
 else
   mkdir -p "$CARGO_TARGET_DIR/release"
   [ "$(realpath "$LMCACHED_BIN")" = "$CARGO_TARGET_DIR/release/lmcached" ] ||

@@ -6,6 +6,7 @@ pub mod config;
 pub mod device;
 pub mod engine;
 pub mod events;
+pub mod failpoint;
 pub mod http;
 pub mod l1;
 pub mod l2;

@@ -2,7 +2,8 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -77,9 +78,25 @@ pub fn cargo() -> Command {
     cargo
 }
 
-/// A port that was free a moment ago.
+/// Below what Linux gives to outgoing connections (`ip_local_port_range`). Among those a port that is free now may be taken
+/// by a connection of anybody's a moment later; and who connects to one while nobody listens may be given that very port for
+/// its own end, and talks to itself.
+const PORTS: std::ops::Range<u32> = 10_000..32_000;
+
+/// A port that was free a moment ago, and that this process gives only once in a long while.
+///
+/// # Panics
+/// If there is none.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let count = PORTS.len() as u32;
+    // Test programs that run side by side begin far from each other.
+    let first = std::process::id().wrapping_mul(2_654_435_761) % count;
+    (0..count)
+        .map(|_| PORTS.start + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % count)
+        .filter_map(|port| u16::try_from(port).ok())
+        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a free port")
 }
 
 impl Daemon {
@@ -91,8 +108,15 @@ impl Daemon {
 
     /// [`Daemon::start`] with these variables besides the test's own.
     pub async fn start_in(environment: &[(&str, &str)], extra: &[&str]) -> Daemon {
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut daemon = Daemon::launch(environment, extra);
+        daemon.ready().await;
+        daemon
+    }
+
+    /// [`Daemon::start_in`] for a daemon that may end before it is ready: nobody waits.
+    pub fn launch(environment: &[(&str, &str)], extra: &[&str]) -> Daemon {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("test{}_{number}", std::process::id());
         let (port, http_port, prometheus_port) = (free_port(), free_port(), free_port());
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -110,24 +134,55 @@ impl Daemon {
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let environment: Vec<_> = environment.iter().map(own).collect();
         let child = spawn(&args, &environment, &log);
-        let mut daemon =
-            Daemon { child, name, port, http_port, prometheus_port, args, environment, log, dir };
-        daemon.ready().await;
-        daemon
+        Daemon { child, name, port, http_port, prometheus_port, args, environment, log, dir }
     }
 
     async fn ready(&mut self) {
+        if let Some(exited) = self.comes_up().await {
+            panic!("daemon exited at start: {exited:?}\n{}", self.log().join("\n"));
+        }
+    }
+
+    /// Waits until the daemon is ready, or has ended; then how.
+    ///
+    /// # Panics
+    /// If neither comes in time.
+    pub async fn comes_up(&mut self) -> Option<ExitStatus> {
         let port = self.http_port;
-        let mut exited = None;
         eventually("the daemon is ready", async || {
-            exited = self.child.try_wait().expect("wait");
-            exited
-                .is_some()
-                .then_some(())
-                .or(http::get(port, "/healthcheck").await.filter(|r| r.0 == 200).map(|_| ()))
+            if let Some(exited) = self.ended() {
+                return Some(Some(exited));
+            }
+            http::get(port, "/healthcheck").await.filter(|r| r.0 == 200).map(|_| None)
         })
-        .await;
-        assert!(exited.is_none(), "daemon exited at start: {:?}\n{}", exited, self.log().join("\n"));
+        .await
+    }
+
+    /// How the daemon has ended, if it has.
+    ///
+    /// # Panics
+    /// If the system does not say.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("wait")
+    }
+
+    /// Kills the daemon with SIGKILL.
+    ///
+    /// # Panics
+    /// If the system does not let us.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+
+    /// Starts the daemon again, which has ended, with the same flags and `more` besides, this time only; in the environment of
+    /// the first start, and `environment`. Nobody waits until it is ready.
+    pub fn relaunch(&mut self, environment: &[(&str, &str)], more: &[&str]) {
+        let mut args = self.args.clone();
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
+        let mut all = self.environment.clone();
+        all.extend(environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self.child = spawn(&args, &all, &self.log);
     }
 
     /// Drops what nobody holds from L1.
@@ -141,9 +196,8 @@ impl Daemon {
 
     /// Kills the daemon with SIGKILL and starts it again with the same flags.
     pub async fn crash_and_restart(&mut self) {
-        self.child.kill().expect("kill");
-        self.child.wait().expect("wait");
-        self.child = spawn(&self.args, &self.environment, &self.log);
+        self.kill();
+        self.relaunch(&[], &[]);
         self.ready().await;
     }
 
@@ -182,7 +236,7 @@ impl Daemon {
 
     /// Whether the process still runs.
     pub fn alive(&mut self) -> bool {
-        self.child.try_wait().expect("wait").is_none()
+        self.ended().is_none()
     }
 
     /// Process id.

@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, Endpoint, Listen, Notice};
 use crate::engine::Engine;
 use crate::events::Bus;
+use crate::failpoint;
 use crate::http::history;
 use crate::http::{self, Admin, AdminParts, EventStreams, Guard, Token, TokenError};
 use crate::l1::{L1, OpenError};
@@ -260,6 +261,7 @@ async fn serve(
         "stopping: no new connections, finishing what is in flight"
     );
     supervisor.stopping().await;
+    failpoint::hit("stop.begun");
     admin.drain();
     l1.pool().stop_reserving();
     let draining = std::time::Instant::now();
@@ -270,10 +272,12 @@ async fn serve(
             "requests were still executing at the end of --drain-seconds; their clients get no answer"
         );
     }
+    failpoint::hit("stop.drained");
     maintenance.abort();
     if let Some(l2) = engine.l2() {
         flush_tiers(l2, config.shutdown.drain.saturating_sub(draining.elapsed())).await;
     }
+    failpoint::hit("stop.flushed");
     drop(ring_timer);
     engine.ring().unlink();
     // Delivers what is queued, then sends the last numbers; both have limits.
@@ -284,6 +288,7 @@ async fn serve(
     if let Err(error) = last.await {
         tracing::error!(%error, "the last events were lost to a panic; this is a bug in lmcached, please report it");
     }
+    failpoint::hit("stop.told");
     let name = &config.l1.pool_name;
     if config.shutdown.discard_on_exit {
         l1.discard();

@@ -15,6 +15,7 @@ use super::publish::Told;
 use super::transfers::{Direction, Transfer, TransferKey};
 use super::{Client, Engine, Failure, Refusal, leases};
 use crate::events::{During, Event, Keys, ReadFailure};
+use crate::failpoint;
 use crate::l1::{Cells, ObjectId, Owner, Pinned, ReserveError, Reserved};
 
 impl Engine {
@@ -101,6 +102,7 @@ impl Engine {
 
     /// Forgets a worker; what it has reserved is kept from everybody until it is certainly not writing any more.
     pub(super) fn unregister_engine_driven(&self, id: u64) -> Result<(), Failure> {
+        failpoint::hit("engine.unregister");
         self.instances
             .remove(id, Mode::EngineDriven)
             .ok_or_else(|| (Refusal::UnknownInstance, format!("instance {id}")))?;
@@ -169,6 +171,7 @@ impl Engine {
             quarantined: false,
             told: told.clone(),
         };
+        failpoint::hit("engine.store.reserved");
         let mut transfers = self.transfers.lock();
         if let Err(ours) = transfers.insert(transfer_key.clone(), transfer) {
             // The same worker has asked on another connection in the same moment; that one's slots stand.
@@ -238,6 +241,7 @@ impl Engine {
         let chunk_of =
             |at: usize| range.start + pending.chunk_indices.get(at).map_or(0, |index| *index as usize);
         self.call_finish_write(pending.told.as_deref());
+        failpoint::hit("engine.store.commit");
         let done = self.commit_and_log(key, &chain, &pending.pins, chunk_of);
         let committed = done.iter().filter(|done| **done).count() as u64;
         let whole = committed == pending.pins.len() as u64;
@@ -332,6 +336,7 @@ impl Engine {
             quarantined: false,
             told: told.clone(),
         };
+        failpoint::hit("engine.retrieve.pinned");
         let mut transfers = self.transfers.lock();
         if let Err(ours) = transfers.insert(transfer_key.clone(), transfer) {
             let slots = transfers.get(&transfer_key).map(|pending| pending.slots.clone());
@@ -388,8 +393,10 @@ impl Engine {
         let pending = self.transfers.lock().take(&transfer_key).ok_or_else(|| nothing_pending(id, key))?;
         let objects = pending.pins.iter().zip(range.start as u32..).map(|(pin, chunk)| (chunk, pin.object));
         self.call_finish_read(pending.told.as_deref());
+        failpoint::hit("engine.retrieve.commit");
         self.retrieved(key, id, objects);
         self.l1.unpin(pending.pins.iter());
+        failpoint::hit("engine.retrieve.done");
         let count = pending.pins.len() as u64;
         let tokens = count * self.hasher.chunk_size() as u64;
         self.stats.retrieved_tokens.fetch_add(tokens, Ordering::Relaxed);

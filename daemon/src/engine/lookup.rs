@@ -12,6 +12,7 @@ use super::leases::Lookup;
 use super::prefetch::{Ask, Job, Shape};
 use super::{Client, Engine, Outcome, Refusal};
 use crate::events::{Cell, Event, Keys, LookupEnd, SessionId};
+use crate::failpoint;
 use crate::l1::{Hit, LeasedCell, ObjectId, Row};
 
 /// Cells that the end of a request touches on its own thread: about a millisecond.
@@ -245,6 +246,7 @@ impl Engine {
 
     /// The request is over: its leases end, pins of transfers that still run stay.
     pub(super) fn end_session(&self, client: &Client, request_id: &str) {
+        failpoint::hit("engine.end_session");
         let session = self.sessions.get(request_id);
         if let Some(session) = &session {
             let mut ended = Vec::new();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::pool::Table;
+use crate::failpoint;
 
 /// Id of an interned name. Id 0 is the empty name, which needs no record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,6 +91,7 @@ impl Names {
                 let name = std::mem::replace(&mut self.entries[index].0, Arc::from(""));
                 self.by_name.remove(&*name);
                 table.clear_name(index as u32);
+                failpoint::hit("names.swept");
                 self.unused.push(index as u32);
             }
         }
@@ -116,6 +118,7 @@ impl Names {
             let name = std::mem::replace(&mut entry.0, Arc::from(""));
             self.by_name.remove(&*name);
             table.clear_name(id.0);
+            failpoint::hit("names.released");
             self.unused.push(id.0);
         }
     }

@@ -18,6 +18,7 @@ use super::pool::{
     huge_pages_refused,
 };
 use super::recover::Recovered;
+use crate::failpoint;
 use crate::quota::Quotas;
 
 /// How to open L1.
@@ -81,8 +82,10 @@ impl L1 {
         check_capacity(bytes, already.min(bytes))?;
         let align = config.align.max(PAGE);
         let mut segment = Segment::open(&config.pool_name, bytes, !config.fresh)?;
-        let (mut table, mut believed) = open_table(config, &segment, align)?;
-        if segment.reused() && !believed {
+        failpoint::hit("l1.open.pool");
+        let mut table = open_table(config, segment.reused())?;
+        failpoint::hit("l1.open.tables");
+        if segment.reused() && !is_of(&table, config, &segment, align)? {
             // The pool without its table says nothing, but workers of the earlier daemon's time may still write into it:
             // they keep the old memory, we take new.
             tracing::warn!(
@@ -90,10 +93,15 @@ impl L1 {
                 "the pool's object table is missing, of another release, or made for another chunk size, hash or alignment; starting with an empty pool"
             );
             drop((table, segment));
+            failpoint::hit("l1.open.unbelieved");
             segment = Segment::open(&config.pool_name, bytes, false)?;
             check_capacity(bytes, 0)?;
-            (table, believed) = open_table(config, &segment, align)?;
+            table = open_table(config, false)?;
         }
+        let identity = identity(config, &segment, align);
+        let (table, believed) =
+            Table::open(table, layout(config), identity).map_err(|source| no_table(config, source))?;
+        failpoint::hit("l1.open.table");
         if let Err(error) = segment.keep() {
             tracing::warn!(pool = segment.name(), %error, "cannot keep a second name for the pool; if a client unlinks it, its name cannot be restored");
         }
@@ -108,6 +116,7 @@ impl L1 {
             // background reservation walks over pages that are there.
             let frontier = table.frontier().min(bytes);
             let recovered = index.recover(&table, bytes);
+            failpoint::hit("l1.open.recovered");
             index.allocator.extend(0, frontier);
             (recovered, frontier)
         } else {
@@ -128,18 +137,34 @@ impl L1 {
     }
 }
 
-fn open_table(config: &L1Config, pool: &Segment, align: u64) -> Result<(Table, bool), OpenError> {
-    let layout = TableLayout::for_pool(config.pool_bytes);
-    let segment = Segment::open(&shm::names::table(&config.pool_name), layout.bytes(), pool.reused())?;
-    let identity = TableIdentity {
+fn layout(config: &L1Config) -> TableLayout {
+    TableLayout::for_pool(config.pool_bytes)
+}
+
+fn open_table(config: &L1Config, reuse: bool) -> Result<Segment, SegmentError> {
+    Segment::open(&shm::names::table(&config.pool_name), layout(config).bytes(), reuse)
+}
+
+/// Whether the table is that of `pool`, and made as we would make it. Asked before anything is written: a start that dies
+/// right after must find both as they were. A table made ours, beside the old pool, would say of slots that workers still
+/// touch that they are free.
+fn is_of(table: &Segment, config: &L1Config, pool: &Segment, align: u64) -> Result<bool, OpenError> {
+    Table::is_of(table, layout(config), &identity(config, pool, align))
+        .map_err(|source| no_table(config, source))
+}
+
+fn identity(config: &L1Config, pool: &Segment, align: u64) -> TableIdentity {
+    TableIdentity {
         chunk_size: config.chunk_size,
         algorithm: config.algorithm,
         pool_bytes: config.pool_bytes,
         pool_inode: pool.inode(),
         align,
-    };
-    Table::open(segment, layout, identity)
-        .map_err(|source| OpenError::Table { pool: config.pool_name.clone(), source })
+    }
+}
+
+fn no_table(config: &L1Config, source: std::io::Error) -> OpenError {
+    OpenError::Table { pool: config.pool_name.clone(), source }
 }
 
 fn ask_for_huge_pages(segment: &Segment) {

@@ -12,6 +12,7 @@ use super::index::{Entry, Index, Key};
 use super::names::NameId;
 use super::pool::{ObjectFields, PinFields, Table};
 use super::{ObjectId, Owner, Pin};
+use crate::failpoint;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -35,13 +36,16 @@ impl Index {
                 self.names.restore(NameId(id), &name);
             }
         }
+        failpoint::hit("l1.recover.names");
         let pins = read_pins(table, pool_bytes);
+        failpoint::hit("l1.recover.pins");
         let mut pinned: FxHashMap<(u32, u32), Vec<(u32, PinFields)>> = FxHashMap::default();
         for (record, fields) in pins {
             pinned.entry((fields.object, fields.generation)).or_default().push((record, fields));
         }
         let mut held = Vec::new();
         for index in 0..table.objects_used() as u32 {
+            failpoint::hit("l1.recover.record");
             let generation = table.read_generation(index);
             let pins = pinned.remove(&(index, generation)).unwrap_or_default();
             let entry = match table.read_object(index) {
@@ -52,6 +56,7 @@ impl Index {
                 if table.is_used(index) {
                     recovered.dropped += 1;
                     table.set_object_state(index, ObjectState::Free);
+                    failpoint::hit("l1.recover.dropped");
                 }
                 self.push_free(generation.wrapping_add(1).max(1));
                 // Pins of a record that is gone say nothing any more: no bytes are theirs.
@@ -63,6 +68,7 @@ impl Index {
                 recovered.bytes += fields.length;
             } else {
                 table.set_object_state(index, ObjectState::Quarantined);
+                failpoint::hit("l1.recover.quarantined");
             }
             self.push_recovered(Entry {
                 key,
@@ -88,7 +94,9 @@ impl Index {
             .into_iter()
             .map(|(record, owner, object)| (owner, Pin { object, record: Some(record) }))
             .collect();
+        failpoint::hit("l1.recover.objects");
         self.names.sweep(table);
+        failpoint::hit("l1.recover.swept");
         recovered
     }
 

@@ -140,6 +140,28 @@ fn a_pool_whose_table_is_not_believed_is_not_written_into() {
     }
 }
 
+/// A start that gives the pool up may die before it has taken a new one: then the old pool and its table must be as they were.
+#[test]
+fn a_table_that_is_not_believed_is_not_written_into_either() {
+    let config = config("unwritten");
+    let _discard = Discard(config.clone());
+    let (l1, _) = open(&config);
+    put(&l1, "", 0..4).expect("room");
+    drop(l1);
+    let path = format!("{}/{}", pool::SHM_DIR, lmcache_proto::shm::names::table(&config.pool_name));
+    let old = std::fs::File::open(path).expect("the table is there");
+    let header = || {
+        let mut bytes = [0; 4096];
+        std::os::unix::fs::FileExt::read_exact_at(&old, &mut bytes, 0).expect("reads");
+        bytes
+    };
+    let before = header();
+    let (l1, recovered) = open(&L1Config { chunk_size: 128, ..config.clone() });
+    assert_eq!(recovered.objects, 0);
+    put(&l1, "", 0..1).expect("room");
+    assert!(header() == before, "the old table still says what it said");
+}
+
 #[test]
 fn others_files_are_refused() {
     let config = config("mode");

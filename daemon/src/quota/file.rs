@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{Limits, MAX_QUOTAS};
+use crate::failpoint;
 
 const NAME: &str = "quotas.json";
 const VERSION: u32 = 1;
@@ -96,13 +97,20 @@ impl StateFile {
         quotas.sort_unstable_by(|one, other| one.cache_salt.cmp(&other.cache_salt));
         let mut text = serde_json::to_vec_pretty(&Document { version: VERSION, quotas })?;
         text.push(b'\n');
+        failpoint::hit("quota.before");
         fs::create_dir_all(&self.dir)?;
         let new = self.path.with_extension("json.new");
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        failpoint::hit("quota.created");
         file.write_all(&text)?;
+        failpoint::hit("quota.written");
         file.sync_all()?;
+        failpoint::hit("quota.synced");
         fs::rename(&new, &self.path)?;
-        File::open(&self.dir)?.sync_all()
+        failpoint::hit("quota.renamed");
+        File::open(&self.dir)?.sync_all()?;
+        failpoint::hit("quota.done");
+        Ok(())
     }
 
     /// Renames a file that is not believed; an earlier one of its kind goes.

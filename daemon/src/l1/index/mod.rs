@@ -28,6 +28,7 @@ use super::names::Names;
 use super::policy::{Policy, Subject};
 use super::pool::{PinFields, Table};
 use super::{ObjectId, Owner, Pin};
+use crate::failpoint;
 use accounts::Accounts;
 pub(in crate::l1) use entry::Entry;
 pub use entry::{Key, RemovalCause, Removed, ReserveError, Reserved};
@@ -131,6 +132,7 @@ impl Index {
     }
 
     pub(in crate::l1) fn lease(&mut self, id: ObjectId) {
+        failpoint::hit("l1.lease");
         self.occupy(id.index);
         self.entries[id.index as usize].leases += 1;
         self.leased_now += 1;
@@ -141,6 +143,7 @@ impl Index {
         if self.entry(id).is_none_or(|entry| entry.leases == 0) {
             return;
         }
+        failpoint::hit("l1.lease.end");
         self.entries[id.index as usize].leases -= 1;
         self.leased_now -= 1;
         self.let_go(id.index, table);
@@ -209,7 +212,9 @@ impl Index {
     /// Ends a pin.
     pub(in crate::l1) fn unpin(&mut self, pin: &Pin, table: &Table) {
         if let Some(record) = pin.record {
+            failpoint::hit("l1.unpin.before");
             table.clear_pin(record);
+            failpoint::hit("l1.unpin.cleared");
             self.unused_pins.push(record);
         }
         if self.entry(pin.object).is_none_or(|entry| entry.pins == 0) {

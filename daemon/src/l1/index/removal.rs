@@ -6,6 +6,7 @@ use lmcache_proto::shm::ObjectState;
 use super::super::ObjectId;
 use super::super::pool::Table;
 use super::{Index, Key, RemovalCause, Removed};
+use crate::failpoint;
 
 impl Index {
     /// Marks an object as used now.
@@ -31,6 +32,7 @@ impl Index {
             let held = entry.leases > 0 || entry.pins > 0;
             if entry.state == ObjectState::Committed && !entry.detached && (force || !held) {
                 self.detach(index as u32, Some(RemovalCause::Cleared), table);
+                failpoint::hit("l1.clear.one");
                 dropped += 1;
             }
         }
@@ -91,11 +93,13 @@ impl Index {
 
     /// Evicts a victim of the policy. Returns its bytes.
     pub(super) fn evict_object(&mut self, index: u32, table: &Table) -> u64 {
+        failpoint::hit("l1.evict.before");
         let subject = self.subject(index);
         self.policy.evicted(&subject);
         self.totals.evicted += 1;
         self.totals.evicted_bytes += subject.bytes;
         self.detach(index, Some(RemovalCause::Policy), table);
+        failpoint::hit("l1.evict.done");
         subject.bytes
     }
 
@@ -129,6 +133,7 @@ impl Index {
             if entry.leases > 0 || entry.pins > 0 {
                 // The next daemon must not find it under its key; the pins say that its bytes are still in use.
                 table.set_object_state(index, ObjectState::Quarantined);
+                failpoint::hit("l1.detach.held");
             }
         }
         if entry.leases == 0 && entry.pins == 0 {
@@ -139,7 +144,9 @@ impl Index {
     pub(in crate::l1) fn free(&mut self, index: u32, table: &Table) {
         let entry = self.entries[index as usize];
         // Free in the table first: only then may the bytes become somebody else's (crash rule).
+        failpoint::hit("l1.free.before");
         table.set_object_state(index, ObjectState::Free);
+        failpoint::hit("l1.free.set");
         self.allocator.release(entry.offset);
         if !entry.nobodys {
             self.accounts.sub(entry.key.salt, self.allocator.footprint(entry.length));
@@ -151,6 +158,7 @@ impl Index {
         }
         self.names.release(entry.key.model, table);
         self.names.release(entry.key.salt, table);
+        failpoint::hit("l1.free.done");
         let slot = &mut self.entries[index as usize];
         slot.state = ObjectState::Free;
         slot.generation = slot.generation.wrapping_add(1).max(1);

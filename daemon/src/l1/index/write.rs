@@ -6,6 +6,7 @@ use lmcache_proto::shm::{ObjectState, PinKind};
 use super::super::pool::{ObjectFields, Table};
 use super::super::{ObjectId, Owner, Pin};
 use super::{Entry, Index, Key, RemovalCause, ReserveError};
+use crate::failpoint;
 
 /// Objects that may be evicted to free one name or record. A bound, because the lock is held meanwhile.
 const EVICT_FOR_RECORD: usize = 4096;
@@ -39,12 +40,14 @@ impl Index {
             }
             self.totals.replaced += 1;
             self.detach(index, Some(RemovalCause::Replaced), table);
+            failpoint::hit("l1.reserve.replaced");
         }
         let offset = self.allocate(length, table).ok_or(ReserveError::Full)?;
         let Some(index) = self.new_record(table) else {
             self.allocator.release(offset);
             return Err(ReserveError::TableFull);
         };
+        failpoint::hit("l1.reserve.before");
         let generation = self.entries[index as usize].generation;
         self.names.hold(key.model);
         self.names.hold(key.salt);
@@ -82,6 +85,7 @@ impl Index {
             Some(owner) => self.pin_shared(id, PinKind::Write, owner, table),
         };
         self.entries[index as usize].reused = false;
+        failpoint::hit("l1.reserve.done");
         match pin {
             Some(pin) => Ok(Some((pin, offset))),
             None => {
@@ -98,12 +102,15 @@ impl Index {
             .entry(pin.object)
             .is_some_and(|entry| entry.state == ObjectState::Writing && !entry.detached);
         if writing {
+            failpoint::hit("l1.commit.before");
             self.entries[pin.object.index as usize].state = ObjectState::Committed;
             table.set_object_state(pin.object.index, ObjectState::Committed);
+            failpoint::hit("l1.commit.set");
             self.writing -= 1;
             self.committed += 1;
         }
         self.unpin(pin, table);
+        failpoint::hit("l1.commit.done");
         writing
     }
 
@@ -132,9 +139,11 @@ impl Index {
     /// Gives up a reservation whose owner is certain not to write any more.
     pub(in crate::l1) fn abort(&mut self, pin: &Pin, table: &Table) {
         if self.entry(pin.object).is_some_and(|entry| entry.state == ObjectState::Writing) {
+            failpoint::hit("l1.abort.before");
             self.detach(pin.object.index, None, table);
         }
         self.unpin(pin, table);
+        failpoint::hit("l1.abort.done");
     }
 
     /// Takes a reservation's key away while its owner may still write: the bytes go to nobody until the pin ends.
@@ -142,12 +151,14 @@ impl Index {
         if self.entry(pin.object).is_none_or(|entry| entry.state != ObjectState::Writing) {
             return;
         }
+        failpoint::hit("l1.quarantine.before");
         let index = pin.object.index;
         if !self.entries[index as usize].detached {
             self.map.remove(&self.entries[index as usize].key);
         }
         self.entries[index as usize].state = ObjectState::Quarantined;
         table.set_object_state(index, ObjectState::Quarantined);
+        failpoint::hit("l1.quarantine.done");
         self.writing -= 1;
         self.quarantined_now += 1;
         self.totals.quarantined += 1;

@@ -11,6 +11,8 @@ use std::ptr::NonNull;
 use lmcache_proto::shm::names;
 use thiserror::Error;
 
+use crate::failpoint;
+
 /// Where Linux keeps POSIX shared memory; `shm_open("/x")` is a file here.
 pub(crate) const SHM_DIR: &str = "/dev/shm";
 
@@ -81,6 +83,7 @@ impl Segment {
         let path = shm_path(name);
         if let Some(file) = open_existing(&path).map_err(|error| os("open", error))? {
             lock(&file, name)?;
+            failpoint::hit("segment.found");
             let meta = file.metadata().map_err(|error| os("stat", error))?;
             let (uid, mode) = (meta.uid(), meta.mode() & 0o777);
             if uid != nix::unistd::geteuid().as_raw() || mode & 0o077 != 0 {
@@ -95,8 +98,13 @@ impl Segment {
             }
             // A new inode, not a truncation: a worker may still have the old one mapped, and must neither be killed by
             // SIGBUS nor write into what is somebody else's by now.
-            fs::remove_file(&path).map_err(|error| os("unlink old", error))?;
+            failpoint::hit("segment.replace.before");
+            // The second name first: who dies in between leaves the old segment under the name that the next start looks at,
+            // not under one that would bring back what has been given up, or keep its memory.
             let _ = fs::remove_file(keeper_path(name));
+            failpoint::hit("segment.replace.unkept");
+            fs::remove_file(&path).map_err(|error| os("unlink old", error))?;
+            failpoint::hit("segment.replace.unnamed");
         }
         let file = fs::OpenOptions::new()
             .read(true)
@@ -106,8 +114,10 @@ impl Segment {
             .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
             .open(&path)
             .map_err(|error| os("create", error))?;
+        failpoint::hit("segment.created");
         lock(&file, name)?;
         file.set_len(len).map_err(|error| os("size", error))?;
+        failpoint::hit("segment.sized");
         Segment::map(file, name, len, false)
     }
 
@@ -170,8 +180,12 @@ impl Segment {
         if names_inode(&keeper, self.inode) {
             return Ok(());
         }
+        failpoint::hit("segment.keep.before");
         let _ = fs::remove_file(&keeper);
-        fs::hard_link(shm_path(&self.name), keeper)
+        failpoint::hit("segment.keep.removed");
+        fs::hard_link(shm_path(&self.name), keeper)?;
+        failpoint::hit("segment.keep.linked");
+        Ok(())
     }
 
     /// Puts the segment's name back if a client has unlinked it (or put another file in its place). Returns whether
@@ -184,16 +198,22 @@ impl Segment {
         if names_inode(&path, self.inode) {
             return Ok(false);
         }
+        failpoint::hit("segment.restore.before");
         let _ = fs::remove_file(&path);
+        failpoint::hit("segment.restore.removed");
         fs::hard_link(keeper_path(&self.name), path)?;
+        failpoint::hit("segment.restore.linked");
         Ok(true)
     }
 
     /// Removes the names; the memory goes when the last process unmaps it.
     pub fn unlink(&self) {
-        for path in [shm_path(&self.name), keeper_path(&self.name)] {
+        // In this order: a segment that is given up must not be found by its second name.
+        for path in [keeper_path(&self.name), shm_path(&self.name)] {
             if names_inode(&path, self.inode) {
+                failpoint::hit("segment.unlink.before");
                 let _ = fs::remove_file(path);
+                failpoint::hit("segment.unlink.done");
             }
         }
     }

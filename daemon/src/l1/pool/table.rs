@@ -11,6 +11,7 @@ use lmcache_proto::shm::{
 
 use super::records::{ObjectFields, PinFields, TableIdentity};
 use super::segment::Segment;
+use crate::failpoint;
 
 /// Records that are made real memory at a time, so that writing one can never be a SIGBUS on a full tmpfs.
 const BACKING_STEP: u64 = 8192;
@@ -27,8 +28,28 @@ pub struct Table {
 }
 
 impl Table {
+    /// Whether `segment` has a table of `identity`. Changes nothing.
+    ///
+    /// # Errors
+    /// No memory for the header.
+    pub fn is_of(segment: &Segment, layout: TableLayout, identity: &TableIdentity) -> std::io::Result<bool> {
+        // Reading what is not there yet takes memory, too.
+        segment.back(0, PAGE)?;
+        // SAFETY: the mapping is page aligned and larger than the header; any bit pattern is a valid header; we are the
+        // only process that writes it (flock).
+        let found = unsafe { ptr::read(segment.base().as_ptr().cast::<TableHeader>()) };
+        Ok(found.magic == TABLE_MAGIC
+            && found.version == TABLE_VERSION
+            && found.chunk_size == identity.chunk_size
+            && found.hash_algorithm == identity.algorithm as u32
+            && found.align_shift == identity.align.ilog2()
+            && (found.objects, found.pins, found.names) == (layout.objects, layout.pins, layout.names)
+            && (found.pool_bytes, found.pool_inode) == (identity.pool_bytes, identity.pool_inode))
+    }
+
     /// Takes over `segment`. Returns the table and whether its contents are those of `identity`; if not, it is a table
-    /// without records now.
+    /// without records now. So a table that says something about another pool, which its workers may still use, must not come
+    /// here.
     ///
     /// # Errors
     /// No memory for the header.
@@ -38,7 +59,7 @@ impl Table {
         identity: TableIdentity,
     ) -> std::io::Result<(Table, bool)> {
         assert!(segment.bytes() >= layout.bytes(), "segment was opened with the layout's size");
-        segment.back(0, PAGE)?;
+        let matches = Table::is_of(&segment, layout, &identity)?;
         let header = segment.base().as_ptr().cast::<TableHeader>();
         let want = TableHeader {
             magic: [0; 8],
@@ -56,22 +77,15 @@ impl Table {
             names_used: AtomicU64::new(0),
             frontier: AtomicU64::new(0),
         };
-        // SAFETY: the mapping is page aligned and larger than the header; any bit pattern is a valid header; we are the
-        // only process that writes it (flock).
-        let found = unsafe { ptr::read(header) };
-        let matches = found.magic == TABLE_MAGIC
-            && found.version == want.version
-            && found.chunk_size == want.chunk_size
-            && (found.hash_algorithm, found.align_shift) == (want.hash_algorithm, want.align_shift)
-            && (found.objects, found.pins, found.names) == (want.objects, want.pins, want.names)
-            && (found.pool_bytes, found.pool_inode) == (want.pool_bytes, want.pool_inode);
         if !matches {
-            // SAFETY: as above.
+            // SAFETY: as in `is_of`.
             unsafe { ptr::write(header, want) };
+            failpoint::hit("table.header.written");
             // The magic last: who dies in between leaves a table that nobody believes.
             fence(Ordering::Release);
             // SAFETY: as above.
             unsafe { ptr::write_volatile(&raw mut (*header).magic, TABLE_MAGIC) };
+            failpoint::hit("table.header.magic");
         }
         let table = Table {
             segment,
@@ -125,6 +139,7 @@ impl Table {
             Err(_) => return false,
         };
         backed.store(upto, Ordering::Relaxed);
+        failpoint::hit("table.backed");
         true
     }
 
@@ -151,7 +166,9 @@ impl Table {
 
     /// Notes that the pool is real memory up to `frontier`.
     pub fn set_frontier(&self, frontier: u64) {
+        failpoint::hit("table.frontier.before");
         self.header().frontier.fetch_max(frontier, Ordering::Release);
+        failpoint::hit("table.frontier.set");
     }
 
     /// Pins that may be in use: those below this number.
@@ -213,7 +230,9 @@ impl Table {
         // Free before it counts as used: a table that was discarded still has its old records, and one of those must not
         // come back between the two lines.
         self.set_object_state(index, ObjectState::Free);
+        failpoint::hit("table.object.free");
         self.header().objects_used.fetch_max(u64::from(index) + 1, Ordering::Release);
+        failpoint::hit("table.object.counted");
         let record = self.object(index);
         let mut value = ObjectRecord {
             state: AtomicU32::new(ObjectState::Free as u32),
@@ -233,7 +252,9 @@ impl Table {
         value.checksum = value.seal();
         // SAFETY: `record` is in the mapping and ours alone while its state is Free (caller's lock).
         unsafe { ptr::write(record, value) };
+        failpoint::hit("table.object.written");
         self.set_object_state(index, state);
+        failpoint::hit("table.object.set");
     }
 
     /// Moves an object to another state.
@@ -308,12 +329,16 @@ impl Table {
             length: fields.length,
         };
         self.clear_pin(index);
+        failpoint::hit("table.pin.free");
         self.header().pins_used.fetch_max(u64::from(index) + 1, Ordering::Release);
+        failpoint::hit("table.pin.counted");
         let record = self.pin(index);
         // SAFETY: in the mapping and ours alone while free (caller's lock).
         unsafe { ptr::write(record, value) };
+        failpoint::hit("table.pin.written");
         // SAFETY: as above. Release: the fields are complete before the kind says so; partner `read_pin`.
         unsafe { (*record).kind.store(fields.kind as u32, Ordering::Release) };
+        failpoint::hit("table.pin.set");
     }
 
     /// Ends a pin.
@@ -350,7 +375,9 @@ impl Table {
     pub fn write_name(&self, id: u32, name: &str) {
         assert!(name.len() <= NAME_BYTES, "names are bounded where they are decoded");
         self.clear_name(id);
+        failpoint::hit("table.name.free");
         self.header().names_used.fetch_max(u64::from(id) + 1, Ordering::Release);
+        failpoint::hit("table.name.counted");
         let record = self.name(id);
         // SAFETY: in the mapping; the bytes are ours alone while the length is 0 (caller's lock).
         unsafe {
@@ -358,6 +385,7 @@ impl Table {
             // Release: bytes before length; partner `read_name`.
             (*record).length.store(name.len() as u32, Ordering::Release);
         }
+        failpoint::hit("table.name.set");
     }
 
     /// Frees a name.

@@ -28,6 +28,7 @@ use super::io::{Choice, Engine, read_at, write_at};
 use super::memory::{SourceBuf, TargetBuf};
 use super::registry::{Counting, Recipe};
 use super::settings::{Settings, SettingsError};
+use crate::failpoint;
 use sidecar::Sidecar;
 use temp::Temp;
 
@@ -252,6 +253,7 @@ fn prepare(
 }
 
 fn commit(options: &Options, pending: Pending, written: io::Result<()>) -> Result<Stored, StoreError> {
+    failpoint::hit("l2.fs.written");
     let Pending { mut temp, path, sidecar, bytes } = pending;
     let result = written
         .and_then(|()| sidecar.write(temp.file(), &path, &options.no_xattr, &options.temp_dir))

@@ -15,6 +15,7 @@ use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
 
 use super::super::checksum::Checksum;
 use super::temp::Temp;
+use crate::failpoint;
 
 const ATTRIBUTE: &str = "user.lmcached.crc";
 /// Longer than any checksum's text.
@@ -32,6 +33,7 @@ impl Sidecar {
         no_xattr: &AtomicBool,
         temp_dir: &Path,
     ) -> io::Result<()> {
+        failpoint::hit("l2.fs.sum");
         if !no_xattr.load(Ordering::Relaxed) {
             match fsetxattr(file, ATTRIBUTE, self.0.to_string().as_bytes(), XattrFlags::empty()) {
                 Ok(()) => return Ok(()),

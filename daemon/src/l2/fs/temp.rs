@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::failpoint;
+
 const PREFIX: &str = ".lmcached-";
 const SUFFIX: &str = ".tmp";
 /// Without locks, a file this old has no writer.
@@ -48,6 +50,7 @@ impl Temp {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 result => result?,
             };
+            failpoint::hit("l2.fs.created");
             let temp = Temp { file: Arc::new(file), path: Some(path) };
             match flock(&*temp.file, FlockOperation::NonBlockingLockExclusive) {
                 // Somebody who cleans up was faster: its name goes, we take another.
@@ -65,7 +68,9 @@ impl Temp {
 
     pub(super) fn rename(&mut self, to: &Path) -> io::Result<()> {
         if let Some(path) = &self.path {
+            failpoint::hit("l2.fs.rename");
             fs::rename(path, to)?;
+            failpoint::hit("l2.fs.renamed");
             self.path = None;
         }
         Ok(())
@@ -75,6 +80,7 @@ impl Temp {
 impl Drop for Temp {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
+            failpoint::hit("l2.fs.given_up");
             let _ = fs::remove_file(path);
         }
     }

@@ -1,0 +1,32 @@
+//! Places at which a test may kill the daemon: every step between two states of what outlives it.
+//!
+//! Without the feature `failpoints` there are none: [`hit`] is empty, and what is shipped is built without. The feature comes
+//! with the tests' dependency on this package. With it, `LMCACHED_FAILPOINT=name:count` makes the daemon kill itself, with
+//! SIGKILL, when it comes to the point `name` for the `count`th time. `ipc-tests/tests/crash_matrix.rs` has a case for each.
+#![forbid(unsafe_code)]
+
+/// A step is done here, or is about to be; kills the process if a test has asked for it.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn hit(_name: &'static str) {}
+
+/// A step is done here, or is about to be; kills the process if a test has asked for it.
+#[cfg(feature = "failpoints")]
+pub fn hit(name: &'static str) {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    static ARMED: LazyLock<Option<(String, AtomicU64)>> = LazyLock::new(|| {
+        let armed = std::env::var("LMCACHED_FAILPOINT").ok()?;
+        let (name, count) = armed.rsplit_once(':')?;
+        Some((name.to_owned(), AtomicU64::new(count.parse().ok()?)))
+    });
+    let Some((armed, left)) = &*ARMED else { return };
+    if armed == name && left.fetch_sub(1, Ordering::Relaxed) == 1 {
+        // A signal to oneself is delivered before the call returns.
+        let _ = kill(Pid::this(), Signal::SIGKILL);
+    }
+}
