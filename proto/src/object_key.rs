@@ -6,6 +6,7 @@
 use std::fmt::Write;
 
 use crate::hash::ChunkHash;
+use crate::wire::{validate_model, validate_salt};
 
 /// Packs a rank: `world << 24 | rank << 16 | local world << 8 | local rank`. The peer always sends
 /// local = global.
@@ -30,6 +31,14 @@ pub struct ObjectKey {
 }
 
 impl ObjectKey {
+    /// Whether a request could have named this object. Names that come from elsewhere (a listing, an operator, a
+    /// recording) are held to the wire's rules, so that a salt never becomes a path.
+    pub fn is_valid(&self) -> bool {
+        !self.model_name.is_empty()
+            && validate_model(&self.model_name).is_ok()
+            && validate_salt(&self.cache_salt).is_ok()
+    }
+
     /// File name in an `fs` store.
     pub fn fs_filename(&self) -> String {
         let mut name = format!(
@@ -71,8 +80,8 @@ impl ObjectKey {
         path
     }
 
-    /// The key that [`Self::fs_filename`] spells like this. `None` for any other file: what is returned always spells
-    /// the very same name, so deleting the key deletes that file.
+    /// The key that [`Self::fs_filename`] spells like this. `None` for any other file: what is returned is valid and
+    /// always spells the very same name, so deleting the key deletes that file.
     pub fn from_fs_filename(name: &str) -> Option<ObjectKey> {
         let key = ObjectKey::from_fields(name.strip_suffix(".data")?, |rank| rank.strip_prefix("0x"))?;
         let key = ObjectKey { model_name: key.model_name.replace("-SEP-", "/"), ..key };
@@ -92,13 +101,8 @@ impl ObjectKey {
         let object_group_id = u32::from_str_radix(fields.next()?, 16).ok()?;
         let chunk_hash = crate::hash::from_hex(fields.next()?)?;
         let cache_salt = fields.next().unwrap_or_default().to_owned();
-        fields.next().is_none().then_some(ObjectKey {
-            chunk_hash,
-            model_name,
-            kv_rank,
-            object_group_id,
-            cache_salt,
-        })
+        let key = ObjectKey { chunk_hash, model_name, kv_rank, object_group_id, cache_salt };
+        (fields.next().is_none() && key.is_valid()).then_some(key)
     }
 
     /// The chunk hash in lower-case hex.
@@ -110,6 +114,37 @@ impl ObjectKey {
         if !self.cache_salt.is_empty() {
             name.push('@');
             name.push_str(&self.cache_salt);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_no_request_can_have_are_nobodys() {
+        let key = |model: &str, salt: &str| ObjectKey {
+            chunk_hash: [7; 32],
+            model_name: model.into(),
+            kv_rank: 0x0100_0100,
+            object_group_id: 3,
+            cache_salt: salt.into(),
+        };
+        let good = key("org/model", "tenant");
+        assert_eq!(ObjectKey::from_native_key(&good.native_key()), Some(good.clone()));
+        assert_eq!(ObjectKey::from_fs_filename(&good.fs_filename()), Some(good));
+        for bad in [
+            key("m", "../../etc/x"),
+            key("m", "a\\b"),
+            key("m", "a\0b"),
+            key("m\0", ""),
+            key("", "a"),
+            key("m", &"s".repeat(129)),
+        ] {
+            assert!(!bad.is_valid());
+            assert_eq!(ObjectKey::from_native_key(&bad.native_key()), None, "{bad:?}");
+            assert_eq!(ObjectKey::from_fs_filename(&bad.fs_filename()), None, "{bad:?}");
         }
     }
 }

@@ -7,7 +7,7 @@ use lmcache_proto::layout::{Dtype, ObjectLayout, Region};
 use lmcache_proto::object_key::kv_rank;
 use lmcache_proto::wire::{
     CacheKey, PrepareRetrieveResponse, PrepareStoreResponse, RegisterEngineDrivenPayload,
-    RegisterEngineDrivenResponse, Response, Slot, StoreContext,
+    RegisterEngineDrivenResponse, Response, Slot, StoreContext, validate_model,
 };
 
 use super::instances::{GroupShape, Instance, Instances, Kind, Mode, Registered};
@@ -84,7 +84,7 @@ impl Engine {
             .ok_or_else(|| {
                 (Refusal::Layout, format!("object of {region:?} is empty or larger than the pool"))
             })?;
-        if !(1..=255).contains(&payload.world_size) || payload.model_name.contains('@') {
+        if !(1..=255).contains(&payload.world_size) || validate_model(&payload.model_name).is_err() {
             return Err((
                 Refusal::BadValue,
                 format!("world size {}, model {:?}", payload.world_size, payload.model_name),

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use lmcache_proto::wire::{CacheKey, RegisterKvCache, Response};
+use lmcache_proto::wire::{CacheKey, RegisterKvCache, Response, validate_model};
 
 use super::engine_driven::rank_of;
 use super::instances::{GroupShape, Instance, Instances, Kind, Mode, Registered};
@@ -70,7 +70,7 @@ impl Engine {
         if !self.config.lmcache_driven {
             return Err((Refusal::Disabled, "server-driven transfer".into()));
         }
-        if !(1..=255).contains(&payload.world_size) || payload.model_name.contains('@') {
+        if !(1..=255).contains(&payload.world_size) || validate_model(&payload.model_name).is_err() {
             let detail = format!("world size {}, model {:?}", payload.world_size, payload.model_name);
             return Err((Refusal::BadValue, detail));
         }

@@ -38,18 +38,15 @@ struct EncodedKey {
 
 impl EncodedKey {
     fn key(&self) -> Option<ObjectKey> {
-        let chunk_hash = hash::from_hex(&self.chunk_hash_hex)?;
-        // The stores write them side by side with this between them.
-        if self.model_name.is_empty() || self.model_name.contains('@') || self.cache_salt.contains('@') {
-            return None;
-        }
-        Some(ObjectKey {
-            chunk_hash,
+        let key = ObjectKey {
+            chunk_hash: hash::from_hex(&self.chunk_hash_hex)?,
             model_name: self.model_name.clone(),
             kv_rank: self.kv_rank,
             object_group_id: self.object_group_id,
             cache_salt: self.cache_salt.clone(),
-        })
+        };
+        // A salt with a slash in it would be a path below, or beside, a store's directory.
+        key.is_valid().then_some(key)
     }
 }
 

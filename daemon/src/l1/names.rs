@@ -70,13 +70,18 @@ impl Names {
         Some(NameId(index))
     }
 
-    /// Puts a name of an earlier daemon back under its id, used by nobody yet.
-    pub(super) fn restore(&mut self, id: NameId, name: &str) {
+    /// Puts a name of an earlier daemon back under its id, used by nobody yet. `false`: another id has it, so this one stands
+    /// for nothing; whoever swept one of the two would take the name from the other's objects.
+    pub(super) fn restore(&mut self, id: NameId, name: &str) -> bool {
+        if self.by_name.contains_key(name) {
+            return false;
+        }
         while self.entries.len() <= id.0 as usize {
             self.entries.push((Arc::from(""), 0));
         }
         self.entries[id.0 as usize].0 = name.into();
         self.by_name.insert(name.into(), id);
+        true
     }
 
     /// Whether `id` stands for a name.

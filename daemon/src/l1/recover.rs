@@ -32,8 +32,10 @@ impl Index {
     pub(super) fn recover(&mut self, table: &Table, pool_bytes: u64) -> Recovered {
         let mut recovered = Recovered::default();
         for id in 1..table.names_used() as u32 {
-            if let Some(name) = table.read_name(id) {
-                self.names.restore(NameId(id), &name);
+            if let Some(name) = table.read_name(id)
+                && !self.names.restore(NameId(id), &name)
+            {
+                table.clear_name(id);
             }
         }
         failpoint::hit("l1.recover.names");
@@ -108,7 +110,9 @@ impl Index {
         pinned: bool,
         pool_bytes: u64,
     ) -> Option<(Key, ObjectState, ObjectFields)> {
-        let inside = fields.offset.checked_add(fields.length).is_some_and(|end| end <= pool_bytes);
+        // With its last page: what is freed goes to others, and behind the pool there is nothing to give.
+        let inside = fields.offset.checked_add(fields.length).is_some_and(|end| end <= pool_bytes)
+            && fields.offset + self.allocator.footprint(fields.length) <= pool_bytes;
         if !inside || fields.length == 0 || !fields.offset.is_multiple_of(PAGE) {
             return None;
         }
@@ -151,3 +155,6 @@ fn read_pins(table: &Table, pool_bytes: u64) -> Vec<(u32, PinFields)> {
     }
     pins
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ use sha2::Sha256;
 use super::adapter::{BoxFuture, L2Adapter, ListPage, LoadOutcome, Presence, Stored, Usage};
 use super::error::{LoadError, StoreError, Trouble};
 use super::memory::{SourceBuf, TargetBuf};
-use super::settings::{Settings, SettingsError};
+use super::settings::{self, Settings, SettingsError};
 
 const VERSION: u8 = 1;
 const IV: usize = 12;
@@ -61,7 +61,7 @@ impl Keys {
         // The peer's thread count; here the runtime's blocking threads do it.
         settings.ignore(&["max_workers"]);
         let path = settings.required("master_key_path")?;
-        let master = std::fs::read(&path).map_err(|error| {
+        let master = settings::read_file(&path).map_err(|error| {
             SettingsError(format!("the file of \"serde\".\"master_key_path\" cannot be read: {error}"))
         })?;
         if master.is_empty() {
@@ -105,7 +105,7 @@ impl Keys {
 
     /// Decrypts in place; the plaintext's range.
     fn open<'a>(&self, key: &ObjectKey, frame: &'a mut [u8]) -> Result<&'a [u8], LoadError> {
-        if frame.first() != Some(&VERSION) {
+        if frame.first() != Some(&VERSION) || frame.len() < OVERHEAD {
             return Err(LoadError::Damaged("not an aesgcm value of version 1".into()));
         }
         let (head, rest) = frame.split_at_mut(1 + IV);
@@ -346,6 +346,20 @@ mod tests {
             let outcome = sealed.load(&key("a"), TargetBuf::with_len(len)).await;
             assert_eq!(outcome.target.expect("loaded").to_vec(), bytes);
         }
+    }
+
+    #[test]
+    fn a_value_shorter_than_its_own_parts_is_damage() {
+        let whole = keys(128).seal(&key("a"), &SourceBuf::copy_of(&[]));
+        assert_eq!(whole.len(), OVERHEAD);
+        for len in 0..OVERHEAD {
+            let mut short = whole[..len].to_vec();
+            assert!(
+                matches!(keys(128).open(&key("a"), &mut short), Err(LoadError::Damaged(_))),
+                "{len} bytes"
+            );
+        }
+        assert_eq!(keys(128).open(&key("a"), &mut whole.clone()), Ok(&[][..]));
     }
 
     #[tokio::test]

@@ -1,6 +1,10 @@
 //! Reading an adapter's keys out of its JSON, with lines that never repeat a value: it may be a password.
 #![forbid(unsafe_code)]
 
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -135,6 +139,28 @@ impl Settings {
     }
 }
 
+/// Largest key or certificate file: a bundle of all public authorities has a quarter of it.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Reads a key or certificate file whole. A path may be a device without an end or a pipe that nobody writes; neither may
+/// hold a start up or take the machine's memory.
+///
+/// # Errors
+/// What the system said, or that it is no regular file of at most a megabyte.
+pub fn read_file(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than a megabyte"));
+    }
+    Ok(bytes)
+}
+
 /// GiB, as the peer means its `_gb`, to bytes.
 pub fn gib(number: f64) -> u64 {
     (number * (1u64 << 30) as f64) as u64
@@ -143,6 +169,25 @@ pub fn gib(number: f64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_without_an_end_are_not_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("key");
+        std::fs::write(&path, b"secret").expect("written");
+        assert_eq!(read_file(&path).expect("a small file"), b"secret");
+        for path in [Path::new("/dev/zero"), dir.path()] {
+            assert!(read_file(path).is_err(), "{}", path.display());
+        }
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        assert!(read_file(&pipe).is_err(), "a pipe that nobody writes");
+        // Sparse: the size is what counts.
+        std::fs::File::create(&path).and_then(|file| file.set_len(MAX_FILE + 1)).expect("grown");
+        assert_eq!(read_file(&path).expect_err("too large").kind(), io::ErrorKind::FileTooLarge);
+        std::fs::File::create(&path).and_then(|file| file.set_len(MAX_FILE)).expect("cut");
+        assert_eq!(read_file(&path).map(|bytes| bytes.len() as u64).ok(), Some(MAX_FILE));
+    }
 
     #[test]
     fn wrong_values_are_refused_without_being_repeated() {

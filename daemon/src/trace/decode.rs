@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::layout::{Dtype, ObjectLayout, Region};
-use lmcache_proto::wire::limits::{GROUPS_MAX, RANK_MAX, SALT_MAX_CHARS};
-use lmcache_proto::wire::{DecodeError, Reader};
+use lmcache_proto::wire::limits::{GROUPS_MAX, RANK_MAX};
+use lmcache_proto::wire::{DecodeError, Reader, validate_model, validate_salt};
 use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
 
@@ -240,13 +240,14 @@ impl Decoder {
             }
             Ok(true)
         })?;
-        if salt.chars().count() > SALT_MAX_CHARS {
-            return Err(DecodeError::Range { what: "cache_salt" });
-        }
+        // The names end in those of a tier, so they are held to the wire's rules.
+        validate_salt(salt)?;
+        let model = missing(model, "model_name")?;
+        validate_model(model)?;
         let hash = missing(hash, "chunk_hash")?;
         Ok(TraceKey {
             hash: ChunkHash::try_from(hash).unwrap_or_else(|_| Sha256::digest(hash).into()),
-            model: shared(&mut self.model, missing(model, "model_name")?),
+            model: shared(&mut self.model, model),
             salt: shared(&mut self.salt, salt),
             rank: missing(rank, "kv_rank")?,
             group,

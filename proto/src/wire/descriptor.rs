@@ -96,6 +96,10 @@ impl DeviceDescriptor {
         let mut fields: Vec<(&str, &[u8])> = Vec::with_capacity(pairs);
         for _ in 0..pairs {
             let name = reader.str()?;
+            // Of two fields with one name a peer may believe the other one.
+            if fields.iter().any(|(other, _)| *other == name) {
+                return Err(DecodeError::Invalid("a field of the descriptor is there twice"));
+            }
             fields.push((name, reader.skip()?));
         }
         reader.finish()?;
@@ -193,7 +197,18 @@ impl TensorMetadata {
         let mut reader = Reader::new(value);
         let (mut dtype, mut shape, mut stride, mut offset, mut uuid) = (None, None, None, None, None);
         for _ in 0..reader.map()? {
-            match reader.str()? {
+            let name = reader.str()?;
+            let again = match name {
+                "dtype" => dtype.is_some(),
+                "shape" => shape.is_some(),
+                "stride" => stride.is_some(),
+                "storage_offset" => offset.is_some(),
+                _ => uuid.is_some() && name == "device_uuid",
+            };
+            if again {
+                return Err(DecodeError::Invalid("a field of the tensor metadata is there twice"));
+            }
+            match name {
                 "dtype" => dtype = Some(reader.name("length of dtype")?.to_owned()),
                 "shape" => shape = Some(dims(&mut reader)?),
                 "stride" => stride = Some(dims(&mut reader)?),
@@ -257,5 +272,58 @@ impl<'a> Fields<'a> {
 
     fn metadata(&mut self) -> Result<TensorMetadata, DecodeError> {
         TensorMetadata::decode(self.take("metadata")?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata() -> TensorMetadata {
+        TensorMetadata {
+            dtype: "bfloat16".into(),
+            shape: vec![2, 16],
+            stride: vec![16, 1],
+            storage_offset: 0,
+            device_uuid: "cpu".into(),
+        }
+    }
+
+    /// A `cpu_shm` descriptor whose outer map has `extra` behind its fields, in a list of one.
+    fn with_extra(extra: &[(&str, u64)], metadata: &[u8]) -> Vec<u8> {
+        let mut w = Writer::new();
+        w.map(4 + extra.len()).str("type").str("cpu_shm").str("shm_name").str("a").str("nbytes").uint(64);
+        w.str("metadata").raw(metadata);
+        for (name, value) in extra {
+            w.str(name).uint(*value);
+        }
+        let mut list = Writer::new();
+        list.array(1).ext(EXT_DEVICE, &w.into_vec());
+        list.into_vec()
+    }
+
+    #[test]
+    fn a_field_that_is_there_twice_is_refused() {
+        let mut w = Writer::new();
+        metadata().encode(&mut w);
+        let encoded = w.into_vec();
+        assert!(DeviceDescriptor::decode_list(&with_extra(&[("version", 1)], &encoded)).is_ok());
+        for twice in ["type", "nbytes", "metadata"] {
+            let error = DeviceDescriptor::decode_list(&with_extra(&[(twice, 1)], &encoded));
+            assert_eq!(
+                error,
+                Err(DecodeError::Invalid("a field of the descriptor is there twice")),
+                "{twice}"
+            );
+        }
+        let mut doubled = encoded.clone();
+        doubled[0] += 1;
+        let mut w = Writer::new();
+        w.str("storage_offset").uint(1 << 40);
+        doubled.extend(w.into_vec());
+        assert_eq!(
+            DeviceDescriptor::decode_list(&with_extra(&[], &doubled)),
+            Err(DecodeError::Invalid("a field of the tensor metadata is there twice"))
+        );
     }
 }

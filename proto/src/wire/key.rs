@@ -199,10 +199,7 @@ impl<'a> CacheKey<'a> {
         if self.request_id.len() > NAME_MAX_BYTES || self.model_name.len() > NAME_MAX_BYTES {
             return Err(DecodeError::Range { what: "length of model_name or request_id" });
         }
-        // '@' separates the parts of an L2 key.
-        if self.model_name.contains('@') {
-            return Err(DecodeError::Invalid("model_name contains '@'"));
-        }
+        validate_model(self.model_name)?;
         validate_salt(self.cache_salt)
     }
 
@@ -273,6 +270,18 @@ fn skip_tokens(reader: &mut Reader<'_>, count: usize) -> Result<(), DecodeError>
         };
     }
     *reader = Reader::new(bytes.get(position..).ok_or(DecodeError::Truncated)?);
+    Ok(())
+}
+
+/// The model rule: no `@`, which separates the parts of an L2 name, and no NUL, which no file name can have. One object
+/// under such a name would look to its tier like a broken store.
+///
+/// # Errors
+/// Which part of the rule is broken.
+pub fn validate_model(model: &str) -> Result<(), DecodeError> {
+    if model.contains(['@', '\0']) {
+        return Err(DecodeError::Invalid("model_name contains '@' or NUL"));
+    }
     Ok(())
 }
 
@@ -385,7 +394,9 @@ mod tests {
         assert!(CacheKey::decode(&good.frame(Some(2), 0, 1)).is_err(), "rank outside the world");
         assert!(CacheKey::decode(&good.clone().salt("a/b").frame(None, 0, 1)).is_err());
         assert!(CacheKey::decode(&good.clone().salt(&"x".repeat(129)).frame(None, 0, 1)).is_err());
-        assert!(CacheKey::decode(&KeyBuilder::new("m@n", 2, "r", &[1]).frame(None, 0, 1)).is_err());
+        for model in ["m@n", "m\0n"] {
+            assert!(CacheKey::decode(&KeyBuilder::new(model, 2, "r", &[1]).frame(None, 0, 1)).is_err());
+        }
         assert!(CacheKey::decode(&KeyBuilder::new("m", 256, "r", &[1]).frame(None, 0, 1)).is_err());
         assert_eq!(CacheKey::decode(&[0x80]), Err(DecodeError::Missing("model_name")));
     }

@@ -25,7 +25,9 @@ mod writer;
 
 pub use descriptor::{DeviceDescriptor, TensorMetadata};
 pub use encode::encode_request;
-pub use key::{CacheKey, KeyBuilder, TokenIter, TokenMemo, Tokens, decode_tokens, validate_salt};
+pub use key::{
+    CacheKey, KeyBuilder, TokenIter, TokenMemo, Tokens, decode_tokens, validate_model, validate_salt,
+};
 pub use operation::{ForeignRelease, OpCode, Operation};
 pub use reader::{DecodeError, Reader};
 pub use request::Request;

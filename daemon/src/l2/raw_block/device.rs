@@ -126,19 +126,16 @@ fn lock(file: &File) -> rustix::io::Result<()> {
 
 fn read_records(file: &File, layout: &Layout) -> io::Result<Vec<Option<Record>>> {
     let mut records = Vec::with_capacity(layout.slots as usize);
-    let mut slot = 0;
     for first in (0..layout.index_blocks()).step_by(READ as usize) {
         let blocks = READ.min(layout.index_blocks() - first);
         let mut bytes = TargetBuf::with_len(blocks as usize * PER_BLOCK * RECORD);
         if read_at(file, Layout::index_offset(first), &mut bytes)? < bytes.len() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        for record in bytes.to_vec().chunks_exact(RECORD) {
-            if slot < layout.slots {
-                records.push(layout.decode(slot, record));
-            }
-            slot += 1;
-        }
+        let slots = first * PER_BLOCK as u32..layout.slots;
+        records.extend(
+            slots.zip(bytes.to_vec().chunks_exact(RECORD)).map(|(slot, record)| layout.decode(slot, record)),
+        );
     }
     Ok(records)
 }

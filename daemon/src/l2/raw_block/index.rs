@@ -4,7 +4,7 @@
 //! reads it) → Free. It is given away again only when its record is gone from the device and nobody reads it.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use parking_lot::Mutex;
 
@@ -61,7 +61,8 @@ impl Index {
             records.map(|record| Slot { record, ..Slot::default() }).take(layout.slots as usize).collect();
         slots.resize_with(layout.slots as usize, Slot::default);
         let mut keys: BTreeMap<String, u32> = BTreeMap::new();
-        let mut stale = Vec::new();
+        // In the order of the slots is the order of a set.
+        let mut stale = BTreeSet::new();
         let mut sequence = 0;
         for slot in 0..layout.slots {
             let Some(record) = slots[slot as usize].record.clone() else { continue };
@@ -73,7 +74,7 @@ impl Index {
                     let (newer, older) = if older { (slot, other) } else { (other, slot) };
                     keys.insert(record.key, newer);
                     slots[older as usize].record = None;
-                    stale.push(older);
+                    stale.insert(older);
                 }
                 None => {
                     keys.insert(record.key, slot);
@@ -85,7 +86,8 @@ impl Index {
             .rev()
             .filter(|slot| slots[*slot as usize].record.is_none() && !stale.contains(slot))
             .collect();
-        (Index { layout, state: Mutex::new(State { slots, free, keys, sequence }) }, stale)
+        let state = State { slots, free, keys, sequence };
+        (Index { layout, state: Mutex::new(state) }, stale.into_iter().collect())
     }
 
     /// Bytes of a key's object.
@@ -118,6 +120,7 @@ impl Index {
     /// The bytes of a taken slot are written: enters its record, which the caller then writes to the device.
     pub(super) fn enter(&self, slot: u32, record: Record) {
         let mut state = self.state.lock();
+        // Cannot overflow: no record counts that is above `LAST_SEQUENCE`.
         state.sequence += 1;
         let sequence = state.sequence;
         state.slots[slot as usize].record = Some(Record { sequence, ..record });
@@ -236,6 +239,16 @@ mod tests {
         index.enter(slot, record("b", 0));
         assert_eq!(index.publish(slot), None);
         assert_eq!(index.read("b").expect("there").record.sequence, 6, "above all that were found");
+    }
+
+    #[test]
+    fn a_device_full_of_one_key_opens_in_one_pass() {
+        // With a search through the stale slots for each slot this would run for minutes.
+        let slots = 1 << 17;
+        let layout = Layout { slot_bytes: 4096, slots, identity: 1 };
+        let (index, stale) = Index::new(layout, (0..slots).map(|slot| Some(record("a", slot.into()))));
+        assert_eq!(stale, (0..slots - 1).collect::<Vec<_>>());
+        assert_eq!((index.objects(), index.take()), (1, None));
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub(super) const LONGEST_KEY: usize = SUM_AT - KEY_AT;
 
 const MAGIC: &[u8; 8] = b"LMCDRAW1";
 const RECORD_MAGIC: &[u8; 8] = b"LMCDSLOT";
+/// Above this no record counts: no device is written so often, and the numbers that follow must have room.
+const LAST_SEQUENCE: u64 = u64::MAX >> 1;
 const KEY_AT: usize = 34;
 const SUM_AT: usize = RECORD - 8;
 
@@ -96,13 +98,22 @@ impl Layout {
         block
     }
 
-    /// Reads block 0; `None`: not ours.
+    /// Reads block 0; `None`: not ours, or of a shape that no device has.
     pub(super) fn parse(block: &[u8]) -> Option<Layout> {
         if block.get(..8)? != MAGIC || number(block, 32)? != xxh3_64_with_seed(&block[..32], 0) {
             return None;
         }
         let slots = u32::from_le_bytes(block[16..20].try_into().ok()?);
-        Some(Layout { slot_bytes: number(block, 8)?, slots, identity: number(block, 24)? })
+        let layout = Layout { slot_bytes: number(block, 8)?, slots, identity: number(block, 24)? };
+        // A checksum proves no sense: what every other number here is computed from must not overflow.
+        let sensible = slots > 0
+            && layout.slot_bytes > 0
+            && layout.slot_bytes.is_multiple_of(BLOCK)
+            && layout
+                .slot_bytes
+                .checked_mul(slots.into())
+                .is_some_and(|bytes| bytes.checked_add(data_offset(slots.into())).is_some());
+        sensible.then_some(layout)
     }
 
     fn seed(&self, slot: u32) -> u64 {
@@ -135,7 +146,7 @@ impl Layout {
         let key = bytes.get(KEY_AT..KEY_AT + key_len).filter(|_| key_len <= LONGEST_KEY)?;
         let length = number(bytes, 16).filter(|length| *length <= self.slot_bytes)?;
         Some(Record {
-            sequence: number(bytes, 8)?,
+            sequence: number(bytes, 8).filter(|sequence| *sequence <= LAST_SEQUENCE)?,
             length,
             sum: Checksum(number(bytes, 24)?),
             key: String::from_utf8(key.to_vec()).ok()?,
@@ -177,6 +188,18 @@ mod tests {
     }
 
     #[test]
+    fn a_superblock_that_no_device_has_is_nobodys() {
+        let good = Layout { slot_bytes: 8192, slots: 3, identity: 7 };
+        assert_eq!(Layout::parse(&good.superblock()), Some(good));
+        for (slot_bytes, slots) in
+            [(0, 3), (4097, 3), (8192, 0), (u64::MAX & !4095, 1), (1 << 52, 1 << 13), (1 << 33, u32::MAX)]
+        {
+            let bad = Layout { slot_bytes, slots, identity: 7 };
+            assert_eq!(Layout::parse(&bad.superblock()), None, "{slots} slots of {slot_bytes}");
+        }
+    }
+
+    #[test]
     fn a_record_counts_only_whole_and_in_its_place() {
         let layout = Layout::fit(1 << 20, 4096, 7).expect("fits");
         let record = Record { sequence: 3, length: 4000, sum: Checksum(9), key: "k".repeat(LONGEST_KEY) };
@@ -192,8 +215,15 @@ mod tests {
         }
         layout.encode(5, None, &mut bytes);
         assert_eq!((layout.decode(5, &bytes), bytes), (None, [0; RECORD]));
-        let long = Record { length: 4097, ..record };
-        layout.encode(5, Some(&long), &mut bytes);
-        assert_eq!(layout.decode(5, &bytes), None, "longer than a slot");
+        let last = Record { sequence: LAST_SEQUENCE, ..record.clone() };
+        layout.encode(5, Some(&last), &mut bytes);
+        assert_eq!(layout.decode(5, &bytes), Some(last));
+        for (bad, why) in [
+            (Record { length: 4097, ..record.clone() }, "longer than a slot"),
+            (Record { sequence: LAST_SEQUENCE + 1, ..record }, "no room for the next"),
+        ] {
+            layout.encode(5, Some(&bad), &mut bytes);
+            assert_eq!(layout.decode(5, &bytes), None, "{why}");
+        }
     }
 }

@@ -17,6 +17,7 @@ use serde_json::Map;
 use tokio::sync::OnceCell;
 
 use super::super::error::Trouble;
+use super::super::settings::read_file;
 use super::trouble;
 
 /// Attempts of the cluster client to follow a slot that moves, per request.
@@ -95,7 +96,7 @@ impl Address {
     fn certificates(&self) -> Result<TlsCertificates, Trouble> {
         let root_cert = match &self.ca_path {
             None => None,
-            Some(path) => Some(std::fs::read(path).map_err(|error| {
+            Some(path) => Some(read_file(path).map_err(|error| {
                 Trouble::Denied(format!("the file of tls_ca_path cannot be read: {error}"))
             })?),
         };

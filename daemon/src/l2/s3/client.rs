@@ -12,7 +12,7 @@ use object_store::{BackoffConfig, Certificate, ClientOptions, RetryConfig};
 use serde_json::Map;
 
 use super::super::error::Trouble;
-use super::super::settings::{Settings, SettingsError};
+use super::super::settings::{Settings, SettingsError, read_file};
 
 /// Attempts after the first.
 const RETRIES: usize = 3;
@@ -110,7 +110,7 @@ impl Endpoint {
             options = options.with_allow_http2();
         }
         if let Some(path) = &self.ca_path {
-            let pem = std::fs::read(path).map_err(|error| {
+            let pem = read_file(path).map_err(|error| {
                 Trouble::Denied(format!("the file of tls_ca_path cannot be read: {error}"))
             })?;
             for certificate in Certificate::from_pem_bundle(&pem)

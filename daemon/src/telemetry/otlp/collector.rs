@@ -9,6 +9,7 @@ use tonic::codec::CompressionEncoding;
 use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
+use crate::l2::settings::read_file;
 use crate::process;
 use crate::telemetry::health::{Health, Signal};
 
@@ -153,7 +154,7 @@ pub(super) fn compression(signal: Signal) -> Option<CompressionEncoding> {
 fn tls(signal: Signal) -> Result<ClientTlsConfig, CollectorError> {
     let read = |suffix| match variable(signal, suffix) {
         None => Ok(None),
-        Some((variable, path)) => match std::fs::read(&path) {
+        Some((variable, path)) => match read_file(&path) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(source) => Err(CollectorError::Certificate { variable, path: path.into(), source }),
         },
