@@ -25,6 +25,7 @@ impl Discard {
             align: OBJECT,
             hugepages: false,
             fresh: false,
+            checksums: false,
             quotas: Arc::default(),
         })
     }
