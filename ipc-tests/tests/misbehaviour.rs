@@ -144,6 +144,8 @@ async fn a_scribbled_object_does_not_go_to_a_tier() {
         align: 4096,
         hugepages: false,
         fresh: true,
+        require_warm: false,
+        verify_payload: false,
         checksums: true,
         quotas: Arc::default(),
     })

@@ -87,3 +87,52 @@ async fn fresh_means_fresh() {
     daemon.restart_with(&["--fresh"]).await;
     assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 0.0);
 }
+
+#[tokio::test]
+async fn a_pool_that_cannot_be_taken_over_is_named_and_kept_if_that_is_asked_for() {
+    let mut daemon = Daemon::start(&[]).await;
+    let model = Model::small("m");
+    let pool = Pool::open(&daemon.pool_path());
+    let mut client = daemon.connect().await;
+    client.call(&model.registration(7)).await.expect("register");
+    store(&mut client, &pool, &model, "r", &prompt(1, 4), 7, 0).await;
+    drop(client);
+    daemon.kill();
+    for (flags, field) in [
+        (["--require-warm", "--chunk-size=128"], "another chunk size (256, here 128)"),
+        (["--require-warm", "--hash-algorithm=sha256_cbor"], "another hash algorithm"),
+        (["--require-warm", "--l1-size-gb=0.03125"], "another pool size in bytes (67108864, here 33554432)"),
+    ] {
+        daemon.relaunch(&[], &flags);
+        assert_eq!(daemon.ends().await, Some(1), "{flags:?}");
+        daemon.says(field).await;
+    }
+    // Nothing of it has been touched.
+    daemon.relaunch(&[], &["--require-warm"]);
+    assert_eq!(daemon.comes_up().await, None);
+    assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 4.0);
+    // Without the flag it is given up, and the log says why.
+    daemon.restart_with(&["--chunk-size=128"]).await;
+    daemon.says("cannot be taken over").await;
+    assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn bytes_that_changed_while_no_daemon_looked_are_not_served() {
+    let mut daemon = Daemon::start(&["--l1-checksums", "--verify-payload"]).await;
+    let model = Model::small("m");
+    let pool = Pool::open(&daemon.pool_path());
+    let mut client = daemon.connect().await;
+    client.call(&model.registration(7)).await.expect("register");
+    store(&mut client, &pool, &model, "r", &prompt(1, 4), 7, 0).await;
+    let frame = model.key("where", &prompt(1, 4)).frame(Some(0), 0, 1024);
+    let slots = prepare_retrieve(&mut client, &frame, 7).await.expect("slots");
+    assert!(commit_retrieve(&mut client, &frame, 7).await);
+    drop(client);
+    pool.fill(&slots[2], 999);
+    daemon.crash_and_restart().await;
+    assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 3.0);
+    assert_eq!(daemon.metric("lmcached_l1_damaged_objects_total", &[]).await, 1.0);
+    let mut client = daemon.connect().await;
+    assert_eq!(lookup(&mut client, &model, "again", &prompt(1, 4), 1).await, 2, "up to the damaged chunk");
+}

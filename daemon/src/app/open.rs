@@ -31,6 +31,7 @@ pub(super) fn open_engine(
     let chunk_size = config.server.chunk_size.get();
     let algorithm = hash_algorithm(config);
     let quotas = Arc::new(Quotas::open(config.server.state_dir.as_deref()));
+    let opening = std::time::Instant::now();
     let (l1, recovered) = L1::open(&L1Config {
         pool_name: config.l1.pool_name.clone(),
         pool_bytes: config
@@ -48,15 +49,19 @@ pub(super) fn open_engine(
         align: config.l1.align_bytes.get(),
         hugepages: config.l1.use_hugepages,
         fresh: config.l1.fresh,
+        require_warm: config.l1.require_warm,
+        verify_payload: config.l1.verify_payload,
         checksums: config.l1.checksums,
         quotas: quotas.clone(),
     })?;
     if recovered.objects > 0 || recovered.dropped > 0 {
-        let Recovered { objects, bytes, dropped, .. } = recovered;
+        let Recovered { objects, bytes, dropped, damaged, .. } = recovered;
         tracing::info!(
             objects,
             bytes,
             dropped,
+            damaged,
+            took_ms = opening.elapsed().as_millis() as u64,
             "took over what the earlier daemon left; dropped is what was unfinished or damaged"
         );
     }

@@ -50,6 +50,8 @@ pub(super) fn page(config: &Config) -> Value {
         "lease_grace_seconds": config.liveness.lease_grace.as_secs_f64(),
         "tag": "_default",
         "fresh": l1.fresh,
+        "require_warm": l1.require_warm,
+        "verify_payload": l1.verify_payload,
         "checksums": l1.checksums,
         "eviction": eviction,
     });

@@ -14,7 +14,7 @@ use super::index::Index;
 use super::names::Names;
 use super::policy::{Policy, PolicyKind};
 use super::pool::{
-    self, CapacityError, Pool, Segment, SegmentError, Table, TableIdentity, check_capacity,
+    self, CapacityError, Difference, Pool, Segment, SegmentError, Table, TableIdentity, check_capacity,
     huge_pages_refused,
 };
 use super::recover::Recovered;
@@ -40,6 +40,10 @@ pub struct L1Config {
     pub hugepages: bool,
     /// Discard what an earlier daemon left.
     pub fresh: bool,
+    /// Refuse to start rather than discard what an earlier daemon left and this one cannot use.
+    pub require_warm: bool,
+    /// Hold the bytes of what is taken over against their checksums, where they have one.
+    pub verify_payload: bool,
     /// Keep a checksum of every object's bytes, and hold them against it when they are read.
     pub checksums: bool,
     /// Limits of the salts.
@@ -55,6 +59,17 @@ pub enum OpenError {
     /// A segment is in the way.
     #[error(transparent)]
     Segment(#[from] SegmentError),
+    /// There is a pool that would have to be discarded, and `--require-warm` forbids that.
+    #[error(
+        "pool {pool} was left by a daemon with another {} ({}, here {}), so its objects cannot be taken over, and --require-warm forbids to discard them; start as that daemon was started, or without --require-warm",
+        .difference.field, .difference.found, .difference.wanted
+    )]
+    NotWarm {
+        /// The pool.
+        pool: String,
+        /// What is in the way.
+        difference: Difference,
+    },
     /// No memory for the object table.
     #[error(
         "no shared memory for the object table of pool {pool}: {source}; free some in /dev/shm or lower --l1-size-gb"
@@ -75,7 +90,13 @@ impl L1 {
     /// Not enough memory, or a living daemon owns the segments.
     pub fn open(config: &L1Config) -> Result<(L1, Recovered), OpenError> {
         let bytes = config.pool_bytes;
-        let existing = std::fs::metadata(format!("{}/{}", pool::SHM_DIR, config.pool_name));
+        let existing = std::fs::metadata(format!("{}/{}", pool::SHM_DIR, config.pool_name)).ok();
+        if let Some(found) = existing.as_ref().map(|meta| meta.len()).filter(|len| *len != bytes)
+            && !config.fresh
+        {
+            let (found, wanted) = (found.to_string(), bytes.to_string());
+            cold(config, Difference { field: "pool size in bytes", found, wanted })?;
+        }
         // A pool that is taken over has its memory already (blocks, not length: it may be sparse).
         let already = existing
             .map_or(0, |meta| if meta.len() == bytes && !config.fresh { meta.blocks() * 512 } else { 0 });
@@ -85,13 +106,12 @@ impl L1 {
         failpoint::hit("l1.open.pool");
         let mut table = open_table(config, segment.reused())?;
         failpoint::hit("l1.open.tables");
-        if segment.reused() && !is_of(&table, config, &segment, align)? {
+        if segment.reused()
+            && let Some(difference) = differs(&table, config, &segment, align)?
+        {
+            cold(config, difference)?;
             // The pool without its table says nothing, but workers of the earlier daemon's time may still write into it:
             // they keep the old memory, we take new.
-            tracing::warn!(
-                pool = config.pool_name,
-                "the pool's object table is missing, of another release, or made for another chunk size, hash or alignment; starting with an empty pool"
-            );
             drop((table, segment));
             failpoint::hit("l1.open.unbelieved");
             segment = Segment::open(&config.pool_name, bytes, false)?;
@@ -110,19 +130,18 @@ impl L1 {
         }
         let mut index =
             Index::new(Names::new(table.layout().names), Policy::new(config.policy, bytes), align);
-        // Before the allocator gets any memory: what is pinned must never be in it.
-        let (recovered, frontier) = if believed {
-            // What was real memory still is; without it, stores would evict what has just been taken over while the
-            // background reservation walks over pages that are there.
-            let frontier = table.frontier().min(bytes);
-            let recovered = index.recover(&table, bytes);
+        // What was real memory still is; without it, stores would evict what has just been taken over while the background
+        // reservation walks over pages that are there.
+        let frontier = if believed { table.frontier().min(bytes) } else { 0 };
+        let pool = Pool::new(segment, frontier);
+        let mut recovered = Recovered::default();
+        if believed {
+            // Before the allocator gets any memory: what is pinned must never be in it.
+            recovered = index.recover(&table, bytes, config.verify_payload.then_some(&pool));
             failpoint::hit("l1.open.recovered");
             index.allocator.extend(0, frontier);
-            (recovered, frontier)
-        } else {
-            (Recovered::default(), 0)
-        };
-        let (pool, quotas) = (Pool::new(segment, frontier), config.quotas.clone());
+        }
+        let quotas = config.quotas.clone();
         Ok((
             L1 {
                 pool,
@@ -145,11 +164,32 @@ fn open_table(config: &L1Config, reuse: bool) -> Result<Segment, SegmentError> {
     Segment::open(&shm::names::table(&config.pool_name), layout(config).bytes(), reuse)
 }
 
-/// Whether the table is that of `pool`, and made as we would make it. Asked before anything is written: a start that dies
+/// What an earlier daemon left is of no use to this one: says so, or refuses.
+fn cold(config: &L1Config, difference: Difference) -> Result<(), OpenError> {
+    if config.require_warm {
+        return Err(OpenError::NotWarm { pool: config.pool_name.clone(), difference });
+    }
+    let Difference { field, found, wanted } = difference;
+    tracing::warn!(
+        pool = config.pool_name,
+        field,
+        found,
+        wanted,
+        "the earlier daemon's objects cannot be taken over: this field of theirs differs; starting with an empty pool (--require-warm refuses instead)"
+    );
+    Ok(())
+}
+
+/// In what the table is not that of `pool`, or not made as we would make it. Asked before anything is written: a start that dies
 /// right after must find both as they were. A table made ours, beside the old pool, would say of slots that workers still
 /// touch that they are free.
-fn is_of(table: &Segment, config: &L1Config, pool: &Segment, align: u64) -> Result<bool, OpenError> {
-    Table::is_of(table, layout(config), &identity(config, pool, align))
+fn differs(
+    table: &Segment,
+    config: &L1Config,
+    pool: &Segment,
+    align: u64,
+) -> Result<Option<Difference>, OpenError> {
+    Table::differs(table, layout(config), &identity(config, pool, align))
         .map_err(|source| no_table(config, source))
 }
 

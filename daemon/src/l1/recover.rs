@@ -5,14 +5,17 @@
 //! writing it, its bytes are kept from everybody until that worker is gone.
 #![forbid(unsafe_code)]
 
+mod scan;
+
 use lmcache_proto::shm::{ObjectState, PAGE, PinKind};
 use rustc_hash::FxHashMap;
 
 use super::index::{Entry, Index, Key};
 use super::names::NameId;
-use super::pool::{ObjectFields, PinFields, Table};
+use super::pool::{ObjectFields, PinFields, Pool, Table};
 use super::{ObjectId, Owner, Pin};
 use crate::failpoint;
+use scan::Found;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -23,13 +26,15 @@ pub struct Recovered {
     pub bytes: u64,
     /// Records that were dropped: unfinished, or not what they should be.
     pub dropped: u64,
+    /// Of these, objects whose bytes were not those that were committed.
+    pub damaged: u64,
     /// Pins that processes of the earlier daemon's time may still use.
     pub pins: Vec<(Owner, Pin)>,
 }
 
 impl Index {
-    /// Rebuilds the index from the table. Must run before the allocator is given any memory.
-    pub(super) fn recover(&mut self, table: &Table, pool_bytes: u64) -> Recovered {
+    /// Rebuilds the index from the table; with `payloads`, objects whose bytes have changed are dropped. Must run before the allocator is given any memory.
+    pub(super) fn recover(&mut self, table: &Table, pool_bytes: u64, payloads: Option<&Pool>) -> Recovered {
         let mut recovered = Recovered::default();
         for id in 1..table.names_used() as u32 {
             if let Some(name) = table.read_name(id)
@@ -46,16 +51,23 @@ impl Index {
             pinned.entry((fields.object, fields.generation)).or_default().push((record, fields));
         }
         let mut held = Vec::new();
-        for index in 0..table.objects_used() as u32 {
+        let used = table.objects_used() as u32;
+        let batches = (0..used).step_by(scan::BATCH as usize);
+        let found = batches.flat_map(|start| {
+            let batch = start..start.saturating_add(scan::BATCH).min(used);
+            batch.clone().zip(scan::scan(table, payloads, batch))
+        });
+        for (index, Found { generation, used, record, damaged }) in found {
             failpoint::hit("l1.recover.record");
-            let generation = table.read_generation(index);
             let pins = pinned.remove(&(index, generation)).unwrap_or_default();
-            let entry = match table.read_object(index) {
-                Some((state, _, fields)) => self.judge(state, &fields, !pins.is_empty(), pool_bytes),
-                None => None,
-            };
+            recovered.damaged += u64::from(damaged);
+            let entry = record.and_then(|(state, fields)| {
+                // Damaged bytes are nobody's any more, but somebody may be touching them.
+                let state = if damaged { ObjectState::Writing } else { state };
+                self.judge(state, &fields, !pins.is_empty(), pool_bytes)
+            });
             let Some((key, state, fields)) = entry else {
-                if table.is_used(index) {
+                if used {
                     recovered.dropped += 1;
                     table.set_object_state(index, ObjectState::Free);
                     failpoint::hit("l1.recover.dropped");
@@ -96,6 +108,7 @@ impl Index {
             .into_iter()
             .map(|(record, owner, object)| (owner, Pin { object, record: Some(record) }))
             .collect();
+        self.totals.damaged += recovered.damaged;
         failpoint::hit("l1.recover.objects");
         self.names.sweep(table);
         failpoint::hit("l1.recover.swept");

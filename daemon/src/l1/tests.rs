@@ -18,6 +18,8 @@ fn config(name: &str) -> L1Config {
         align: 4096,
         hugepages: false,
         fresh: false,
+        require_warm: false,
+        verify_payload: false,
         checksums: false,
         quotas: Arc::default(),
     }

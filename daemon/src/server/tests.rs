@@ -45,6 +45,8 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
         align: 4096,
         hugepages: false,
         fresh: true,
+        require_warm: false,
+        verify_payload: false,
         checksums: false,
         quotas: Arc::default(),
     })

@@ -31,6 +31,14 @@ pub(crate) struct L1Flags {
     #[arg(long)]
     pub(crate) fresh: bool,
 
+    /// Refuse to start if an earlier daemon left a pool whose objects this one cannot take over, instead of discarding them
+    #[arg(long, conflicts_with = "fresh")]
+    pub(crate) require_warm: bool,
+
+    /// Before objects of an earlier daemon are served, hold their bytes against the checksums of --l1-checksums
+    #[arg(long)]
+    pub(crate) verify_payload: bool,
+
     /// Keep a checksum of every object's bytes, and serve none whose bytes have changed since; costs reading each object
     /// once more at its store and at each retrieve
     #[arg(long)]

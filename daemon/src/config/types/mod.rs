@@ -114,6 +114,10 @@ pub struct L1Config {
     pub use_hugepages: bool,
     /// Start empty, even if an earlier daemon left a good pool.
     pub fresh: bool,
+    /// Refuse to start rather than discard an earlier pool that does not fit.
+    pub require_warm: bool,
+    /// Hold the bytes of what is taken over against their checksums.
+    pub verify_payload: bool,
     /// Keep a checksum of every object's bytes, and hold them against it when they are read.
     pub checksums: bool,
 }

@@ -53,6 +53,8 @@ pub(super) fn l1(
         pool_name,
         use_hugepages: flags.l1_use_hugepages,
         fresh: flags.fresh,
+        require_warm: flags.require_warm,
+        verify_payload: flags.verify_payload,
         checksums: flags.l1_checksums,
     })
 }

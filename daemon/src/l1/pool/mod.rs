@@ -10,7 +10,7 @@ mod segment;
 mod slot;
 mod table;
 
-pub use records::{ObjectFields, PinFields, TableIdentity};
+pub use records::{Difference, ObjectFields, PinFields, TableIdentity};
 pub use reserve::{CapacityError, check_capacity, default_pool_bytes, huge_pages_refused};
 pub(crate) use segment::SHM_DIR;
 pub use segment::{Segment, SegmentError};

@@ -40,6 +40,17 @@ pub struct ObjectFields {
     pub layout: u64,
 }
 
+/// Why a table that was found is not the one that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// What differs.
+    pub field: &'static str,
+    /// What the table says.
+    pub found: String,
+    /// What this daemon was told to use.
+    pub wanted: String,
+}
+
 /// Contents of a pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinFields {

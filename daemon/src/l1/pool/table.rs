@@ -9,7 +9,7 @@ use lmcache_proto::shm::{
     TableHeader, TableLayout,
 };
 
-use super::records::{ObjectFields, PinFields, TableIdentity};
+use super::records::{Difference, ObjectFields, PinFields, TableIdentity};
 use super::segment::Segment;
 use crate::failpoint;
 
@@ -28,23 +28,41 @@ pub struct Table {
 }
 
 impl Table {
-    /// Whether `segment` has a table of `identity`. Changes nothing.
+    /// In what `segment` is not a table of `identity`; `None` if it is one. Changes nothing.
     ///
     /// # Errors
     /// No memory for the header.
-    pub fn is_of(segment: &Segment, layout: TableLayout, identity: &TableIdentity) -> std::io::Result<bool> {
+    pub fn differs(
+        segment: &Segment,
+        layout: TableLayout,
+        identity: &TableIdentity,
+    ) -> std::io::Result<Option<Difference>> {
         // Reading what is not there yet takes memory, too.
         segment.back(0, PAGE)?;
         // SAFETY: the mapping is page aligned and larger than the header; any bit pattern is a valid header; we are the
         // only process that writes it (flock).
         let found = unsafe { ptr::read(segment.base().as_ptr().cast::<TableHeader>()) };
-        Ok(found.magic == TABLE_MAGIC
-            && found.version == TABLE_VERSION
-            && found.chunk_size == identity.chunk_size
-            && found.hash_algorithm == identity.algorithm as u32
-            && found.align_shift == identity.align.ilog2()
-            && (found.objects, found.pins, found.names) == (layout.objects, layout.pins, layout.names)
-            && (found.pool_bytes, found.pool_inode) == (identity.pool_bytes, identity.pool_inode))
+        if found.magic != TABLE_MAGIC {
+            let (found, wanted) = ("none".to_owned(), "one of lmcached".to_owned());
+            return Ok(Some(Difference { field: "table", found, wanted }));
+        }
+        let pairs = [
+            ("table version", found.version.into(), TABLE_VERSION.into()),
+            ("chunk size", found.chunk_size.into(), identity.chunk_size.into()),
+            ("hash algorithm", found.hash_algorithm.into(), identity.algorithm as u64),
+            ("alignment, as a power of two", found.align_shift.into(), identity.align.ilog2().into()),
+            ("pool size in bytes", found.pool_bytes, identity.pool_bytes),
+            ("inode of the pool", found.pool_inode, identity.pool_inode),
+            ("object records", found.objects, layout.objects),
+            ("pin records", found.pins, layout.pins),
+            ("name records", found.names, layout.names),
+        ];
+        let different = pairs.into_iter().find(|(_, found, wanted)| found != wanted);
+        Ok(different.map(|(field, found, wanted): (_, u64, u64)| Difference {
+            field,
+            found: found.to_string(),
+            wanted: wanted.to_string(),
+        }))
     }
 
     /// Takes over `segment`. Returns the table and whether its contents are those of `identity`; if not, it is a table
@@ -59,7 +77,7 @@ impl Table {
         identity: TableIdentity,
     ) -> std::io::Result<(Table, bool)> {
         assert!(segment.bytes() >= layout.bytes(), "segment was opened with the layout's size");
-        let matches = Table::is_of(&segment, layout, &identity)?;
+        let matches = Table::differs(&segment, layout, &identity)?.is_none();
         let header = segment.base().as_ptr().cast::<TableHeader>();
         let want = TableHeader {
             magic: [0; 8],
@@ -78,7 +96,7 @@ impl Table {
             frontier: AtomicU64::new(0),
         };
         if !matches {
-            // SAFETY: as in `is_of`.
+            // SAFETY: as in `differs`.
             unsafe { ptr::write(header, want) };
             failpoint::hit("table.header.written");
             // The magic last: who dies in between leaves a table that nobody believes.

@@ -25,6 +25,8 @@ impl Discard {
             align: OBJECT,
             hugepages: false,
             fresh: false,
+            require_warm: false,
+            verify_payload: false,
             checksums: false,
             quotas: Arc::default(),
         })

@@ -170,6 +170,8 @@ impl Store {
             align: 4096,
             hugepages: false,
             fresh: true,
+            require_warm: false,
+            verify_payload: false,
             checksums: false,
             quotas: quotas.clone(),
         })?;
