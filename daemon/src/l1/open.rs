@@ -75,7 +75,7 @@ impl L1 {
     /// Not enough memory, or a living daemon owns the segments.
     pub fn open(config: &L1Config) -> Result<(L1, Recovered), OpenError> {
         let bytes = config.pool_bytes;
-        let existing = std::fs::metadata(format!("{}/{}", pool::SHM_DIR, config.pool_name));
+        let existing = pool::left_behind(&config.pool_name);
         // A pool that is taken over has its memory already (blocks, not length: it may be sparse).
         let already = existing
             .map_or(0, |meta| if meta.len() == bytes && !config.fresh { meta.blocks() * 512 } else { 0 });
@@ -84,7 +84,7 @@ impl L1 {
         let mut segment = Segment::open(&config.pool_name, bytes, !config.fresh)?;
         failpoint::hit("l1.open.pool");
         let mut table = open_table(config, segment.reused())?;
-        failpoint::hit("l1.open.tables");
+        failpoint::hit("l1.open.both");
         if segment.reused() && !is_of(&table, config, &segment, align)? {
             // The pool without its table says nothing, but workers of the earlier daemon's time may still write into it:
             // they keep the old memory, we take new.
