@@ -26,7 +26,15 @@ impl Pool {
     /// # Panics
     /// If it is not there.
     pub fn open(path: &Path) -> Pool {
-        Pool { file: OpenOptions::new().read(true).write(true).open(path).expect("the pool is there") }
+        Pool::try_open(path).expect("the pool is there")
+    }
+
+    /// Opens the segment at `path`.
+    ///
+    /// # Errors
+    /// The open call's.
+    pub fn try_open(path: &Path) -> std::io::Result<Pool> {
+        Ok(Pool { file: OpenOptions::new().read(true).write(true).open(path)? })
     }
 
     /// Fills a slot with a pattern made from `seed`.

@@ -90,7 +90,7 @@ impl L1 {
     /// Not enough memory, or a living daemon owns the segments.
     pub fn open(config: &L1Config) -> Result<(L1, Recovered), OpenError> {
         let bytes = config.pool_bytes;
-        let existing = std::fs::metadata(format!("{}/{}", pool::SHM_DIR, config.pool_name)).ok();
+        let existing = pool::left_behind(&config.pool_name);
         if let Some(found) = existing.as_ref().map(|meta| meta.len()).filter(|len| *len != bytes)
             && !config.fresh
         {
@@ -105,7 +105,7 @@ impl L1 {
         let mut segment = Segment::open(&config.pool_name, bytes, !config.fresh)?;
         failpoint::hit("l1.open.pool");
         let mut table = open_table(config, segment.reused())?;
-        failpoint::hit("l1.open.tables");
+        failpoint::hit("l1.open.both");
         if segment.reused()
             && let Some(difference) = differs(&table, config, &segment, align)?
         {

@@ -165,6 +165,29 @@ fn a_table_that_is_not_believed_is_not_written_into_either() {
 }
 
 #[test]
+fn a_pool_that_lost_its_name_before_the_daemon_died_is_found_again() {
+    let config = config("revived");
+    let _discard = Discard(config.clone());
+    let path = format!("{}/{}", pool::SHM_DIR, config.pool_name);
+    let (l1, _) = open(&config);
+    put(&l1, "", 0..4).expect("room");
+    std::fs::remove_file(&path).expect("a client removes it");
+    let error = L1::open(&config).map(|_| ()).expect_err("its daemon lives");
+    assert!(error.to_string().contains("running daemon"), "{error}");
+    std::fs::remove_file(&path).expect("the name is there again, and goes again");
+    assert_eq!(pool::default_pool_bytes(&config.pool_name), config.pool_bytes, "the size is still known");
+    drop(l1);
+    let (l1, recovered) = open(&config);
+    assert_eq!(recovered.objects, 4);
+    assert_eq!(hits(&l1, "", 4), 4);
+    drop(l1);
+    // Fresh is fresh, whatever name there is.
+    std::fs::remove_file(&path).expect("gone");
+    let (l1, recovered) = open(&L1Config { fresh: true, ..config.clone() });
+    assert_eq!((recovered.objects, l1.stats().objects), (0, 0));
+}
+
+#[test]
 fn others_files_are_refused() {
     let config = config("mode");
     let _discard = Discard(config.clone());

@@ -5,7 +5,7 @@ use std::fs;
 
 use thiserror::Error;
 
-use super::segment::SHM_DIR;
+use super::segment::{SHM_DIR, left_behind};
 
 /// Why a pool of the wanted size cannot be.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub fn check_capacity(bytes: u64, already: u64) -> Result<(), CapacityError> {
 /// or else half of what is free in memory, tmpfs and cgroup, in whole GiB where there is more than one. Where little is
 /// free (64 MiB in a container's /dev/shm), up to 256 MiB and at most three quarters of it: the daemon still starts.
 pub fn default_pool_bytes(name: &str) -> u64 {
-    let left_behind = fs::metadata(format!("{SHM_DIR}/{name}")).ok().map(|meta| meta.len());
+    let left_behind = left_behind(name).map(|meta| meta.len());
     if let Some(bytes) = left_behind.filter(|bytes| *bytes > 0) {
         return bytes;
     }

@@ -74,13 +74,16 @@ unsafe impl Sync for Segment {}
 
 impl Segment {
     /// Opens the segment `name` of `len` bytes, taking over one that a dead daemon left if `reuse` allows it and its
-    /// size fits, or making a new one otherwise.
+    /// size fits, or making a new one otherwise. One that has lost its name is found by its second one ([`Segment::keep`]).
     ///
     /// # Errors
     /// `Owned` if a living daemon holds the segment of that name, `Os` for the rest.
     pub fn open(name: &str, len: u64, reuse: bool) -> Result<Segment, SegmentError> {
         let os = |action, source| SegmentError::Os { action, name: name.to_owned(), source };
         let path = shm_path(name);
+        if reuse {
+            revive(name, len).map_err(|error| os("restore the name of", error))?;
+        }
         if let Some(file) = open_existing(&path).map_err(|error| os("open", error))? {
             lock(&file, name)?;
             failpoint::hit("segment.found");
@@ -286,6 +289,36 @@ fn shm_path(name: &str) -> PathBuf {
 
 fn keeper_path(name: &str) -> PathBuf {
     Path::new(SHM_DIR).join(names::keeper(name))
+}
+
+/// What there is of the segment `name`, under either of its names.
+pub(crate) fn left_behind(name: &str) -> Option<fs::Metadata> {
+    let own = |path: &Path| fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file);
+    own(&shm_path(name)).or_else(|| {
+        let us = nix::unistd::geteuid().as_raw();
+        own(&keeper_path(name)).filter(|meta| meta.uid() == us)
+    })
+}
+
+/// Gives a segment its name back which a client has removed, if the daemon died before it could: the segment is whole, and
+/// workers may still have it mapped.
+fn revive(name: &str, len: u64) -> io::Result<()> {
+    let path = shm_path(name);
+    if fs::symlink_metadata(&path).is_ok() || left_behind(name).is_none_or(|meta| meta.len() != len) {
+        return Ok(());
+    }
+    failpoint::hit("segment.revive.before");
+    match fs::hard_link(keeper_path(name), path) {
+        Ok(()) => tracing::warn!(
+            name,
+            "a client had removed the name of this shared memory, and the daemon died before it could restore it; restored"
+        ),
+        // Somebody else was faster; the lock decides.
+        Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {}
+        Err(error) => return Err(error),
+    }
+    failpoint::hit("segment.revive.linked");
+    Ok(())
 }
 
 fn names_inode(path: &Path, inode: u64) -> bool {

@@ -1,0 +1,131 @@
+//! The worker processes of a case.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use super::journal::{Entry, Journals};
+use super::model::endpoint;
+use super::points::Class;
+use crate::daemon::{Daemon, binary};
+
+/// Workers of a case.
+pub const WORKERS: u64 = 4;
+
+/// The processes; killed when dropped.
+#[derive(Debug)]
+pub struct Crew {
+    endpoint: String,
+    pool: PathBuf,
+    journals: Journals,
+    seed: u64,
+    class: Class,
+    workers: Vec<Worker>,
+    /// Processes started so far; each has a journal and a seed of its own.
+    started: u64,
+}
+
+#[derive(Debug)]
+struct Worker {
+    number: u64,
+    child: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Crew {
+    /// No process yet.
+    pub fn new(daemon: &Daemon, seed: u64, class: Class) -> Crew {
+        let (endpoint, pool) = (endpoint(daemon), daemon.pool_path());
+        let journals = Journals::in_dir(daemon.dir());
+        Crew { endpoint, pool, journals, seed, class, workers: Vec::new(), started: 0 }
+    }
+
+    /// Starts the workers that are missing.
+    pub fn complete(&mut self) {
+        for number in 0..WORKERS {
+            if !self.workers.iter().any(|worker| worker.number == number) {
+                let worker = self.start(number);
+                self.workers.push(worker);
+            }
+        }
+    }
+
+    fn start(&mut self, number: u64) -> Worker {
+        self.started += 1;
+        let seed = self.seed.wrapping_add(self.started << 32);
+        let mut child = Command::new(binary().with_file_name("crash-worker"))
+            .arg(&self.endpoint)
+            .arg(&self.pool)
+            .arg(self.journals.path(self.started))
+            .args([seed.to_string(), number.to_string(), format!("{:?}", self.class)])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("worker starts");
+        let stdin = child.stdin.take();
+        Worker { number, child, stdin }
+    }
+
+    /// Kills the worker at `place` and starts another in its stead.
+    ///
+    /// # Panics
+    /// If it cannot be killed.
+    pub fn replace(&mut self, place: usize) {
+        let old = &mut self.workers[place];
+        old.child.kill().expect("kill");
+        old.child.wait().expect("wait");
+        let number = old.number;
+        self.workers[place] = self.start(number);
+    }
+
+    /// Says a word to all.
+    pub fn say(&mut self, word: &str) {
+        for worker in &mut self.workers {
+            if let Some(stdin) = &mut worker.stdin {
+                // One that has ended has nothing to hear.
+                let _ = writeln!(stdin, "{word}");
+            }
+        }
+    }
+
+    /// Waits until all have ended, which they have been told to.
+    ///
+    /// # Errors
+    /// Not all do, or one panicked.
+    pub async fn ended(&mut self) -> Result<(), String> {
+        for worker in &mut self.workers {
+            drop(worker.stdin.take());
+            let child = &mut worker.child;
+            let status = crate::in_time(async || child.try_wait().expect("wait")).await;
+            let status = status.ok_or_else(|| format!("worker {} does not end", worker.number))?;
+            if !status.success() {
+                return Err(format!("worker {} ended with {status}", worker.number));
+            }
+        }
+        self.workers.clear();
+        Ok(())
+    }
+
+    /// Whether all workers were started.
+    pub fn is_complete(&self) -> bool {
+        self.workers.len() as u64 == WORKERS
+    }
+
+    /// What its workers are.
+    pub fn class(&self) -> Class {
+        self.class
+    }
+
+    /// What they were told so far.
+    pub fn told(&self) -> Vec<Entry> {
+        self.journals.read()
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        for worker in &mut self.workers {
+            let _ = worker.child.kill();
+            let _ = worker.child.wait();
+        }
+    }
+}
