@@ -15,7 +15,7 @@ use crate::l2::control;
 use crate::liveness_watch::DeathWatch;
 use crate::quota::Quotas;
 use crate::ring::{RingConfig, RingHub};
-use crate::server::ServerConfig;
+use crate::server::{Access, ServerConfig};
 
 /// Time for a ZMTP greeting.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -121,4 +121,9 @@ pub(super) fn server_config(config: &Config) -> ServerConfig {
         handshake_timeout: HANDSHAKE_TIMEOUT,
         message_timeout: MESSAGE_TIMEOUT,
     }
+}
+
+/// Who may connect to Unix sockets.
+pub(super) fn access(config: &Config) -> Access {
+    Access { uids: config.server.ipc_allow_uids.clone(), ..Access::default() }
 }

@@ -25,7 +25,11 @@ const MAX_MAPPED_BYTES: u64 = 1 << 42;
 
 impl Engine {
     /// Maps a worker's KV cache.
-    pub(super) fn register_kv_cache(&self, payload: Box<RegisterKvCache>) -> Result<(), Failure> {
+    pub(super) fn register_kv_cache(
+        &self,
+        client: &Client,
+        payload: Box<RegisterKvCache>,
+    ) -> Result<(), Failure> {
         if !self.config.lmcache_driven {
             return Err((Refusal::Disabled, "server-driven transfer".into()));
         }
@@ -36,7 +40,7 @@ impl Engine {
         let options = Options {
             chunk_tokens: self.hasher.chunk_size() as u64,
             separate_object_groups: self.config.separate_object_groups,
-            limits: Limits { max_bytes: MAX_MAPPED_BYTES, owner: None },
+            limits: Limits { max_bytes: MAX_MAPPED_BYTES, owner: client.owner_of_segments() },
         };
         let registration =
             Registration::new(&payload, &options).map_err(|error| (Refusal::Layout, error.to_string()))?;

@@ -170,6 +170,7 @@ fn mp(config: &Config) -> Value {
         "server_modules": [],
         "compute_threads": server.compute_threads,
         "state_dir": server.state_dir,
+        "ipc_allow_uid": server.ipc_allow_uids,
     })
 }
 

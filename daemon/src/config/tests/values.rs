@@ -24,6 +24,8 @@ fn bad_values_are_turned_down_by_flag() {
         (&["--http-port", "70000"], &["--http-port"]),
         (&["--prometheus-port", "70000"], &["--prometheus-port"]),
         (&["--host", "tcp://localhost"], &["--host", "without tcp://"]),
+        (&["--ipc-allow-uid", "-1"], &["--ipc-allow-uid -1"]),
+        (&["--ipc-allow-uid", "4294967295"], &["--ipc-allow-uid"]),
         (&["--host", ""], &["--host \"\""]),
         (&["--http-host", "a b"], &["--http-host"]),
         (&["--prometheus-host", "h:1"], &["--prometheus-host"]),

@@ -64,6 +64,8 @@ pub struct ServerConfig {
     pub state_dir: Option<PathBuf>,
     /// Budgets against broken or hostile workers.
     pub limits: Limits,
+    /// Users that may connect to Unix sockets, besides the daemon's own and root.
+    pub ipc_allow_uids: Vec<u32>,
 }
 
 /// Budgets of the request server. A message never exceeds a worker's budget, nor that the daemon's.
