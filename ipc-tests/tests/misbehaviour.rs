@@ -144,6 +144,7 @@ async fn a_scribbled_object_does_not_go_to_a_tier() {
         align: 4096,
         hugepages: false,
         fresh: true,
+        group: None,
         checksums: true,
         quotas: Arc::default(),
     })

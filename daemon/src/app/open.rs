@@ -47,6 +47,7 @@ pub(super) fn open_engine(
         align: config.l1.align_bytes.get(),
         hugepages: config.l1.use_hugepages,
         fresh: config.l1.fresh,
+        group: config.l1.group,
         checksums: config.l1.checksums,
         quotas: quotas.clone(),
     })?;
@@ -89,6 +90,7 @@ pub(super) fn open_engine(
         name: names::ring(&config.l1.pool_name),
         // Its only use is events.
         layout: config.server.limits.ring.filter(|_| config.observability.enabled),
+        group: config.l1.group,
         max_bytes: l1.pool().segment().bytes(),
     })?;
     // Also without a tier: one may be added while the daemon runs.
@@ -125,5 +127,9 @@ pub(super) fn server_config(config: &Config) -> ServerConfig {
 
 /// Who may connect to Unix sockets.
 pub(super) fn access(config: &Config) -> Access {
-    Access { uids: config.server.ipc_allow_uids.clone(), ..Access::default() }
+    Access {
+        uids: config.server.ipc_allow_uids.clone(),
+        groups: config.l1.group.into_iter().collect(),
+        anybody: false,
+    }
 }

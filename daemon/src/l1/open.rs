@@ -39,6 +39,8 @@ pub struct L1Config {
     pub hugepages: bool,
     /// Discard what an earlier daemon left.
     pub fresh: bool,
+    /// Group whose members may map the pool.
+    pub group: Option<u32>,
     /// Keep a checksum of every object's bytes, and hold them against it when they are read.
     pub checksums: bool,
     /// Limits of the salts.
@@ -80,7 +82,7 @@ impl L1 {
             .map_or(0, |meta| if meta.len() == bytes && !config.fresh { meta.blocks() * 512 } else { 0 });
         check_capacity(bytes, already.min(bytes))?;
         let align = config.align.max(PAGE);
-        let mut segment = Segment::open(&config.pool_name, bytes, !config.fresh)?;
+        let mut segment = Segment::open(&config.pool_name, bytes, !config.fresh, config.group)?;
         let (mut table, mut believed) = open_table(config, &segment, align)?;
         if segment.reused() && !believed {
             // The pool without its table says nothing, but workers of the earlier daemon's time may still write into it:
@@ -90,7 +92,7 @@ impl L1 {
                 "the pool's object table is missing, of another release, or made for another chunk size, hash or alignment; starting with an empty pool"
             );
             drop((table, segment));
-            segment = Segment::open(&config.pool_name, bytes, false)?;
+            segment = Segment::open(&config.pool_name, bytes, false, config.group)?;
             check_capacity(bytes, 0)?;
             (table, believed) = open_table(config, &segment, align)?;
         }
@@ -130,7 +132,8 @@ impl L1 {
 
 fn open_table(config: &L1Config, pool: &Segment, align: u64) -> Result<(Table, bool), OpenError> {
     let layout = TableLayout::for_pool(config.pool_bytes);
-    let segment = Segment::open(&shm::names::table(&config.pool_name), layout.bytes(), pool.reused())?;
+    // No worker maps it, so it is for nobody else, whatever group the pool has.
+    let segment = Segment::open(&shm::names::table(&config.pool_name), layout.bytes(), pool.reused(), None)?;
     let identity = TableIdentity {
         chunk_size: config.chunk_size,
         algorithm: config.algorithm,

@@ -18,6 +18,7 @@ fn config(name: &str) -> L1Config {
         align: 4096,
         hugepages: false,
         fresh: false,
+        group: None,
         checksums: false,
         quotas: Arc::default(),
     }

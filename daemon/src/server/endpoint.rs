@@ -1,8 +1,9 @@
 //! `tcp://host:port` and `ipc:///path` listeners.
 
+use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, fchmod};
@@ -25,6 +26,18 @@ pub enum BindError {
     /// Something that is not a socket has the name.
     #[error("{0} exists and is not a socket; remove it or choose another path")]
     NotASocket(Endpoint),
+    /// Its file cannot be given to the group.
+    #[error(
+        "cannot give the socket file of {endpoint} to group {gid}: {source}; the daemon's user must be a member of the group of --shm-group"
+    )]
+    Group {
+        /// Where.
+        endpoint: Endpoint,
+        /// The group.
+        gid: u32,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The system refused.
     #[error("cannot listen on {endpoint}: {source}")]
     Os {
@@ -87,6 +100,12 @@ impl Listener {
                 // a moment. Whoever can connect can read and clear the cache.
                 fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| os(errno.into()))?;
                 socket.bind(path).map_err(os)?;
+                if let [gid, ..] = access.groups[..] {
+                    // The group before the mode: never open to another group.
+                    lchown(path, None, Some(gid))
+                        .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(0o660)))
+                        .map_err(|source| BindError::Group { endpoint: endpoint.clone(), gid, source })?;
+                }
                 let file = std::fs::symlink_metadata(path).map_err(os)?;
                 Socket::Ipc(socket.listen(BACKLOG).map_err(os)?, Some((file.dev(), file.ino())))
             }

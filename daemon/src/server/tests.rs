@@ -44,6 +44,7 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
         align: 4096,
         hugepages: false,
         fresh: true,
+        group: None,
         checksums: false,
         quotas: Arc::default(),
     })

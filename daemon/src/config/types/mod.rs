@@ -116,6 +116,8 @@ pub struct L1Config {
     pub use_hugepages: bool,
     /// Start empty, even if an earlier daemon left a good pool.
     pub fresh: bool,
+    /// Group whose members may map the pool and connect to Unix sockets.
+    pub group: Option<u32>,
     /// Keep a checksum of every object's bytes, and hold them against it when they are read.
     pub checksums: bool,
 }

@@ -170,6 +170,7 @@ impl Store {
             align: 4096,
             hugepages: false,
             fresh: true,
+            group: None,
             checksums: false,
             quotas: quotas.clone(),
         })?;
