@@ -38,6 +38,7 @@ fn main() {
         align: PAGE,
         hugepages: false,
         fresh: true,
+        group: None,
         require_warm: false,
         verify_payload: false,
         checksums: true,

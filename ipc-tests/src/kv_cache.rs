@@ -32,7 +32,7 @@ impl Shape {
     }
 }
 
-/// One segment per layer; removed when dropped.
+/// One segment per layer; those that it has made are removed when it is dropped.
 #[derive(Debug)]
 pub struct KvCache {
     shape: Shape,
@@ -46,19 +46,28 @@ impl KvCache {
     /// # Panics
     /// Without shared memory.
     pub fn new(tag: &str, shape: Shape) -> KvCache {
-        let names: Vec<String> = (0..shape.layers)
-            .map(|layer| format!("/lmcache_kv_test{}_{tag}_{layer}", std::process::id()))
-            .collect();
-        let files = names
-            .iter()
-            .map(|name| {
-                let mut options = OpenOptions::new();
-                options.read(true).write(true).create(true).truncate(true);
-                let file = options.open(format!("/dev/shm{name}")).expect("segment");
-                file.set_len(shape.layer_bytes()).expect("size");
-                file
-            })
-            .collect();
+        KvCache::named(&format!("test{}_{tag}", std::process::id()), shape)
+    }
+
+    /// The same under a name that other processes know; those that are there already are left alone.
+    ///
+    /// # Panics
+    /// Without shared memory.
+    pub fn named(name: &str, shape: Shape) -> KvCache {
+        let names: Vec<String> =
+            (0..shape.layers).map(|layer| format!("/lmcache_kv_{name}_{layer}")).collect();
+        let make = |name: &String| {
+            let mut options = OpenOptions::new();
+            match options.read(true).write(true).create_new(true).open(format!("/dev/shm{name}")) {
+                Ok(file) => {
+                    file.set_len(shape.layer_bytes()).expect("size");
+                    Some(file)
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => None,
+                Err(error) => panic!("{name}: {error}"),
+            }
+        };
+        let files = names.iter().filter_map(make).collect();
         KvCache { shape, names, files }
     }
 
@@ -148,7 +157,8 @@ impl KvCache {
 
 impl Drop for KvCache {
     fn drop(&mut self) {
-        for name in &self.names {
+        // Where there is no file of ours, the names are somebody else's.
+        for (name, _) in self.names.iter().zip(&self.files) {
             let _ = std::fs::remove_file(format!("/dev/shm{name}"));
         }
     }

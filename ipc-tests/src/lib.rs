@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod http;
 pub mod kv_cache;
 pub mod l2_suite;
+pub mod other_user;
 pub mod otlp;
 pub mod pool;
 pub mod scrape;

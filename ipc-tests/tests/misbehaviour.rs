@@ -146,6 +146,7 @@ async fn a_scribbled_object_does_not_go_to_a_tier() {
         fresh: true,
         require_warm: false,
         verify_payload: false,
+        group: None,
         checksums: true,
         quotas: Arc::default(),
     })

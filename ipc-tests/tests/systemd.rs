@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use ipc_tests::daemon::{binary, free_port};
+use ipc_tests::other_user::{self, NOBODY, User};
 use ipc_tests::{eventually, http};
 use lmcache_client::Connection;
 use lmcache_proto::wire::{Request, Response};
@@ -178,6 +179,36 @@ async fn a_socket_that_is_handed_over_is_served_and_left_alone() {
         assert!(path.exists(), "the file is the manager's");
     }
     waiting.await.expect("whoever came before the daemon was served");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_mode_of_a_socket_that_is_handed_over_says_whom_it_is_for() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    const GROUP: u32 = 54_321;
+    if !other_user::is_root() {
+        return;
+    }
+    let sockets = tempfile::tempdir().expect("directory");
+    let path = sockets.path().join("lmcached.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("socket");
+    let chmod = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("chmod");
+    };
+    chmod(sockets.path(), 0o755);
+    chmod(&path, 0o660);
+    chown(&path, None, Some(GROUP)).expect("chown");
+    let unit = Unit::start("mode", &[], &[], Some(listener.into()));
+    unit.until("READY=1").await;
+    let endpoint = format!("ipc://{}", path.display());
+    let noop = |user| other_user::run(env!("CARGO_BIN_EXE_other-user"), user, &endpoint, &["noop"]);
+    // By its first group, and by another one.
+    assert_eq!(noop(User { gid: GROUP, ..User::NOBODY }), ["noop served"]);
+    assert_eq!(noop(User { groups: &[NOBODY - 1, GROUP], ..User::NOBODY }), ["noop served"]);
+    assert_eq!(noop(User::NOBODY), ["noop refused"], "the kernel's answer");
+    // Somebody opens the file wider than it was when it was handed over.
+    chmod(&path, 0o666);
+    assert_eq!(noop(User::NOBODY), ["noop refused"], "ours");
+    assert_eq!(noop(User { groups: &[GROUP], ..User::NOBODY }), ["noop served"]);
 }
 
 #[tokio::test]

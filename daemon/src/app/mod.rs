@@ -34,7 +34,7 @@ use crate::systemd::{self, Sockets, Supervisor};
 use crate::telemetry::{self, DaemonGauges, Outlet};
 use crate::trace::{self, RecordError, Recorder};
 use maintain::maintain;
-use open::{hash_algorithm, open_engine, server_config};
+use open::{access, hash_algorithm, open_engine, server_config};
 use stop::{empty, flush_tiers};
 
 /// Why the daemon could not start or go on. Each is one line, and exit code 1.
@@ -131,6 +131,7 @@ async fn serve(
     let mut int = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
 
     // Endpoints first: a second daemon by mistake must not touch the first one's pool.
+    let access = access(config);
     let mut listeners = Vec::new();
     for endpoint in &config.server.endpoints {
         let handed_over = match endpoint {
@@ -138,12 +139,12 @@ async fn serve(
             Endpoint::Tcp { .. } => None,
         };
         listeners.push(match (handed_over, endpoint) {
-            (Some(socket), Endpoint::Ipc { path }) => Listener::adopt(path.clone(), socket)?,
-            _ => Listener::bind(endpoint.clone()).await?,
+            (Some(socket), Endpoint::Ipc { path }) => Listener::adopt(path.clone(), socket, &access)?,
+            _ => Listener::bind(endpoint.clone(), &access).await?,
         });
     }
     for (path, socket) in sockets.rest() {
-        listeners.push(Listener::adopt(path, socket)?);
+        listeners.push(Listener::adopt(path, socket, &access)?);
     }
     let admin_listener = listen(&config.http.listen, "--http-port").await?;
     let metrics_listener = match &config.observability.prometheus {

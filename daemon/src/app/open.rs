@@ -16,7 +16,7 @@ use crate::liveness_watch::DeathWatch;
 use crate::quota::Quotas;
 use crate::ring::{RingConfig, RingHub};
 use crate::roster::Roster;
-use crate::server::ServerConfig;
+use crate::server::{Access, ServerConfig};
 
 /// Time for a ZMTP greeting.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,6 +51,7 @@ pub(super) fn open_engine(
         fresh: config.l1.fresh,
         require_warm: config.l1.require_warm,
         verify_payload: config.l1.verify_payload,
+        group: config.l1.group,
         checksums: config.l1.checksums,
         quotas: quotas.clone(),
     })?;
@@ -95,6 +96,7 @@ pub(super) fn open_engine(
         name: names::ring(&config.l1.pool_name),
         // Its only use is events.
         layout: config.server.limits.ring.filter(|_| config.observability.enabled),
+        group: config.l1.group,
         max_bytes: l1.pool().segment().bytes(),
     })?;
     // Also without a tier: one may be added while the daemon runs.
@@ -128,5 +130,14 @@ pub(super) fn server_config(config: &Config) -> ServerConfig {
         max_connections: limits.max_connections,
         handshake_timeout: HANDSHAKE_TIMEOUT,
         message_timeout: MESSAGE_TIMEOUT,
+    }
+}
+
+/// Who may connect to Unix sockets.
+pub(super) fn access(config: &Config) -> Access {
+    Access {
+        uids: config.server.ipc_allow_uids.clone(),
+        groups: config.l1.group.into_iter().collect(),
+        anybody: false,
     }
 }

@@ -53,7 +53,9 @@ pub enum MapError {
     Os { name: String, call: &'static str, errno: Errno },
     #[error("segment {0} is not a regular file with a single name")]
     Kind(String),
-    #[error("segment {name} belongs to user {owner}, the worker is user {expected}")]
+    #[error(
+        "segment {name} belongs to user {owner}, and this connection may only register segments of user {expected}"
+    )]
     Owner { name: String, owner: u32, expected: u32 },
     #[error("segment {name} has {size} bytes, {nbytes} were announced")]
     Size { name: String, size: u64, nbytes: u64 },

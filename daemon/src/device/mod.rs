@@ -118,7 +118,9 @@ impl RegisterReason {
             RegisterReason::Map(MapError::Announced { .. } | MapError::Guard { .. }) => {
                 "Raise the daemon's limit for registered memory, or register fewer workers"
             }
-            RegisterReason::Map(MapError::Owner { .. }) => "Run the worker and its segments under one user",
+            RegisterReason::Map(MapError::Owner { .. }) => {
+                "Run the worker and its segments under one user; over TCP that is the daemon's, over a Unix socket (--bind ipc://) the worker's own"
+            }
             RegisterReason::Map(_) => {
                 "Check that worker and daemon share /dev/shm and that the daemon may open its files"
             }

@@ -26,9 +26,13 @@ const MAX_MAPPED_BYTES: u64 = 1 << 42;
 
 impl Engine {
     /// Maps a worker's KV cache.
-    pub(super) fn register_kv_cache(&self, payload: Box<RegisterKvCache>) -> Result<(), Failure> {
+    pub(super) fn register_kv_cache(
+        &self,
+        client: &Client,
+        payload: Box<RegisterKvCache>,
+    ) -> Result<(), Failure> {
         self.served(&payload)?;
-        let registration = Registration::new(&payload, &self.mapping_options())
+        let registration = Registration::new(&payload, &self.mapping_options(client.owner_of_segments()))
             .map_err(|error| (Refusal::Layout, error.to_string()))?;
         let groups = self.groups_of(&registration.geometry)?;
         let chunk_bytes: u64 = groups.iter().map(|group| group.layout.bytes()).sum();
@@ -58,7 +62,7 @@ impl Engine {
     /// A worker as an earlier daemon has registered it; its memory is mapped when it is heard.
     pub(super) fn expected_kv_cache(&self, payload: Box<RegisterKvCache>) -> Result<Instance, Failure> {
         self.served(&payload)?;
-        let geometry = Registration::geometry(&payload, &self.mapping_options())
+        let geometry = Registration::geometry(&payload, &self.mapping_options(None))
             .map_err(|error| (Refusal::Layout, error.to_string()))?;
         let groups = self.groups_of(&geometry)?;
         let (id, model, world_size) = (payload.instance_id, payload.model_name.clone(), payload.world_size);
@@ -77,12 +81,12 @@ impl Engine {
         Ok(())
     }
 
-    /// How workers' memory is mapped.
-    pub(super) fn mapping_options(&self) -> Options {
+    /// How the memory of a worker is mapped whose segments must belong to `owner`.
+    pub(super) fn mapping_options(&self, owner: Option<u32>) -> Options {
         Options {
             chunk_tokens: self.hasher.chunk_size() as u64,
             separate_object_groups: self.config.separate_object_groups,
-            limits: Limits { max_bytes: MAX_MAPPED_BYTES, owner: None },
+            limits: Limits { max_bytes: MAX_MAPPED_BYTES, owner },
         }
     }
 

@@ -64,6 +64,17 @@ use sessions::Sessions;
 use transfers::Transfers;
 use warm::Warmed;
 
+/// Where a client is, as far as the transport says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Origin {
+    /// The process at the other end.
+    pub process: Option<ProcessId>,
+    /// Its user.
+    pub uid: Option<u32>,
+    /// It is on this machine.
+    pub is_local: bool,
+}
+
 /// One connection, which is one client.
 #[derive(Debug)]
 pub struct Client {
@@ -73,6 +84,7 @@ pub struct Client {
     pub peer: String,
     /// The process at the other end, where the transport or the client tells.
     process: OnceLock<ProcessId>,
+    origin: Origin,
     memo: Mutex<TokenMemo>,
     /// The prompt of its last transfer whose request had no session.
     prompt: Mutex<Prompt>,
@@ -86,9 +98,19 @@ type Failure = (Refusal, String);
 
 impl Client {
     /// A client that has sent nothing yet.
-    pub fn new(id: u64, peer: String, process: Option<ProcessId>) -> Client {
-        let process = process.map_or_else(OnceLock::new, OnceLock::from);
-        Client { id, peer, process, memo: Mutex::default(), prompt: Mutex::default() }
+    pub fn new(id: u64, peer: String, origin: Origin) -> Client {
+        let process = origin.process.map_or_else(OnceLock::new, OnceLock::from);
+        Client { id, peer, process, origin, memo: Mutex::default(), prompt: Mutex::default() }
+    }
+
+    /// The user that shared memory which the client names must belong to; `None`: any.
+    ///
+    /// The daemon opens it with its own rights, so a client must not be able to name what only the daemon may open. Over TCP
+    /// nobody says who the client is: it gets no more than the daemon's own, unless the daemon is root, for whom that would be
+    /// nothing that engines make.
+    fn owner_of_segments(&self) -> Option<u32> {
+        let own = || nix::unistd::geteuid().as_raw();
+        Some(self.origin.uid.unwrap_or_else(own)).filter(|uid| *uid != 0)
     }
 
     /// The process at the other end, if it is known.
@@ -374,7 +396,7 @@ impl Engine {
                 self.commit_retrieve(client, &key, instance_id).map(Outcome::Reply)
             }
             Request::RegisterKvCache(payload) => {
-                self.register_kv_cache(payload).map(|()| Outcome::Reply(Response::Nothing))
+                self.register_kv_cache(client, payload).map(|()| Outcome::Reply(Response::Nothing))
             }
             Request::UnregisterKvCache { instance_id } => {
                 self.unregister_kv_cache(instance_id).map(|()| Outcome::Reply(Response::Nothing))

@@ -116,7 +116,7 @@ impl Engine {
                 _ => true,
             };
             let Some(kept) = self.returning.take(instance, mode, is_its_own) else { continue };
-            match self.reopen(&kept) {
+            match self.reopen(client, &kept) {
                 Ok(()) => {
                     self.speaks_for(client, instance);
                     tracing::info!(instance, peer = client.peer, "worker of the earlier daemon is back");
@@ -135,15 +135,15 @@ impl Engine {
         }
     }
 
-    fn reopen(&self, kept: &Kept) -> Result<(), String> {
+    fn reopen(&self, client: &Client, kept: &Kept) -> Result<(), String> {
         // Engine-driven workers have mapped the pool, which is the same; there is nothing of theirs to open.
         let Some(instance) = self.instances.get(kept.instance, Mode::LmcacheDriven) else { return Ok(()) };
         let Kind::LmcacheDriven { payload, registration } = &instance.kind else { return Ok(()) };
         if kept.mode != Mode::LmcacheDriven {
             return Ok(());
         }
-        let opened =
-            Registration::new(payload, &self.mapping_options()).map_err(|error| error.to_string())?;
+        let opened = Registration::new(payload, &self.mapping_options(client.owner_of_segments()))
+            .map_err(|error| error.to_string())?;
         if files(&opened) != kept.memory {
             return Err("its segments are other files under the same names".to_owned());
         }

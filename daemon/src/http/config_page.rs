@@ -41,6 +41,7 @@ pub(super) fn page(config: &Config) -> Value {
             "use_lazy": true,
             "align_bytes": l1.align_bytes,
             "shm_name": l1.pool_name,
+            "shm_group": l1.group,
             "use_hugepages": l1.use_hugepages,
             "devdax_path": null,
             "devdax_size_in_bytes": 0,
@@ -172,6 +173,7 @@ fn mp(config: &Config) -> Value {
         "server_modules": [],
         "compute_threads": server.compute_threads,
         "state_dir": server.state_dir,
+        "ipc_allow_uid": server.ipc_allow_uids,
     })
 }
 

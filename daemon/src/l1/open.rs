@@ -44,6 +44,8 @@ pub struct L1Config {
     pub require_warm: bool,
     /// Hold the bytes of what is taken over against their checksums, where they have one.
     pub verify_payload: bool,
+    /// Group whose members may map the pool.
+    pub group: Option<u32>,
     /// Keep a checksum of every object's bytes, and hold them against it when they are read.
     pub checksums: bool,
     /// Limits of the salts.
@@ -102,7 +104,7 @@ impl L1 {
             .map_or(0, |meta| if meta.len() == bytes && !config.fresh { meta.blocks() * 512 } else { 0 });
         check_capacity(bytes, already.min(bytes))?;
         let align = config.align.max(PAGE);
-        let mut segment = Segment::open(&config.pool_name, bytes, !config.fresh)?;
+        let mut segment = Segment::open(&config.pool_name, bytes, !config.fresh, config.group)?;
         failpoint::hit("l1.open.pool");
         let mut table = open_table(config, segment.reused())?;
         failpoint::hit("l1.open.both");
@@ -114,7 +116,7 @@ impl L1 {
             // they keep the old memory, we take new.
             drop((table, segment));
             failpoint::hit("l1.open.unbelieved");
-            segment = Segment::open(&config.pool_name, bytes, false)?;
+            segment = Segment::open(&config.pool_name, bytes, false, config.group)?;
             check_capacity(bytes, 0)?;
             table = open_table(config, false)?;
         }
@@ -161,7 +163,8 @@ fn layout(config: &L1Config) -> TableLayout {
 }
 
 fn open_table(config: &L1Config, reuse: bool) -> Result<Segment, SegmentError> {
-    Segment::open(&shm::names::table(&config.pool_name), layout(config).bytes(), reuse)
+    // No worker maps it, so it is for nobody else, whatever group the pool has.
+    Segment::open(&shm::names::table(&config.pool_name), layout(config).bytes(), reuse, None)
 }
 
 /// What an earlier daemon left is of no use to this one: says so, or refuses.

@@ -20,6 +20,7 @@ fn config(name: &str) -> L1Config {
         fresh: false,
         require_warm: false,
         verify_payload: false,
+        group: None,
         checksums: false,
         quotas: Arc::default(),
     }

@@ -25,6 +25,8 @@ pub struct RingConfig {
     pub name: String,
     /// Lanes and slots; `None` offers no ring.
     pub layout: Option<RingLayout>,
+    /// Group whose members may map it.
+    pub group: Option<u32>,
     /// Most bytes that one transfer can move: the pool's.
     pub max_bytes: u64,
 }
@@ -173,7 +175,8 @@ impl RingHub {
     /// # Errors
     /// See [`RingError`].
     pub fn open(config: &RingConfig) -> Result<Arc<RingHub>, RingError> {
-        let memory = config.layout.map(|layout| Memory::create(&config.name, layout)).transpose()?;
+        let memory =
+            config.layout.map(|layout| Memory::create(&config.name, layout, config.group)).transpose()?;
         let lanes = config.layout.map_or(0, |layout| layout.lanes());
         // Random, so that no epoch of an earlier daemon comes again. Never 0: that is "nobody's".
         let next_epoch = (uuid::Uuid::new_v4().as_u128() as u64).max(1);
@@ -192,7 +195,7 @@ impl RingHub {
 
     /// A hub without a ring: every attach is turned down.
     pub fn disabled() -> Arc<RingHub> {
-        let config = RingConfig { name: String::new(), layout: None, max_bytes: 0 };
+        let config = RingConfig { name: String::new(), layout: None, group: None, max_bytes: 0 };
         RingHub::open(&config).expect("nothing is made, nothing fails")
     }
 

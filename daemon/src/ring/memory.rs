@@ -23,8 +23,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn create(name: &str, layout: RingLayout) -> Result<Memory, RingError> {
-        let segment = Segment::open(name, layout.bytes(), false)?;
+    pub(super) fn create(name: &str, layout: RingLayout, group: Option<u32>) -> Result<Memory, RingError> {
+        let segment = Segment::open(name, layout.bytes(), false, group)?;
         // SAFETY: the whole mapping, owned by `segment`, which lives longer than the guard (field order) and is touched
         // through atomics only, after the header below.
         let guard = unsafe { SigbusGuard::new(segment.base().as_ptr(), layout.bytes() as usize) };

@@ -18,7 +18,7 @@ use super::socket::{Half, QUIET_BUFFER, Reader, Writer};
 use super::stats::{BadMessage, Ended, Paused};
 use super::zmtp::{self, Decoder, FrameError, Item};
 use super::{InFlight, Server};
-use crate::engine::Client;
+use crate::engine::{Client, Origin};
 
 /// Longest correlation id; LMCache's are msgpack integers of at most 9 bytes.
 const MAX_UID: usize = 64;
@@ -51,14 +51,19 @@ pub(super) struct Connection<'s> {
 /// Serves one peer until it goes.
 pub(super) async fn run(server: &Arc<Server>, id: u64, stream: Stream) {
     let (mut reader, writer, client) = match stream {
-        Stream::Tcp(stream, peer) => {
+        Stream::Tcp(stream, address) => {
             let (read, write) = stream.into_split();
-            (Reader::new(Half::Tcp(read)), Writer::Tcp(write), Client::new(id, peer, None))
+            let origin = Origin { is_local: address.ip().to_canonical().is_loopback(), ..Origin::default() };
+            let client = Client::new(id, format!("tcp://{address}"), origin);
+            (Reader::new(Half::Tcp(read)), Writer::Tcp(write), client)
         }
-        Stream::Ipc(stream, process) => {
+        Stream::Ipc(stream, credentials) => {
             let (read, write) = stream.into_split();
+            let process = credentials.and_then(|credentials| credentials.process());
             let peer = process.map_or("ipc".into(), |p| format!("ipc pid {}", p.pid));
-            (Reader::new(Half::Ipc(read)), Writer::Ipc(write), Client::new(id, peer, process))
+            let origin =
+                Origin { process, uid: credentials.map(|credentials| credentials.uid), is_local: true };
+            (Reader::new(Half::Ipc(read)), Writer::Ipc(write), Client::new(id, peer, origin))
         }
     };
     let mut inbuf = BytesMut::with_capacity(QUIET_BUFFER);

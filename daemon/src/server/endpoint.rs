@@ -1,17 +1,18 @@
 //! `tcp://host:port` and `ipc:///path` listeners.
 
+use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::stat::{Mode, fchmod};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
 
+use super::access::{Access, Credentials};
 use crate::config::Endpoint;
 use crate::net;
-use crate::process::ProcessId;
 
 /// Why an endpoint cannot be listened on.
 #[derive(Debug, Error)]
@@ -25,6 +26,18 @@ pub enum BindError {
     /// Something that is not a socket has the name.
     #[error("{0} exists and is not a socket; remove it or choose another path")]
     NotASocket(Endpoint),
+    /// Its file cannot be given to the group.
+    #[error(
+        "cannot give the socket file of {endpoint} to group {gid}: {source}; the daemon's user must be a member of the group of --shm-group"
+    )]
+    Group {
+        /// Where.
+        endpoint: Endpoint,
+        /// The group.
+        gid: u32,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The system refused.
     #[error("cannot listen on {endpoint}: {source}")]
     Os {
@@ -40,6 +53,8 @@ pub enum BindError {
 pub struct Listener {
     endpoint: Endpoint,
     socket: Socket,
+    /// Who may connect, if it is a Unix socket.
+    access: Access,
 }
 
 /// Connections that may wait to be accepted, as tokio's own listeners have it.
@@ -56,18 +71,19 @@ enum Socket {
 /// An accepted connection.
 #[derive(Debug)]
 pub(super) enum Stream {
-    Tcp(TcpStream, String),
-    Ipc(UnixStream, Option<ProcessId>),
+    Tcp(TcpStream, SocketAddr),
+    /// With what the kernel says of whoever connected.
+    Ipc(UnixStream, Option<Credentials>),
 }
 
 impl Listener {
-    /// Binds `endpoint`.
+    /// Binds `endpoint`; if it is a Unix socket, for those whom `access` admits.
     ///
     /// A socket file that nobody answers on is the leftover of a dead daemon and is replaced; one that answers is busy.
     ///
     /// # Errors
     /// See [`BindError`].
-    pub async fn bind(endpoint: Endpoint) -> Result<Listener, BindError> {
+    pub async fn bind(endpoint: Endpoint, access: &Access) -> Result<Listener, BindError> {
         let os = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => BindError::Busy(endpoint.clone()),
             io::ErrorKind::NotFound if matches!(endpoint, Endpoint::Tcp { .. }) => {
@@ -84,22 +100,37 @@ impl Listener {
                 // a moment. Whoever can connect can read and clear the cache.
                 fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| os(errno.into()))?;
                 socket.bind(path).map_err(os)?;
+                if let [gid, ..] = access.groups[..] {
+                    // The group before the mode: never open to another group.
+                    lchown(path, None, Some(gid))
+                        .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(0o660)))
+                        .map_err(|source| BindError::Group { endpoint: endpoint.clone(), gid, source })?;
+                }
                 let file = std::fs::symlink_metadata(path).map_err(os)?;
                 Socket::Ipc(socket.listen(BACKLOG).map_err(os)?, Some((file.dev(), file.ino())))
             }
         };
-        Ok(Listener { endpoint, socket })
+        Ok(Listener { endpoint, socket, access: access.clone() })
     }
 
-    /// Listens on a socket that the service manager has bound to `path`, and will go on holding: its file is left alone.
+    /// Listens on a socket that the service manager has bound to `path`, and will go on holding: its file is left alone. Its
+    /// mode admits besides those of `access`.
     ///
     /// # Errors
     /// See [`BindError`].
-    pub fn adopt(path: PathBuf, listener: std::os::unix::net::UnixListener) -> Result<Listener, BindError> {
+    pub fn adopt(
+        path: PathBuf,
+        listener: std::os::unix::net::UnixListener,
+        access: &Access,
+    ) -> Result<Listener, BindError> {
+        let access = access.and_mode_of(&path);
+        if access.anybody {
+            tracing::warn!(path = %path.display(), "the mode of the service manager's socket lets every user of this machine read and clear the cache; set SocketMode=0660 and a SocketGroup=");
+        }
         let endpoint = Endpoint::Ipc { path };
         let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
         match listener {
-            Ok(listener) => Ok(Listener { endpoint, socket: Socket::Ipc(listener, None) }),
+            Ok(listener) => Ok(Listener { endpoint, socket: Socket::Ipc(listener, None), access }),
             Err(source) => Err(BindError::Os { endpoint, source }),
         }
     }
@@ -123,19 +154,28 @@ impl Listener {
         }
     }
 
+    /// Whether whoever has connected may.
+    pub(super) fn admits(&self, stream: &Stream) -> bool {
+        match stream {
+            Stream::Tcp(..) => true,
+            Stream::Ipc(_, peer) => {
+                self.access.anybody || peer.as_ref().is_some_and(|peer| self.access.admits(peer))
+            }
+        }
+    }
+
     pub(super) async fn accept(&mut self) -> io::Result<Stream> {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 // Fails when the peer has gone already, which the next read shows.
                 let _ = stream.set_nodelay(true);
-                Ok(Stream::Tcp(stream, format!("tcp://{address}")))
+                Ok(Stream::Tcp(stream, address))
             }
             Socket::Ipc(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                let process =
-                    getsockopt(&stream, PeerCredentials).ok().and_then(|cred| ProcessId::of(cred.pid()));
-                Ok(Stream::Ipc(stream, process))
+                let peer = Credentials::of(&stream);
+                Ok(Stream::Ipc(stream, peer))
             }
         }
     }
@@ -174,13 +214,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("sock");
         let endpoint = Endpoint::Ipc { path: path.clone() };
-        let first = Listener::bind(endpoint.clone()).await.expect("bind");
+        let first = Listener::bind(endpoint.clone(), &Access::default()).await.expect("bind");
         let mode = std::fs::symlink_metadata(&path).expect("file").mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert!(matches!(Listener::bind(endpoint.clone()).await, Err(BindError::Busy(_))));
+        assert!(matches!(
+            Listener::bind(endpoint.clone(), &Access::default()).await,
+            Err(BindError::Busy(_))
+        ));
         // Somebody takes the name away, and another daemon binds it.
         std::fs::remove_file(&path).expect("remove");
-        let second = Listener::bind(endpoint).await.expect("bind");
+        let second = Listener::bind(endpoint, &Access::default()).await.expect("bind");
         drop(first);
         assert!(path.exists(), "the second one's file is not the first one's to remove");
         drop(second);

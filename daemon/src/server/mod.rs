@@ -1,6 +1,7 @@
 //! The listening side: ZMTP connections in, requests to the engine, replies out.
 //!
 //! * `handshake`: greeting and READY; commands and frames are `lmcache_proto::zmtp`, which clients share;
+//! * `access`: who may connect to a Unix socket;
 //! * `endpoint`, `socket`: `tcp://` and `ipc://`, listening and connected;
 //! * `connection`: one task per peer, which is the ROUTER: when it is read, and in what order its requests run;
 //! * `queue`, `execute`: what waits for its turn, and what becomes of it: answered, parked, a stream;
@@ -12,6 +13,7 @@
 //! the like never wait.
 #![forbid(unsafe_code)]
 
+mod access;
 mod budget;
 mod connection;
 mod endpoint;
@@ -31,6 +33,7 @@ use std::time::Duration;
 use lmcache_proto::zmtp;
 use tokio::sync::{Notify, watch};
 
+pub use access::Access;
 pub use budget::Budget;
 pub use endpoint::{BindError, Listener};
 pub use stats::{BadMessage, Ended, Paused, ServerStats};
@@ -103,7 +106,8 @@ impl Server {
                 _ = draining.wait_for(|draining| *draining) => return,
             };
             match accepted {
-                Ok(stream) => self.clone().admit(stream),
+                Ok(stream) if listener.admits(&stream) => self.clone().admit(stream),
+                Ok(stream) => self.stats.stranger(&listener.endpoint(), &stream),
                 // The peer went while it waited to be accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lmcache_proto::wire::{ForeignRelease, Operation};
 
+use super::endpoint::Stream;
+use crate::config::Endpoint;
 use crate::engine::Client;
 use crate::events::Timing;
 use crate::log_limit::LogLimit;
@@ -61,6 +63,8 @@ impl BadMessage {
 pub enum Ended {
     /// `--max-connections` are open.
     TooMany,
+    /// A user whom the Unix socket is not for.
+    Stranger,
     /// No ZMTP peer, or one of another kind, or none in time.
     Handshake,
     /// Bytes that are no ZMTP frame.
@@ -75,13 +79,21 @@ pub enum Ended {
 
 impl Ended {
     /// Every reason, in counter order.
-    pub const ALL: [Ended; 6] =
-        [Ended::TooMany, Ended::Handshake, Ended::Frame, Ended::Oversized, Ended::Slow, Ended::NotTaken];
+    pub const ALL: [Ended; 7] = [
+        Ended::TooMany,
+        Ended::Stranger,
+        Ended::Handshake,
+        Ended::Frame,
+        Ended::Oversized,
+        Ended::Slow,
+        Ended::NotTaken,
+    ];
 
     /// The label.
     pub fn name(self) -> &'static str {
         match self {
             Ended::TooMany => "too_many_connections",
+            Ended::Stranger => "user_not_allowed",
             Ended::Handshake => "handshake",
             Ended::Frame => "bad_frame",
             Ended::Oversized => "oversized_message",
@@ -232,6 +244,26 @@ impl ServerStats {
         }
     }
 
+    /// A connection to a Unix socket by a user whom it is not for.
+    pub(super) fn stranger(&self, endpoint: &Endpoint, stream: &Stream) {
+        let Some(suppressed) = self.ended.hit(Ended::Stranger as usize) else { return };
+        match stream {
+            Stream::Ipc(_, Some(peer)) => tracing::warn!(
+                %endpoint,
+                uid = peer.uid,
+                pid = peer.pid(),
+                suppressed,
+                "connection refused: this user is not the daemon's; if its workers are to share the cache, start the daemon with --ipc-allow-uid {} or put the user into the group of --shm-group",
+                peer.uid
+            ),
+            Stream::Ipc(_, None) | Stream::Tcp(..) => tracing::warn!(
+                %endpoint,
+                suppressed,
+                "connection refused: the kernel does not say who it is"
+            ),
+        }
+    }
+
     /// A connection that the daemon ended.
     pub(super) fn end(&self, client: &Client, reason: Ended, detail: impl Display) {
         if let Some(suppressed) = self.ended.hit(reason as usize) {
@@ -269,6 +301,7 @@ impl ServerStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Origin;
 
     #[test]
     fn reasons_are_in_counter_order() {
@@ -280,7 +313,7 @@ mod tests {
     #[test]
     fn reasons_are_counted_and_limited_apart() {
         let stats = ServerStats::new();
-        let client = Client::new(1, "test".into(), None);
+        let client = Client::new(1, "test".into(), Origin::default());
         for _ in 0..3 {
             stats.bad_message(&client, BadMessage::Unknown, "x");
         }

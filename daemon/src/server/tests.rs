@@ -13,7 +13,7 @@ use super::queue::MAX_QUEUED;
 use super::zmtp;
 use super::*;
 use crate::config::Endpoint;
-use crate::engine::{Client, EngineConfig, Outcome, Parts};
+use crate::engine::{Client, EngineConfig, Origin, Outcome, Parts};
 use crate::events::Bus;
 use crate::l1::{L1, L1Config, PolicyKind};
 use crate::roster::Roster;
@@ -47,6 +47,7 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
         fresh: true,
         require_warm: false,
         verify_payload: false,
+        group: None,
         checksums: false,
         quotas: Arc::default(),
     })
@@ -105,7 +106,7 @@ async fn start(change: impl FnOnce(&mut ServerConfig)) -> Running {
     change(&mut config);
     let server = Server::new(engine, config);
     let endpoint = Endpoint::Tcp { host: "127.0.0.1".into(), port: 0 };
-    let listener = Listener::bind(endpoint).await.expect("bind");
+    let listener = Listener::bind(endpoint, &Access::default()).await.expect("bind");
     let Endpoint::Tcp { port, .. } = listener.endpoint() else { unreachable!("bound to TCP") };
     tokio::spawn(server.clone().accept(listener));
     Running { server, port, l1 }
@@ -380,7 +381,7 @@ async fn a_port_check_is_no_bad_peer() {
 #[test]
 fn a_ping_does_not_wait_for_a_key_that_is_being_decoded() {
     let (l1, engine) = engine();
-    let client = Arc::new(Client::new(1, "test".into(), None));
+    let client = Arc::new(Client::new(1, "test".into(), Origin::default()));
     let (tell, told) = std::sync::mpsc::channel();
     let answered = client.while_decoding(|| {
         let client = client.clone();

@@ -27,6 +27,11 @@ pub(crate) struct L1Flags {
     #[arg(long, value_name = "NAME")]
     pub(crate) shm_name: Option<String>,
 
+    /// Group, by name or number, whose members may map the pool and connect to the daemon's Unix sockets: engines of
+    /// other users; the daemon's user must be in it, too
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) shm_group: Option<String>,
+
     /// Start with an empty pool, even if an earlier daemon left a good one
     #[arg(long)]
     pub(crate) fresh: bool,

@@ -14,6 +14,10 @@ pub(crate) struct ServerFlags {
     #[arg(long, value_name = "ENDPOINT")]
     pub(crate) bind: Vec<String>,
 
+    /// User that may connect to Unix sockets besides the daemon's own and root; repeatable
+    #[arg(long, value_name = "UID")]
+    pub(crate) ipc_allow_uid: Vec<i64>,
+
     /// Host or address to listen on for workers; 0.0.0.0 is every IPv4 interface
     #[arg(long, default_value = "localhost")]
     pub(crate) host: String,

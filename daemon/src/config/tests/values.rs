@@ -24,6 +24,8 @@ fn bad_values_are_turned_down_by_flag() {
         (&["--http-port", "70000"], &["--http-port"]),
         (&["--prometheus-port", "70000"], &["--prometheus-port"]),
         (&["--host", "tcp://localhost"], &["--host", "without tcp://"]),
+        (&["--ipc-allow-uid", "-1"], &["--ipc-allow-uid -1"]),
+        (&["--ipc-allow-uid", "4294967295"], &["--ipc-allow-uid"]),
         (&["--host", ""], &["--host \"\""]),
         (&["--http-host", "a b"], &["--http-host"]),
         (&["--prometheus-host", "h:1"], &["--prometheus-host"]),
@@ -45,6 +47,8 @@ fn bad_values_are_turned_down_by_flag() {
         (&["--shm-name", "/"], &["--shm-name"]),
         (&["--shm-name", "lmcache_l1_pool_"], &["--shm-name"]),
         (&["--shm-name", "naïve"], &["--shm-name"]),
+        (&["--shm-group", "no such group"], &["--shm-group", "getent group"]),
+        (&["--shm-group", "4294967295"], &["--shm-group"]),
         (&["--eviction-policy", "lru"], &["--eviction-policy", "LRU"]),
         (&["--eviction-trigger-watermark", "0"], &["--eviction-trigger-watermark"]),
         (&["--eviction-trigger-watermark", "1.1"], &["--eviction-trigger-watermark"]),
@@ -263,6 +267,9 @@ fn honoured_values_reach_the_configuration() {
     assert_eq!(config(&["--eviction-policy", "IsolatedLRU"]).eviction.policy, EvictionPolicy::IsolatedLru);
     assert_eq!(config(&["--worker-reap-timeout-seconds", "0"]).liveness.reap_timeout, None);
     assert!(config(&["--fresh"]).l1.fresh);
+    assert_eq!(config(&["--shm-group=root"]).l1.group, Some(0));
+    assert_eq!(config(&["--shm-group=4711"]).l1.group, Some(4711));
+    assert_eq!(config(&["--ipc-allow-uid=7", "--ipc-allow-uid=9"]).server.ipc_allow_uids, [7, 9]);
     let end = config(&["--discard-on-exit", "--drain-seconds", "0"]).shutdown;
     assert!(end.discard_on_exit && end.drain.is_zero());
 

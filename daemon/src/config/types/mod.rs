@@ -64,6 +64,8 @@ pub struct ServerConfig {
     pub state_dir: Option<PathBuf>,
     /// Budgets against broken or hostile workers.
     pub limits: Limits,
+    /// Users that may connect to Unix sockets, besides the daemon's own and root.
+    pub ipc_allow_uids: Vec<u32>,
 }
 
 /// Budgets of the request server. A message never exceeds a worker's budget, nor that the daemon's.
@@ -118,6 +120,8 @@ pub struct L1Config {
     pub require_warm: bool,
     /// Hold the bytes of what is taken over against their checksums.
     pub verify_payload: bool,
+    /// Group whose members may map the pool and connect to Unix sockets.
+    pub group: Option<u32>,
     /// Keep a checksum of every object's bytes, and hold them against it when they are read.
     pub checksums: bool,
 }

@@ -2,6 +2,8 @@
 
 use std::num::NonZeroU64;
 
+use nix::unistd::Group;
+
 use super::ranges;
 use crate::config::Notice;
 use crate::config::endpoint::Endpoint;
@@ -52,10 +54,27 @@ pub(super) fn l1(
         align_bytes,
         pool_name,
         use_hugepages: flags.l1_use_hugepages,
+        group: flags.shm_group.as_deref().map(group).transpose()?,
         fresh: flags.fresh,
         require_warm: flags.require_warm,
         verify_payload: flags.verify_payload,
         checksums: flags.l1_checksums,
+    })
+}
+
+/// A group of this machine, by name or number.
+fn group(text: &str) -> Result<u32, ConfigError> {
+    // The last number stands for "no group" in system calls.
+    if let Some(gid) = text.parse().ok().filter(|gid| *gid != u32::MAX) {
+        return Ok(gid);
+    }
+    let found = Group::from_name(text).ok().flatten();
+    found.map(|group| group.gid.as_raw()).ok_or_else(|| {
+        ConfigError::value(
+            "--shm-group",
+            text,
+            "must be a group of this machine, by name or number (getent group)",
+        )
     })
 }
 

@@ -48,6 +48,14 @@ pub(super) fn server(
         compute_threads: threads(server.compute_threads)?,
         state_dir: absolute("--state-dir", server.state_dir.as_deref())?,
         limits: limits(&flags.limits)?,
+        ipc_allow_uids: server
+            .ipc_allow_uid
+            .iter()
+            // The last number stands for "no user" in system calls.
+            .map(|uid| {
+                ranges::int("--ipc-allow-uid", *uid, 0..=i64::from(u32::MAX) - 1).map(|uid| uid as u32)
+            })
+            .collect::<Result<_, _>>()?,
     })
 }
 

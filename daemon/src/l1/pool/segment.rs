@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
@@ -29,7 +29,7 @@ pub enum SegmentError {
     },
     /// Its file is somebody else's, or others may open it.
     #[error(
-        "shared memory {name} belongs to user {uid} with mode {mode:o}; it must be ours with mode 600: remove /dev/shm/{name} or choose another --shm-name"
+        "shared memory {name} belongs to user {uid} with mode {mode:o}; it must be ours and closed to others (mode 600, or 660 with --shm-group): remove /dev/shm/{name} or choose another --shm-name"
     )]
     Foreign {
         /// Segment name.
@@ -38,6 +38,18 @@ pub enum SegmentError {
         uid: u32,
         /// Its permissions.
         mode: u32,
+    },
+    /// It cannot be given to the group of `--shm-group`.
+    #[error(
+        "cannot give shared memory {name} to group {gid}: {source}; the daemon's user must be a member of the group of --shm-group (SupplementaryGroups= in the unit)"
+    )]
+    Group {
+        /// Segment name.
+        name: String,
+        /// The group.
+        gid: u32,
+        /// What the system said.
+        source: io::Error,
     },
     /// A system call failed.
     #[error("{action} shared memory {name}: {source}")]
@@ -73,12 +85,13 @@ unsafe impl Send for Segment {}
 unsafe impl Sync for Segment {}
 
 impl Segment {
-    /// Opens the segment `name` of `len` bytes, taking over one that a dead daemon left if `reuse` allows it and its
-    /// size fits, or making a new one otherwise. One that has lost its name is found by its second one ([`Segment::keep`]).
+    /// Opens the segment `name` of `len` bytes, taking over one that a dead daemon left if `reuse` allows it, its size fits
+    /// and nobody but us and `group` may have it mapped, or making a new one otherwise. Members of the group may map it.
+    /// One that has lost its name is found by its second one ([`Segment::keep`]).
     ///
     /// # Errors
-    /// `Owned` if a living daemon holds the segment of that name, `Os` for the rest.
-    pub fn open(name: &str, len: u64, reuse: bool) -> Result<Segment, SegmentError> {
+    /// `Owned` if a living daemon holds the segment of that name, `Foreign` if it is not ours, `Os` for the rest.
+    pub fn open(name: &str, len: u64, reuse: bool, group: Option<u32>) -> Result<Segment, SegmentError> {
         let os = |action, source| SegmentError::Os { action, name: name.to_owned(), source };
         let path = shm_path(name);
         if reuse {
@@ -89,14 +102,24 @@ impl Segment {
             failpoint::hit("segment.found");
             let meta = file.metadata().map_err(|error| os("stat", error))?;
             let (uid, mode) = (meta.uid(), meta.mode() & 0o777);
-            if uid != nix::unistd::geteuid().as_raw() || mode & 0o077 != 0 {
+            if uid != nix::unistd::geteuid().as_raw() || mode & 0o007 != 0 {
                 return Err(SegmentError::Foreign { name: name.to_owned(), uid, mode });
             }
             // Between our open and our lock another daemon may have put a new file under the name.
             if !names_inode(&path, meta.ino()) {
                 return Err(SegmentError::Owned { name: name.to_owned() });
             }
-            if reuse && meta.len() == len {
+            // Its earlier group may still have it mapped, and goes on with the old memory.
+            let was_for_others = mode & 0o070 != 0 && group != Some(meta.gid());
+            if was_for_others && reuse {
+                tracing::warn!(
+                    segment = name,
+                    group = meta.gid(),
+                    "shared memory was open to a group that --shm-group does not name; starting with new memory"
+                );
+            }
+            if reuse && meta.len() == len && !was_for_others {
+                give_to_group(&file, name, group)?;
                 return Segment::map(file, name, len, true);
             }
             // A new inode, not a truncation: a worker may still have the old one mapped, and must neither be killed by
@@ -121,6 +144,7 @@ impl Segment {
         lock(&file, name)?;
         file.set_len(len).map_err(|error| os("size", error))?;
         failpoint::hit("segment.sized");
+        give_to_group(&file, name, group)?;
         Segment::map(file, name, len, false)
     }
 
@@ -336,6 +360,15 @@ fn open_existing(path: &Path) -> io::Result<Option<File>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Opens a segment to a group, or to nobody else.
+fn give_to_group(file: &File, name: &str, group: Option<u32>) -> Result<(), SegmentError> {
+    let Some(gid) = group else { return Ok(()) };
+    // The group before the mode: never open to another group, not even for a moment.
+    let given =
+        fchown(file, None, Some(gid)).and_then(|()| file.set_permissions(fs::Permissions::from_mode(0o660)));
+    given.map_err(|source| SegmentError::Group { name: name.to_owned(), gid, source })
 }
 
 fn lock(file: &File, name: &str) -> Result<(), SegmentError> {

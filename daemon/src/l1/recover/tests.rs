@@ -25,6 +25,7 @@ impl Discard {
             align: OBJECT,
             hugepages: false,
             fresh: false,
+            group: None,
             require_warm: false,
             verify_payload: false,
             checksums: false,
@@ -42,7 +43,7 @@ impl Discard {
     fn table(&self) -> Table {
         let layout = TableLayout::for_pool(self.0.pool_bytes);
         let name = shm::names::table(&self.0.pool_name);
-        let segment = Segment::open(&name, layout.bytes(), true).expect("the table is there");
+        let segment = Segment::open(&name, layout.bytes(), true, None).expect("the table is there");
         let pool = std::fs::metadata(format!("{SHM_DIR}/{}", self.0.pool_name)).expect("the pool is there");
         let identity = TableIdentity {
             chunk_size: self.0.chunk_size,

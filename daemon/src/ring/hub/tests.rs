@@ -15,7 +15,7 @@ impl Ring {
         let name = format!("lmcached_test_ring_{}", uuid::Uuid::new_v4().simple());
         let layout = RingLayout::new(lanes, slots);
         assert!(layout.is_some());
-        Ring(RingHub::open(&RingConfig { name, layout, max_bytes: 1 << 30 }).expect("a ring"))
+        Ring(RingHub::open(&RingConfig { name, layout, group: None, max_bytes: 1 << 30 }).expect("a ring"))
     }
 
     fn memory(&self) -> &Memory {

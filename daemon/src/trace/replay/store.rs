@@ -172,6 +172,7 @@ impl Store {
             fresh: true,
             require_warm: false,
             verify_payload: false,
+            group: None,
             checksums: false,
             quotas: quotas.clone(),
         })?;
