@@ -93,7 +93,9 @@ impl L1 {
     pub fn open(config: &L1Config) -> Result<(L1, Recovered), OpenError> {
         let bytes = config.pool_bytes;
         let existing = pool::left_behind(&config.pool_name);
-        if let Some(found) = existing.as_ref().map(|meta| meta.len()).filter(|len| *len != bytes)
+        // One without a byte is what a start that died has begun.
+        let other = |len: &u64| *len != bytes && *len > 0;
+        if let Some(found) = existing.as_ref().map(|meta| meta.len()).filter(other)
             && !config.fresh
         {
             let (found, wanted) = (found.to_string(), bytes.to_string());

@@ -12,8 +12,7 @@ mod table;
 
 pub use records::{Difference, ObjectFields, PinFields, TableIdentity};
 pub use reserve::{CapacityError, check_capacity, default_pool_bytes, huge_pages_refused};
-pub(crate) use segment::SHM_DIR;
-pub(crate) use segment::left_behind;
+pub(crate) use segment::{SHM_DIR, left_behind};
 pub use segment::{Segment, SegmentError};
 pub(crate) use slot::in_pieces;
 pub use slot::{SlotMut, SlotRef};
