@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rustc_hash::FxHashMap;
 
 use super::record::{Kept, Mode, Record};
+use crate::failpoint;
 use crate::l1::pool::SHM_DIR;
 
 const MAGIC: [u8; 8] = *b"LMCDWRK\0";
@@ -64,6 +65,7 @@ impl Log {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(&new)?;
+        failpoint::hit("roster.created");
         let mut header = Vec::with_capacity(HEADER);
         header.extend_from_slice(&MAGIC);
         header.extend_from_slice(&VERSION.to_le_bytes());
@@ -74,7 +76,10 @@ impl Log {
     }
 
     fn publish(&self) -> io::Result<()> {
-        fs::rename(beside(&self.path), &self.path)
+        failpoint::hit("roster.publish");
+        fs::rename(beside(&self.path), &self.path)?;
+        failpoint::hit("roster.published");
+        Ok(())
     }
 
     pub(super) fn keep(&mut self, kept: &Kept) -> io::Result<()> {
@@ -86,7 +91,9 @@ impl Log {
         if !self.live.contains_key(&(instance, mode)) {
             return Ok(());
         }
+        failpoint::hit("roster.forget");
         self.write(&Record::Forget(instance, mode).encode())?;
+        failpoint::hit("roster.forgotten");
         self.drop_live(instance, mode);
         self.tidy()
     }
@@ -116,6 +123,7 @@ impl Log {
             return Err(error);
         }
         self.end += bytes.len() as u64;
+        failpoint::hit("roster.written");
         Ok(at)
     }
 
@@ -145,6 +153,7 @@ impl Log {
 
     pub(super) fn unlink(&self) {
         let _ = fs::remove_file(&self.path);
+        failpoint::hit("roster.unlinked");
         let _ = fs::remove_file(beside(&self.path));
     }
 }

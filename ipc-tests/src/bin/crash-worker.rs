@@ -1,6 +1,6 @@
 //! A worker of the crash matrix; see `ipc_tests::crash::workload`.
 //!
-//! Arguments: endpoint, path of the pool, journal, seed, number, class.
+//! Arguments: endpoint, path of the pool, journal, seed, number, class, whether the daemon must know it after a restart.
 #![forbid(unsafe_code)]
 
 use std::io::BufRead;
@@ -18,6 +18,7 @@ async fn main() {
         seed: args[4].parse().expect("a number"),
         number: args[5].parse().expect("a number"),
         class: Class::named(&args[6]).expect("a class"),
+        known: args[7].parse().expect("true or false"),
     };
     let (send, words) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || {

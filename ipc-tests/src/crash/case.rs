@@ -110,17 +110,20 @@ pub async fn run(killed: Killed, seed: u64) -> Result<Report, String> {
         Killed::At(Point { phase: Phase::Start | Phase::Work(_) | Phase::Stop | Phase::Discard, .. }) => {
             armed.clone()
         }
-        // Names of nobody, or objects without a pin beside others with one.
+        // A name of nobody, unfinished objects that may still be written, and one that may not.
         Killed::At(Point { phase: Phase::Takeover, name: "names.swept", .. }) => {
             format!("table.name.set:{}", 2 + random.below(3))
         }
+        Killed::At(Point { phase: Phase::Takeover, name: "l1.recover.quarantined", .. }) => {
+            format!("engine.store.reserved:{}", 5 + random.below(10))
+        }
         Killed::At(Point { phase: Phase::Takeover, .. }) => {
-            format!("table.pin.free:{}", 12 + random.below(20))
+            format!("table.object.set:{}", 12 + random.below(20))
         }
         _ => String::new(),
     };
     let daemon = Daemon::launch(&[("LMCACHED_FAILPOINT", &first)], &flags);
-    let crew = Crew::new(&daemon, seed.wrapping_add(stream), killed.class());
+    let crew = Crew::new(&daemon, seed.wrapping_add(stream), killed.class(), !killed.gives_up());
     let mut case = Case { daemon, crew, random, quotas: Quotas::default(), report: Report::default() };
     let result = case.go(killed, &armed).await;
     result.map(|()| case.report).map_err(|what| {

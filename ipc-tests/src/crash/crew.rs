@@ -20,6 +20,7 @@ pub struct Crew {
     journals: Journals,
     seed: u64,
     class: Class,
+    known: bool,
     workers: Vec<Worker>,
     /// Processes started so far; each has a journal and a seed of its own.
     started: u64,
@@ -33,11 +34,11 @@ struct Worker {
 }
 
 impl Crew {
-    /// No process yet.
-    pub fn new(daemon: &Daemon, seed: u64, class: Class) -> Crew {
+    /// No process yet. `known`: the daemon must know its workers again after a restart.
+    pub fn new(daemon: &Daemon, seed: u64, class: Class, known: bool) -> Crew {
         let (endpoint, pool) = (endpoint(daemon), daemon.pool_path());
         let journals = Journals::in_dir(daemon.dir());
-        Crew { endpoint, pool, journals, seed, class, workers: Vec::new(), started: 0 }
+        Crew { endpoint, pool, journals, seed, class, known, workers: Vec::new(), started: 0 }
     }
 
     /// Starts the workers that are missing.
@@ -57,7 +58,7 @@ impl Crew {
             .arg(&self.endpoint)
             .arg(&self.pool)
             .arg(self.journals.path(self.started))
-            .args([seed.to_string(), number.to_string(), format!("{:?}", self.class)])
+            .args([seed.to_string(), number.to_string(), format!("{:?}", self.class), self.known.to_string()])
             .stdin(Stdio::piped())
             .spawn()
             .expect("worker starts");

@@ -87,7 +87,10 @@ pub async fn look(
             }
             let prefix = there.iter().take_while(|there| **there).count();
             // Where objects may go at any moment, the lookup is only good for what it holds.
-            if usize::from(found) > prefix || (class.keeps() && usize::from(found) < prefix) {
+            // With two sizes of objects it finds those of workers of the other size, too.
+            if (class.uniform() && usize::from(found) > prefix)
+                || (class.keeps() && usize::from(found) < prefix)
+            {
                 return Err(format!("a lookup of {first:?} found {found} chunks, and {there:?} are served"));
             }
             link.end_session(&request).await.map_err(failed("end_session"))?;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lmcache_proto::wire::{Request, Slot};
+use lmcache_proto::wire::{Request, Response, Slot};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::journal::{Entry, Journal};
@@ -38,6 +38,8 @@ pub struct Plan {
     pub number: u64,
     /// What it does besides.
     pub class: Class,
+    /// Whether the daemon must know it again after a restart: it takes the pool over.
+    pub known: bool,
 }
 
 /// Prepared and not committed.
@@ -55,13 +57,16 @@ struct Worker {
     open: Vec<Open>,
     requests: u64,
     wide: bool,
+    /// The pool as it was when the daemon said that the worker is registered, until the worker asked for the opposite.
+    registered: Option<Arc<Pool>>,
 }
 
 /// Works until the harness says `end`, goes away, or kills the process.
 pub async fn run(plan: Plan, mut words: UnboundedReceiver<String>) {
     let journal = Journal::open(&plan.journal);
     let random = Random::new(plan.seed, plan.number + 1);
-    let mut worker = Worker { plan, journal, random, open: Vec::new(), requests: 0, wide: false };
+    let mut worker =
+        Worker { plan, journal, random, open: Vec::new(), requests: 0, wide: false, registered: None };
     let mut steps = u32::MAX;
     loop {
         match worker.serve(steps, &mut words).await {
@@ -89,7 +94,11 @@ impl Worker {
 
     async fn serve(&mut self, steps: u32, words: &mut UnboundedReceiver<String>) -> Result<(), Lost> {
         let mut link = Link::open(&self.plan.endpoint).await?;
-        let mut pool = self.register(&mut link).await?;
+        let mut pool = match self.registered.clone() {
+            // A daemon that was restarted knows it still.
+            Some(pool) if self.random.one_in(2) && self.is_known(&mut link).await? => pool,
+            _ => self.register(&mut link).await?,
+        };
         let mut done = 0;
         loop {
             if done == steps {
@@ -109,7 +118,17 @@ impl Worker {
 
     async fn register(&mut self, link: &mut Link) -> Result<Arc<Pool>, Lost> {
         let (id, shape) = (self.id(), model(self.model(), self.wide));
-        link.register(&shape, id, &self.plan.pool).await.map(Arc::new)
+        let pool = link.register(&shape, id, &self.plan.pool).await.map(Arc::new)?;
+        self.registered = Some(pool.clone());
+        Ok(pool)
+    }
+
+    async fn is_known(&mut self, link: &mut Link) -> Result<bool, Lost> {
+        let known = link.call(&Request::Ping { instance_id: Some(self.id()) }).await? == Response::Flag(true);
+        if self.plan.known && !known {
+            return Err(Lost::Wrong(format!("the registration of worker {} is lost", self.id())));
+        }
+        Ok(known)
     }
 
     async fn step(&mut self, link: &mut Link, pool: &mut Arc<Pool>) -> Result<(), Lost> {
@@ -125,6 +144,7 @@ impl Worker {
             80..88 => self.look(link).await,
             88..92 => {
                 if self.random.one_in(2) {
+                    self.registered = None;
                     // What it has reserved goes into quarantine, and is written all the same.
                     link.call(&Request::UnregisterEngineDriven { instance_id: self.id() }).await?;
                 }
