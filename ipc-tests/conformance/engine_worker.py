@@ -69,6 +69,7 @@ def generate(llm, sampling, prompts: list[list[int]]) -> list[dict]:
         {
             "tokens": list(output.outputs[0].token_ids),
             "cached": output.num_cached_tokens,
+            "reason": output.outputs[0].finish_reason,
             "stats": (output.kv_transfer_params or {}).get("cached_token_stats"),
         }
         for output in outputs

@@ -11,6 +11,7 @@ import typing
 import bench_checks
 import l2_checks
 import restart_checks
+import survive_checks
 import trace_checks
 import vllm_checks
 from processes import Failure, Process
@@ -34,7 +35,7 @@ def guarded(name: str, report: Report, body: typing.Callable[[], None]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=["all", "bench", "l2", "vllm", "restart"], required=True)
+    parser.add_argument("--only", choices=["all", "bench", "l2", "vllm", "restart", "survive"], required=True)
     parser.add_argument("--server", choices=["lmcached", "peer"], required=True)
     parser.add_argument("--venv", type=pathlib.Path, required=True)
     parser.add_argument("--work", type=pathlib.Path, required=True)
@@ -57,13 +58,19 @@ def main() -> int:
     python = options.venv / "bin" / "python"
     report = Report(options.server == "peer")
     reference = Reference(python, options.work / "model", logs)
-    wanted = ["bench", "l2", "vllm", "restart"] if options.only == "all" else [options.only]
+    wanted = ["bench", "l2", "vllm", "restart", "survive"] if options.only == "all" else [options.only]
 
     scenarios = {}
     if "vllm" in wanted:
         scenarios |= vllm_checks.SCENARIOS
     if "restart" in wanted:
         scenarios |= restart_checks.SCENARIOS
+    # The real server loses its cache with its life: there is nothing to prove with it. A whole run does the half of this
+    # that must not fail.
+    survivors = []
+    if "survive" in wanted and options.server == "lmcached":
+        survivors = [name for name in survive_checks.NAMES if options.only == "survive" or name.endswith(".recompute")]
+        scenarios |= {name: survive_checks.SCENARIOS[name] for name in survivors}
 
     def with_server(name: str, checks: typing.Callable[[Server], None], flags: typing.Sequence[str] = ()) -> None:
         """Each part has a server of its own, so that one part's failure is not the next one's start."""
@@ -92,6 +99,8 @@ def main() -> int:
             guarded("trace", report, lambda: trace_checks.run_all(report, *places))
     if "restart" in wanted and reference.outputs:
         with_server("restart", lambda server: restart_checks.run_all(server, report, reference, logs))
+    if survivors and reference.outputs:
+        with_server("survive", lambda server: survive_checks.run_all(server, report, reference, logs, survivors))
     return report.end()
 
 

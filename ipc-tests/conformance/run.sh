@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Runs the real LMCache 0.5.6 client and a real vLLM against lmcached. See README.md beside this file.
 #
-#   run.sh [--only bench|l2|vllm|restart] [--server lmcached|peer]
+#   run.sh [--only bench|l2|vllm|restart|survive] [--server lmcached|peer]
 #
 # CONFORMANCE_VENV  use this Python environment instead of making one
 # LMCACHED_BIN      use this daemon instead of building it
 set -euo pipefail
 
 usage() {
-  echo "usage: run.sh [--only bench|l2|vllm|restart] [--server lmcached|peer]" >&2
+  echo "usage: run.sh [--only bench|l2|vllm|restart|survive] [--server lmcached|peer]" >&2
   exit 2
 }
 
@@ -20,7 +20,7 @@ while [ $# -gt 0 ]; do
     *) usage ;;
   esac
 done
-case "$only" in all|bench|l2|vllm|restart) ;; *) usage ;; esac
+case "$only" in all|bench|l2|vllm|restart|survive) ;; *) usage ;; esac
 case "$server" in lmcached|peer) ;; *) usage ;; esac
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

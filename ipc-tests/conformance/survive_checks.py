@@ -1,0 +1,131 @@
+"""The server is killed (SIGKILL) and started again ten times under an engine that never stops generating.
+
+With the load failure policy `recompute` no request may fail or differ from what an engine without a cache says, and after each
+restart everything that was stored before must be found again. What it costs is printed: the seconds from the kill to the
+first batch that is served as before, and how many prompts were computed again meanwhile. With the policy `fail` the engine
+reports a failed load to its client; how many requests that were is printed.
+"""
+
+import pathlib
+import random
+import threading
+import time
+
+import prompts
+from engine import Engine, connector, vllm_count, wrong_tokens
+from processes import Failure
+from reference import Reference
+from report import Report
+from server import Server
+
+MODES = ("engine_driven", "lmcache_driven")
+POLICIES = ("recompute", "fail")
+RESTARTS = 10
+HEARTBEAT = 1
+MQ_TIMEOUT = 5
+# From the kill until the engine is served as before. Two of its timeouts and several heartbeats.
+RECOVERY_DEADLINE = 60.0
+# The kill comes at a moment of a batch that nobody chose.
+LONGEST_DELAY = 1.0
+PROMPTS = 5
+
+NAMES = [f"survive.{mode}.{policy}" for mode in MODES for policy in POLICIES]
+SCENARIOS = {
+    name: [batch for number in range(PROMPTS) for batch in prompts.single(50_000 + 100 * seed + number)]
+    for seed, name in enumerate(NAMES)
+}
+
+
+class Kill(threading.Thread):
+    """Kills the server after a while and starts it again."""
+
+    def __init__(self, server: Server, delay: float):
+        super().__init__(daemon=True)
+        self.server, self.delay = server, delay
+        self.at: float | None = None
+        self.back = False
+        self.failure: Failure | None = None
+
+    def run(self) -> None:
+        time.sleep(self.delay)
+        self.at = time.monotonic()
+        self.server.kill()
+        try:
+            self.server.start()
+            self.back = True
+        except Failure as failure:
+            self.failure = failure
+
+
+class Survive:
+    def __init__(self, name: str, engine: Engine, server: Server, report: Report, reference: Reference):
+        self.name, self.engine, self.server, self.report = name, engine, server, report
+        self.batch = prompts.flat(SCENARIOS[name])
+        self.outputs = [output for output in reference.outputs[name]]
+        self.tolerant = name.endswith(".recompute")
+        # The same kills in every run.
+        self.delays = random.Random(name)
+        self.problems: list[str] = []
+
+    def send(self) -> tuple[int, int]:
+        """Sends all prompts at once; returns how many were served from the cache as far as it goes, and how many failed."""
+        results = self.engine.generate([self.batch])
+        failed = [result["reason"] == "error" for result in results]
+        if self.tolerant and any(failed):
+            self.problems.append(f"{sum(failed)} requests failed")
+        right = [number for number, bad in enumerate(failed) if not bad]
+        chosen = [self.batch[number] for number in right], [results[number] for number in right]
+        self.problems += wrong_tokens(*chosen, [self.outputs[number] for number in right])
+        served = sum(results[number]["cached"] == vllm_count(self.batch[number], "warm") for number in right)
+        return served, sum(failed)
+
+    def restart(self, number: int) -> None:
+        kill = Kill(self.server, self.delays.uniform(0, LONGEST_DELAY))
+        kill.start()
+        recomputed = failed = 0
+        deadline = time.monotonic() + RECOVERY_DEADLINE
+        while True:
+            back = kill.back
+            served, errors = self.send()
+            now = time.monotonic()
+            failed += errors
+            recomputed += len(self.batch) - served - errors
+            if kill.failure:
+                raise kill.failure
+            # Only a batch that began after the restart says that all is as before.
+            if back and served == len(self.batch):
+                break
+            if now > deadline:
+                self.problems.append(f"restart {number}: {served} of {len(self.batch)} prompts served after {RECOVERY_DEADLINE} s")
+                break
+        kill.join()
+        seconds = now - kill.at
+        print(
+            f"{self.name}: restart {number}: {seconds:.1f} s until served as before, "
+            f"{recomputed} prompts computed again, {failed} requests failed",
+            flush=True,
+        )
+
+    def run(self) -> None:
+        # What an earlier batch stored is there when its stores have been answered.
+        self.engine.generate([self.batch], self.server)
+        served, _ = self.send()
+        if served != len(self.batch):
+            self.problems.append(f"before the first kill {served} of {len(self.batch)} prompts are served")
+        for number in range(1, RESTARTS + 1):
+            self.restart(number)
+        self.report.check(self.name, self.problems)
+
+
+def run_all(server: Server, report: Report, reference: Reference, logs: pathlib.Path, names: list[str]) -> None:
+    for name in names:
+        _, mode, policy = name.split(".")
+        settings = connector(server, mode, load_failure=policy, timeout=MQ_TIMEOUT, heartbeat=HEARTBEAT)
+        if not server.running:
+            server.start()
+        try:
+            with Engine(name, settings, reference.python, reference.model, logs) as engine:
+                Survive(name, engine, server, report, reference).run()
+        except Failure as failure:
+            report.check(f"{name}.completes", [str(failure)])
+            server.require_not_crashed()
