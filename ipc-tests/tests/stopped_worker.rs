@@ -16,11 +16,12 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(endpoint: &str, daemon: &Daemon) -> Worker {
+    fn start(endpoint: &str, daemon: &Daemon, what: &str) -> Worker {
         let program = binary().with_file_name("stopping-worker");
         let mut child = Command::new(program)
             .arg(endpoint)
             .arg(daemon.pool_path())
+            .arg(what)
             .stdout(Stdio::piped())
             .spawn()
             .expect("worker starts");
@@ -101,7 +102,7 @@ async fn scenario(ipc: bool) {
     let pool = Pool::open(&daemon.pool_path());
     let model = Model::small("m");
     let endpoint = if ipc { format!("ipc://{}/sock", daemon.dir().display()) } else { daemon.endpoint() };
-    let mut worker = Worker::start(&endpoint, &daemon);
+    let mut worker = Worker::start(&endpoint, &daemon, "store");
     assert_eq!(worker.line(), "prepared 4");
     worker.stopped().await;
     eventually("its time is over", async || {
@@ -141,7 +142,7 @@ async fn a_restarted_daemon_honours_the_slots_of_a_stopped_worker() {
     let pool = Pool::open(&daemon.pool_path());
     let model = Model::small("m");
     let endpoint = format!("ipc://{}/sock", daemon.dir().display());
-    let mut worker = Worker::start(&endpoint, &daemon);
+    let mut worker = Worker::start(&endpoint, &daemon, "store");
     assert_eq!(worker.line(), "prepared 4");
     worker.stopped().await;
     daemon.crash_and_restart().await;
@@ -157,11 +158,74 @@ async fn a_restarted_daemon_honours_the_slots_of_a_stopped_worker() {
     .await;
 }
 
+/// Stopped between its prepare and its copy, its time past, the daemon killed and restarted, the pool refilled by others, and
+/// then continued: no byte of another object changes, and nothing wrong is read.
+async fn outlives_the_daemon(what: &str, ipc: bool) {
+    let mut daemon = Daemon::start(&[
+        "--l1-size-gb=0.008",
+        "--l1-write-ttl-seconds=1",
+        "--lease-grace-seconds=1",
+        "--bind=ipc://{dir}/sock",
+    ])
+    .await;
+    let pool = Pool::open(&daemon.pool_path());
+    let model = Model::small("m");
+    let endpoint = if ipc { format!("ipc://{}/sock", daemon.dir().display()) } else { daemon.endpoint() };
+    let mut worker = Worker::start(&endpoint, &daemon, what);
+    assert_eq!(worker.line(), "prepared 4");
+    worker.stopped().await;
+    if what == "store" {
+        daemon.metric_becomes("lmcached_l1_quarantined_objects", &[], 4.0).await;
+    }
+    daemon.crash_and_restart().await;
+    assert_eq!(daemon.metric("lmcached_l1_pins", &[]).await, 4.0, "the pins were found");
+    let seeds = fill(&daemon, &pool, &model).await;
+    assert!(daemon.metric("lmcache_mp_l1_evicted_keys_total", &[]).await > 60.0, "filled over and over");
+    kill(worker.pid(), Signal::SIGCONT).expect("continue");
+    if what == "retrieve" {
+        assert_eq!(worker.line(), "read true");
+    }
+    // Its commit has no connection any more; it dies of that.
+    let _ = worker.child.wait();
+    assert!(check(&daemon, &pool, &model, &seeds).await > 0, "nobody's bytes have changed");
+    if what == "store" {
+        let mut client = daemon.connect().await;
+        assert_eq!(
+            lookup(&mut client, &model, "late", &prompt(77, 4), 1).await,
+            0,
+            "nothing of it is served"
+        );
+    }
+    if ipc {
+        daemon.metric_becomes("lmcached_l1_pins", &[], 0.0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_outlives_its_daemon_scribbles_on_nobody_over_ipc() {
+    outlives_the_daemon("store", true).await;
+}
+
+#[tokio::test]
+async fn a_write_that_outlives_its_daemon_scribbles_on_nobody_over_tcp() {
+    outlives_the_daemon("store", false).await;
+}
+
+#[tokio::test]
+async fn a_read_that_outlives_its_daemon_reads_what_it_was_promised_over_ipc() {
+    outlives_the_daemon("retrieve", true).await;
+}
+
+#[tokio::test]
+async fn a_read_that_outlives_its_daemon_reads_what_it_was_promised_over_tcp() {
+    outlives_the_daemon("retrieve", false).await;
+}
+
 #[tokio::test]
 async fn a_killed_worker_gives_its_slots_back() {
     let daemon = Daemon::start(&["--bind=ipc://{dir}/sock", "--l1-write-ttl-seconds=4"]).await;
     let endpoint = format!("ipc://{}/sock", daemon.dir().display());
-    let mut worker = Worker::start(&endpoint, &daemon);
+    let mut worker = Worker::start(&endpoint, &daemon, "store");
     assert_eq!(worker.line(), "prepared 4");
     worker.stopped().await;
     assert_eq!(daemon.metric("lmcached_l1_pins", &[]).await, 4.0);

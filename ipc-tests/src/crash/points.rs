@@ -21,13 +21,15 @@ pub enum Class {
     Tiered,
     /// With quotas that are changed all the time.
     Quotas,
+    /// With checksums of what objects are, looked at after the restart.
+    Checked,
     /// Workers that are killed.
     Deaths,
 }
 
 impl Class {
     /// All of them.
-    pub const ALL: [Class; 10] = [
+    pub const ALL: [Class; 11] = [
         Class::Roomy,
         Class::Full,
         Class::Evicting,
@@ -37,6 +39,7 @@ impl Class {
         Class::Unlinking,
         Class::Tiered,
         Class::Quotas,
+        Class::Checked,
         Class::Deaths,
     ];
 
@@ -54,6 +57,7 @@ impl Class {
             Class::Evicting => vec![SMALL],
             Class::Overdue => vec!["--l1-write-ttl-seconds=1"],
             Class::Tiered => vec![r#"--l2-adapter={"type":"fs","base_path":"{dir}/l2"}"#],
+            Class::Checked => vec!["--l1-checksums", "--verify-payload"],
             Class::Quotas => vec!["--state-dir={dir}/state"],
             _ => vec![],
         }
@@ -110,6 +114,7 @@ const CLEARING: Phase = Phase::Work(Class::Clearing);
 const OVERDUE: Phase = Phase::Work(Class::Overdue);
 const UNLINKING: Phase = Phase::Work(Class::Unlinking);
 const TIERED: Phase = Phase::Work(Class::Tiered);
+const CHECKED: Phase = Phase::Work(Class::Checked);
 const QUOTAS: Phase = Phase::Work(Class::Quotas);
 
 /// The points of every run of the tests: of each kind of step those next to what is written.
@@ -173,6 +178,8 @@ pub const FULL_RUN: &[Point] = &[
     point("table.pin.free", WORK, 150),
     point("table.pin.counted", WORK, 150),
     point("table.name.free", WORK, 5),
+    point("table.payload.before", CHECKED, 40),
+    point("table.payload.set", CHECKED, 40),
     point("table.name.set", WORK, 5),
     point("l1.reserve.before", WORK, 40),
     point("l1.reserve.done", Phase::Work(Class::Full), 40),

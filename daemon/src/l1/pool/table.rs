@@ -289,7 +289,9 @@ impl Table {
         // SAFETY: in the mapping; the field is only accessed as an atomic.
         let cell = unsafe { &(*self.object(index)).payload };
         // Relaxed: the state that makes it count is stored with Release afterwards (`set_object_state`).
+        failpoint::hit("table.payload.before");
         cell.store(checksum, Ordering::Relaxed);
+        failpoint::hit("table.payload.set");
     }
 
     /// The checksum of an object's bytes; 0 is none.
