@@ -6,9 +6,9 @@ first batch that is served as before, and how many prompts were computed again m
 reports a failed load to its client; how many requests that were is printed.
 """
 
+import concurrent.futures
 import pathlib
 import random
-import threading
 import time
 
 import prompts
@@ -36,25 +36,23 @@ SCENARIOS = {
 }
 
 
-class Kill(threading.Thread):
+# One thread for all restarts, and to the end: a server dies with the thread that has started it (PR_SET_PDEATHSIG).
+RESTARTER = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+
+
+class Kill:
     """Kills the server after a while and starts it again."""
 
     def __init__(self, server: Server, delay: float):
-        super().__init__(daemon=True)
         self.server, self.delay = server, delay
-        self.at: float | None = None
-        self.back = False
-        self.failure: Failure | None = None
+        self.at = 0.0
+        self.back = RESTARTER.submit(self._run)
 
-    def run(self) -> None:
+    def _run(self) -> None:
         time.sleep(self.delay)
         self.at = time.monotonic()
         self.server.kill()
-        try:
-            self.server.start()
-            self.back = True
-        except Failure as failure:
-            self.failure = failure
+        self.server.start()
 
 
 class Survive:
@@ -81,24 +79,23 @@ class Survive:
 
     def restart(self, number: int) -> None:
         kill = Kill(self.server, self.delays.uniform(0, LONGEST_DELAY))
-        kill.start()
         recomputed = failed = 0
         deadline = time.monotonic() + RECOVERY_DEADLINE
         while True:
-            back = kill.back
+            back = kill.back.done()
             served, errors = self.send()
             now = time.monotonic()
             failed += errors
             recomputed += len(self.batch) - served - errors
-            if kill.failure:
-                raise kill.failure
+            if back:
+                kill.back.result()
             # Only a batch that began after the restart says that all is as before.
             if back and served == len(self.batch):
                 break
             if now > deadline:
                 self.problems.append(f"restart {number}: {served} of {len(self.batch)} prompts served after {RECOVERY_DEADLINE} s")
                 break
-        kill.join()
+        kill.back.result()
         seconds = now - kill.at
         print(
             f"{self.name}: restart {number}: {seconds:.1f} s until served as before, "
