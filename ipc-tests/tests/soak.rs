@@ -15,6 +15,7 @@ use ipc_tests::pool::Pool;
 use ipc_tests::worker::{
     CHUNK, Model, commit_retrieve, commit_store, lookup, prepare_retrieve, prepare_store, prompt,
 };
+use lmcache_client::Connection;
 use lmcache_proto::wire::Request;
 
 const WORKERS: u64 = 64;
@@ -23,6 +24,8 @@ const CHUNKS: usize = 4;
 const PROMPTS: u64 = 192;
 /// Longest time of one step of a worker, some eight requests. A request without an answer ends here.
 const STUCK: Duration = Duration::from_secs(60);
+/// Longest wait for a connection.
+const CONNECT: Duration = Duration::from_secs(30);
 /// What the daemon's own memory may grow by after the first twelfth of a long run.
 const DRIFT: f64 = 0.02;
 
@@ -64,9 +67,10 @@ impl Worker {
         1000 + self.number
     }
 
-    async fn run(mut self, daemon: &Daemon, until: Instant) {
+    async fn run(mut self, endpoint: String, until: Instant) {
         while Instant::now() < until {
-            let mut client = daemon.connect().await;
+            let mut client =
+                Connection::connect(&endpoint, CONNECT).await.expect("the daemon accepts clients");
             client.call(&self.model.registration(self.id())).await.expect("register");
             // A few hundred steps, then it goes as a process that dies goes: in the middle.
             let steps = 50 + self.random.below(400);
@@ -83,7 +87,7 @@ impl Worker {
     }
 
     /// One request of an engine: looked up, what is there retrieved, the rest stored.
-    async fn step(&mut self, client: &mut lmcache_client::Connection) {
+    async fn step(&mut self, client: &mut Connection) {
         let seed = self.random.below(PROMPTS);
         let tokens = prompt(seed as u32, CHUNKS);
         let request = self.request();
@@ -123,7 +127,7 @@ impl Worker {
     }
 
     /// Goes with a lookup that was never used and a store that was never committed.
-    async fn leave(&mut self, client: &mut lmcache_client::Connection) {
+    async fn leave(&mut self, client: &mut Connection) {
         let seed = self.random.below(PROMPTS);
         let tokens = prompt(seed as u32, CHUNKS);
         let request = self.request();
@@ -154,7 +158,7 @@ fn own_memory(pid: u32) -> f64 {
     line.split_ascii_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn a_long_time_of_heavy_use_leaves_nothing_behind() {
     let seconds: u64 =
         std::env::var("LMCACHED_SOAK_SECONDS").map_or(10, |text| text.parse().expect("seconds"));
@@ -176,11 +180,12 @@ async fn a_long_time_of_heavy_use_leaves_nothing_behind() {
         "--worker-reap-timeout-seconds=30".to_owned(),
         "--worker-registration-grace-seconds=30".to_owned(),
     ];
-    let daemon = Arc::new(Daemon::start(&flags.each_ref().map(String::as_str)).await);
+    let daemon = Daemon::start(&flags.each_ref().map(String::as_str)).await;
     let pool = Arc::new(Pool::open(&daemon.pool_path()));
     let told = Arc::new(Told::default());
     let began = Instant::now();
     let until = began + Duration::from_secs(seconds);
+    let local = tokio::task::LocalSet::new();
     let mut workers = tokio::task::JoinSet::new();
     for number in 0..WORKERS {
         let worker = Worker {
@@ -191,14 +196,18 @@ async fn a_long_time_of_heavy_use_leaves_nothing_behind() {
             told: told.clone(),
             requests: 0,
         };
-        let daemon = daemon.clone();
-        workers.spawn(async move { worker.run(&daemon, until).await });
+        workers.spawn_local_on(worker.run(daemon.endpoint(), until), &local);
     }
-    tokio::time::sleep(Duration::from_secs(seconds).div_f64(12.0)).await;
-    let early = own_memory(daemon.pid());
-    while let Some(ended) = workers.join_next().await {
-        ended.expect("a worker");
-    }
+    let early = local
+        .run_until(async {
+            tokio::time::sleep(Duration::from_secs(seconds).div_f64(12.0)).await;
+            let early = own_memory(daemon.pid());
+            while let Some(ended) = workers.join_next().await {
+                ended.expect("a worker");
+            }
+            early
+        })
+        .await;
     let late = own_memory(daemon.pid());
 
     // Everybody is gone: what was held is given back.
