@@ -7,6 +7,8 @@ pub mod device;
 pub mod engine;
 pub mod events;
 pub mod failpoint;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod http;
 pub mod l1;
 pub mod l2;

@@ -97,6 +97,15 @@ impl Levels {
     }
 }
 
+/// Levels of a log that goes nowhere.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn unheard_levels() -> Levels {
+    let (layer, handle) = reload::Layer::new(filter(LogLevel::Error));
+    // The handle asks it to live.
+    Box::leak(Box::new(layer));
+    Levels { handle, now: Arc::new(Mutex::new(Now { all: LogLevel::Error, modules: BTreeMap::new() })) }
+}
+
 /// Starts logging as `config` says. `RUST_LOG`, when set, refines the level per module.
 ///
 /// # Errors

@@ -7,9 +7,13 @@
 //! * [`shm`]: `#[repr(C)]` layouts of the segments that processes share.
 //! * [`zmtp`]: framing of ZeroMQ's TCP and Unix transports.
 //! * [`transfer_id`]: the number that names one transfer.
+//!
+//! The feature `fuzzing` adds the bodies of the fuzz targets.
 #![deny(unsafe_code)]
 
 pub mod fnv;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod hash;
 pub mod layout;
 pub mod object_key;

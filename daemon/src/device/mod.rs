@@ -16,6 +16,8 @@ pub mod checksum;
 pub mod copy;
 pub mod cpu_shm;
 pub mod format;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub mod groups;
 pub mod objects;
 pub mod plan;

@@ -10,6 +10,8 @@ mod call;
 mod config_page;
 mod drain;
 mod events;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod guard;
 pub mod history;
 mod info;

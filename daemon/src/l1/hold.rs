@@ -5,6 +5,7 @@ use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::shm::PinKind;
 
 use super::index::{Index, Key, RemovalCause, ReserveError, Reserved};
+use super::lock::Lock;
 use super::names::NameId;
 use super::pool::{SlotMut, SlotRef};
 use super::{L1, ObjectId, Owner, Pin, Pinned, SLICE};
@@ -14,7 +15,7 @@ pub trait Cells: Iterator<Item = (ChunkHash, u32, u32)> + Clone {}
 
 impl<I: Iterator<Item = (ChunkHash, u32, u32)> + Clone> Cells for I {}
 
-impl L1 {
+impl<K: Lock<Index>> L1<K> {
     /// Reserves memory for the objects of `cells` (hash, rank, group) that are not there yet: all of them or none.
     ///
     /// With an `owner` the pins are in the shared table and survive the daemon; without, they are the daemon's own.

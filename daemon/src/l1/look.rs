@@ -8,7 +8,8 @@ use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::object_key::ObjectKey;
 use lmcache_proto::shm::ObjectState;
 
-use super::index::{Key, RemovalCause};
+use super::index::{Index, Key, RemovalCause};
+use super::lock::Lock;
 use super::{L1, ObjectId, SLICE};
 
 /// Records that one listing looks at: a tenth of a second of short locks. A page may be empty and not the last.
@@ -59,7 +60,7 @@ pub struct Deleted {
     pub held: u64,
 }
 
-impl L1 {
+impl<K: Lock<Index>> L1<K> {
     /// About `limit` objects from record `from` on, and where the next page starts. Records move only when objects come and
     /// go: an object that is there all the time is listed once.
     pub fn list(&self, wanted: &Wanted, from: usize, limit: usize) -> (Vec<Seen>, Option<usize>) {
@@ -144,13 +145,7 @@ impl L1 {
 
     /// Waits until nobody holds anything, at most until `until`. Says whether that came.
     pub fn wait_unheld(&self, until: Instant) -> bool {
-        let mut index = self.index.lock();
-        while index.leased_now > 0 || index.pins_now > 0 {
-            if self.unheld.wait_until(&mut index, until).timed_out() {
-                return index.leased_now == 0 && index.pins_now == 0;
-            }
-        }
-        true
+        self.index.wait_while(until, |index| index.leased_now > 0 || index.pins_now > 0)
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lmcache_proto::hash::ChunkHash;
 
 use super::index::{Index, Key};
+use super::lock::Lock;
 use super::{L1, ObjectId};
 
 /// Chunks looked up per hold of the lock.
@@ -44,7 +45,7 @@ pub struct Hit {
     pub cells: Vec<LeasedCell>,
 }
 
-impl L1 {
+impl<K: Lock<Index>> L1<K> {
     /// Leases the longest prefix of `hashes` that every row can serve (with its window rule), and nothing else.
     ///
     /// A hit of `L` chunks is valid iff each row has the last `min(window, L)` of them. The lock is taken anew for every

@@ -7,6 +7,7 @@
 //! * `index`: states, leases and pins;
 //! * `open`, `recover`: start, and what an earlier daemon left;
 //! * `lookup`, `hold`: what the engine does with it;
+//! * `lock`: the lock, which a model checker has one of its own for (`models`);
 //! * `look`: what operators see and do;
 //! * `quotas`: what a salt may take;
 //! * `verify`: checksums of the bytes, if asked for.
@@ -17,10 +18,15 @@
 #![deny(unsafe_code)]
 
 mod alloc;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod hold;
 mod index;
+mod lock;
 mod look;
 mod lookup;
+#[cfg(test)]
+mod models;
 mod names;
 mod open;
 mod policy;
@@ -33,11 +39,10 @@ mod verify;
 
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
-
 pub use hold::Cells;
 use index::Index;
 pub use index::{Key, RemovalCause, Removed, ReserveError, Reserved, Totals};
+use lock::{Blocking, Lock};
 pub use look::{Deleted, Seen, Wanted};
 pub use lookup::{Hit, LeasedCell, Row, first_needed, longest_prefix};
 pub use names::NameId;
@@ -119,22 +124,21 @@ pub struct Stats {
 
 /// The cache's memory.
 #[derive(Debug)]
-pub struct L1 {
+pub struct L1<K: Lock<Index> = Blocking<Index>> {
     pool: Pool,
     table: Table,
     quotas: Arc<Quotas>,
     /// `--l1-checksums`.
     checksums: bool,
-    index: Mutex<Index>,
-    /// Woken when the last hold of all has ended.
-    unheld: Condvar,
+    /// Those who wait here are told when the last hold of all has ended.
+    index: K,
 }
 
-impl L1 {
+impl<K: Lock<Index>> L1<K> {
     /// Wakes whoever waits until nobody holds anything. Costs a look at two numbers while somebody does.
     fn tell_unheld(&self, index: &Index) {
         if index.leased_now == 0 && index.pins_now == 0 {
-            self.unheld.notify_all();
+            self.index.tell();
         }
     }
 

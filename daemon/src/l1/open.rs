@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use lmcache_proto::hash::HashAlgorithm;
 use lmcache_proto::shm::{self, PAGE, TableLayout};
-use parking_lot::Mutex;
 use thiserror::Error;
 
 use super::L1;
 use super::index::Index;
+use super::lock::Lock;
 use super::names::Names;
 use super::policy::{Policy, PolicyKind};
 use super::pool::{
@@ -91,6 +91,13 @@ impl L1 {
     /// # Errors
     /// Not enough memory, or a living daemon owns the segments.
     pub fn open(config: &L1Config) -> Result<(L1, Recovered), OpenError> {
+        L1::open_with(config)
+    }
+}
+
+impl<K: Lock<Index>> L1<K> {
+    /// [`L1::open`] with the lock that `K` is.
+    pub(super) fn open_with(config: &L1Config) -> Result<(L1<K>, Recovered), OpenError> {
         let bytes = config.pool_bytes;
         let existing = pool::left_behind(&config.pool_name);
         // One without a byte is what a start that died has begun.
@@ -146,17 +153,7 @@ impl L1 {
             index.allocator.extend(0, frontier);
         }
         let quotas = config.quotas.clone();
-        Ok((
-            L1 {
-                pool,
-                table,
-                quotas,
-                checksums: config.checksums,
-                index: Mutex::new(index),
-                unheld: parking_lot::Condvar::new(),
-            },
-            recovered,
-        ))
+        Ok((L1 { pool, table, quotas, checksums: config.checksums, index: K::new(index) }, recovered))
     }
 }
 

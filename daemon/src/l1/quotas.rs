@@ -4,9 +4,11 @@
 //! held when their salt should have given them up.
 #![forbid(unsafe_code)]
 
+use super::index::Index;
+use super::lock::Lock;
 use super::{L1, SLICE};
 
-impl L1 {
+impl<K: Lock<Index>> L1<K> {
     /// Bytes of the pool that the objects of a salt take: readable ones, and those being written or still held.
     pub fn bytes_of_salt(&self, salt: &str) -> u64 {
         let index = self.index.lock();

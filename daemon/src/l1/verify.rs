@@ -12,7 +12,8 @@ use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::shm::ObjectState;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::index::RemovalCause;
+use super::index::{Index, RemovalCause};
+use super::lock::Lock;
 use super::pool::SlotRef;
 use super::{L1, ObjectId, Pin, Pinned};
 
@@ -25,7 +26,7 @@ pub fn payload_checksum(slot: &SlotRef<'_>, hash: &ChunkHash, rank: u32, group: 
     xxh3.digest().max(1)
 }
 
-impl L1 {
+impl<K: Lock<Index>> L1<K> {
     /// Whether objects get checksums when they are committed, and are held against them when they are read.
     pub fn checksums(&self) -> bool {
         self.checksums

@@ -5,6 +5,9 @@
 //! are visible in the store.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing;
+
 use std::fmt;
 use std::sync::Arc;
 

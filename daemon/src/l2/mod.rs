@@ -21,6 +21,8 @@ pub mod control;
 pub mod error;
 pub mod fault_inject;
 mod fs;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod io;
 pub mod ledger;
 pub mod memory;

@@ -15,6 +15,8 @@ mod tests;
 
 use parking_lot::Mutex;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use record::fuzz_record;
 pub use record::{Kept, MemoryFile, Mode};
 
 use log::Log;

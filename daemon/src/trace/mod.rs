@@ -22,6 +22,8 @@
 mod decode;
 mod encode;
 mod format;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod info;
 mod operation;
 mod reader;

@@ -50,8 +50,9 @@ pub struct Totals {
     pub damaged: u64,
 }
 
+/// See the module.
 #[derive(Debug)]
-pub(in crate::l1) struct Index {
+pub struct Index {
     map: FxHashMap<Key, u32>,
     entries: Vec<Entry>,
     unused: Vec<u32>,

@@ -30,6 +30,8 @@ use super::registry::{Counting, Recipe};
 use super::settings::{Settings, SettingsError};
 use crate::failpoint;
 use sidecar::Sidecar;
+#[cfg(feature = "fuzzing")]
+pub(super) use sidecar::fuzz_crc_line;
 use temp::Temp;
 
 /// Block of direct I/O: no file system that matters wants more, and the pool's objects start on pages.

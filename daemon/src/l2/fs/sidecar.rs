@@ -60,9 +60,24 @@ pub(super) fn read(file: &File, meta: &Metadata, path: &Path) -> Option<Checksum
     if let Ok(len) = fgetxattr(file, ATTRIBUTE, &mut value[..]) {
         return Checksum::parse(&value[..len]);
     }
-    let line = read_line(&crc_path(path)).ok()?;
+    of_line(&read_line(&crc_path(path)).ok()?, &identity(meta))
+}
+
+/// The checksum of a `.crc` file's line, if it is about the file of this identity.
+fn of_line(line: &str, identity: &str) -> Option<Checksum> {
     let (sum, about) = line.trim_end().split_once(' ')?;
-    (about == identity(meta)).then(|| Checksum::parse(sum.as_bytes()))?
+    (about == identity).then(|| Checksum::parse(sum.as_bytes()))?
+}
+
+/// A `.crc` file that holds anything.
+#[cfg(feature = "fuzzing")]
+pub(in crate::l2) fn fuzz_crc_line(text: &[u8]) {
+    const ABOUT: &str = "ino=1 size=2 mtime=3.000000004";
+    let Ok(line) = std::str::from_utf8(text) else { return };
+    if let Some(sum) = of_line(line, ABOUT) {
+        assert_eq!(of_line(&format!("{sum} {ABOUT}\n"), ABOUT), Some(sum));
+        assert_eq!(of_line(line, "ino=1 size=2 mtime=3.000000005"), None, "another file's");
+    }
 }
 
 fn read_line(path: &Path) -> io::Result<String> {

@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 mod device;
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing;
 mod index;
 mod layout;
 

@@ -9,12 +9,15 @@
 //! A load that fails or is given up closes it, so no reply is ever taken for another's.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing;
+
 use std::time::Duration;
 use std::{fmt, io};
 
 use lmcache_proto::object_key::ObjectKey;
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -45,8 +48,8 @@ pub(super) struct Direct {
 }
 
 /// One connection and what was read of it ahead.
-struct Wire {
-    stream: TcpStream,
+struct Wire<S = TcpStream> {
+    stream: S,
     buffer: Box<[u8]>,
     /// Unread bytes of the buffer.
     start: usize,
@@ -167,7 +170,7 @@ impl Direct {
     }
 }
 
-impl Wire {
+impl<S: AsyncRead + Unpin> Wire<S> {
     /// The rest of a reply whose first line has come.
     async fn reply(
         &mut self,

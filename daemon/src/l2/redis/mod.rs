@@ -28,6 +28,8 @@ use super::registry::{Counting, Recipe};
 use super::settings::{Settings, SettingsError};
 use connect::{Address, Connections, Link};
 use direct::Direct;
+#[cfg(feature = "fuzzing")]
+pub(super) use direct::fuzzing::reply as fuzz_reply;
 
 /// Transfers in flight on each connection: one on the wire, one being copied, one waiting. Each holds a whole value.
 const IN_FLIGHT: usize = 3;

@@ -322,5 +322,7 @@ fn spread(epoch: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod tests;

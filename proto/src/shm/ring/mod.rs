@@ -14,5 +14,7 @@
 mod lane;
 mod layout;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use lane::fuzzing;
 pub use lane::{Cell, Drained, Lane, LaneHeader, Published, Reader, Slot, Writer};
 pub use layout::{Kind, RING_MAGIC, RING_VERSION, Record, RingHeader, RingLayout};
