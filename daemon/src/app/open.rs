@@ -128,6 +128,7 @@ pub(super) fn server_config(config: &Config) -> ServerConfig {
         max_peer_bytes: bytes(limits.max_peer_bytes),
         max_total_bytes: bytes(limits.max_total_bytes),
         max_connections: limits.max_connections,
+        max_peer_requests_per_second: limits.max_peer_requests_per_second,
         handshake_timeout: HANDSHAKE_TIMEOUT,
         message_timeout: MESSAGE_TIMEOUT,
     }

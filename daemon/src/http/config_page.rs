@@ -87,6 +87,7 @@ pub(super) fn page(config: &Config) -> Value {
                 "max_message_bytes": limits.max_message_bytes,
                 "max_peer_bytes": limits.max_peer_bytes,
                 "max_total_bytes": limits.max_total_bytes,
+                "max_peer_requests_per_second": limits.max_peer_requests_per_second,
                 "max_connections": limits.max_connections,
                 "max_sessions": limits.max_sessions,
                 "ring_lanes": limits.ring.map_or(0, |ring| ring.lanes()),

@@ -14,16 +14,22 @@ use super::endpoint::Stream;
 use super::execute::{Event, Subscription};
 use super::handshake::{self, Stranger};
 use super::queue::{Message, Queue};
+use super::rate::Rate;
 use super::socket::{Half, QUIET_BUFFER, Reader, Writer};
 use super::stats::{BadMessage, Ended, Paused};
 use super::zmtp::{self, Decoder, FrameError, Item};
-use super::{InFlight, Server};
+use super::{InFlight, Place, Server};
 use crate::engine::{Client, Origin};
 
+/// Why a connection that has asked for nothing was ended.
+const GAVE_WAY: &str = "it had asked for nothing yet, and --max-connections are open";
 /// Longest correlation id; LMCache's are msgpack integers of at most 9 bytes.
 const MAX_UID: usize = 64;
 /// Messages handled before the thread is given to others. A read buffer may hold thousands of tiny ones.
 const TURN: usize = 128;
+/// Answers that may wait for a peer before the daemon does no more for it: some ten thousand small ones, or those to some
+/// retrieves of the longest prompts. What clients have under way at once is far less.
+const MAX_UNTAKEN: usize = 1 << 20;
 /// What a peer must take of its answers within the message timeout, if more waits for it.
 const MIN_TAKEN: usize = 64 << 10;
 
@@ -46,10 +52,15 @@ pub(super) struct Connection<'s> {
     /// The peer takes no more replies.
     pub(super) deaf: bool,
     paused: Option<Paused>,
+    /// Messages that it may send.
+    rate: Option<Rate>,
+    /// It has asked for nothing yet.
+    quiet: bool,
 }
 
 /// Serves one peer until it goes.
-pub(super) async fn run(server: &Arc<Server>, id: u64, stream: Stream) {
+pub(super) async fn run(place: &Place, stream: Stream) {
+    let (server, id) = (&place.server, place.id);
     let (mut reader, writer, client) = match stream {
         Stream::Tcp(stream, address) => {
             let (read, write) = stream.into_split();
@@ -71,7 +82,11 @@ pub(super) async fn run(server: &Arc<Server>, id: u64, stream: Stream) {
         server.config.handshake_timeout,
         handshake::greet(&mut reader, &writer, &mut inbuf),
     );
-    match greeted.await {
+    let greeted = tokio::select! {
+        greeted = greeted => greeted,
+        () = place.give_way.notified() => return server.stats.end(&client, Ended::Displaced, GAVE_WAY),
+    };
+    match greeted {
         Ok(Ok(())) => {}
         Ok(Err(Stranger::Silent)) => return,
         Ok(Err(Stranger::Refused(why))) => return server.stats.end(&client, Ended::Handshake, why),
@@ -96,8 +111,10 @@ pub(super) async fn run(server: &Arc<Server>, id: u64, stream: Stream) {
         unsent: None,
         deaf: false,
         paused: None,
+        rate: Rate::new(server.config.max_peer_requests_per_second, Instant::now()),
+        quiet: true,
     };
-    let reason = connection.serve(&mut reader, &writer, inbuf, &mut inbox).await;
+    let reason = connection.serve(place, &mut reader, &writer, inbuf, &mut inbox).await;
     if let Some((reason, detail)) = reason {
         server.stats.end(&client, reason, detail);
     }
@@ -124,6 +141,7 @@ impl Connection<'_> {
     /// The loop. Returns why the peer was thrown out, or `None` if it left by itself.
     async fn serve(
         &mut self,
+        place: &Place,
         reader: &mut Reader,
         writer: &Writer,
         mut inbuf: BytesMut,
@@ -141,20 +159,36 @@ impl Connection<'_> {
             self.advance(&mut turn);
             // What has not been taken out of the buffer when the daemon stops is for the next one.
             let stopping = self.server.is_draining();
-            while turn > 0 && !stopping && !self.is_full() {
+            let mut full = self.is_full();
+            let mut next_turn = None;
+            while turn > 0 && !stopping && full.is_none() {
+                next_turn = self.rate.as_mut().and_then(|rate| rate.wait(Instant::now()));
+                if next_turn.is_some() {
+                    full = Some(Paused::Rate);
+                    break;
+                }
                 match decoder.next(&mut inbuf) {
                     Ok(Some(item)) => {
                         turn -= 1;
                         begun = None;
                         let large = decoder.last_bytes() > READ_BYTES;
                         match item {
-                            Item::Message(frames) => self.message(frames),
+                            Item::Message(frames) => {
+                                if let Some(rate) = &mut self.rate {
+                                    rate.spend();
+                                }
+                                if std::mem::take(&mut self.quiet) {
+                                    place.keep();
+                                }
+                                self.message(frames);
+                            }
                             Item::Command(body) => zmtp::answer_command(&mut self.out, &body),
                         }
                         if large {
                             // What follows a large message must not keep its memory.
                             inbuf = BytesMut::from(&inbuf[..]);
                         }
+                        full = self.is_full();
                     }
                     Ok(None) => break,
                     Err(error @ FrameError::TooLarge { .. }) => {
@@ -163,7 +197,8 @@ impl Connection<'_> {
                     Err(error) => return Some((Ended::Frame, error.to_string())),
                 }
             }
-            let full = stopping || self.is_full();
+            let paused = full.filter(|_| !stopping);
+            let full = stopping || full.is_some();
             // The clock runs while the peer is read, and while it waits for other peers' bytes to go: somebody holds those,
             // and somebody must give up. It does not run while the peer's own requests keep us from reading.
             if full || turn == 0 || (decoder.pending() == 0 && inbuf.is_empty()) {
@@ -178,6 +213,11 @@ impl Connection<'_> {
                 tokio::task::yield_now().await;
                 continue;
             }
+            // What kept it from being read has just been taken, or thrown away: nothing else would wake us.
+            if !stopping && matches!(paused, Some(Paused::Answers | Paused::Peer)) && self.is_full().is_none()
+            {
+                continue;
+            }
             if inbuf.is_empty() && inbuf.capacity() > READ_BYTES {
                 inbuf = BytesMut::with_capacity(QUIET_BUFFER);
             }
@@ -187,7 +227,7 @@ impl Connection<'_> {
             // Not reading, we would not see that the peer has gone; its half message would keep others waiting till its
             // deadline.
             let hogging = starved && unread >= PEER_FLOOR;
-            self.note_pause(full && !stopping, starved);
+            self.note_pause(paused, starved);
             let deadline = [begun, self.unsent.map(|(since, _)| since)].into_iter().flatten().min();
             tokio::select! {
                 read = reader.read(&mut inbuf, room), if room > 0 || hogging => match read {
@@ -199,6 +239,10 @@ impl Connection<'_> {
                 // An error shows again at the next write.
                 _ = writer.writable(), if !self.out.is_empty() => {}
                 () = freed, if starved => {}
+                () = tokio::time::sleep_until(next_turn.unwrap_or_else(Instant::now)), if next_turn.is_some() => {}
+                () = place.give_way.notified(), if self.quiet => {
+                    return Some((Ended::Displaced, GAVE_WAY.to_owned()));
+                }
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now) + timeout), if deadline.is_some() => {
                     if let Some(ended) = self.late(begun, unread) {
                         return Some(ended);
@@ -241,7 +285,7 @@ impl Connection<'_> {
     /// One ordered request at a time, and none while the peer does not take the answers of those before.
     fn may_start(&self) -> bool {
         self.executing.is_none()
-            && self.out.len() <= self.server.config.max_peer_bytes
+            && self.out.len() <= MAX_UNTAKEN.min(self.server.config.max_peer_bytes)
             && (self.out.is_empty() || self.share.room() > 0)
     }
 
@@ -250,10 +294,13 @@ impl Connection<'_> {
         !self.queue.is_empty() && !self.out.is_empty() && self.share.room() == 0
     }
 
-    /// Backpressure: a peer over its budget is not read until it has drained.
-    fn is_full(&self) -> bool {
+    /// Backpressure: a peer over its budget, or that does not take its answers, is not read until it has drained.
+    fn is_full(&self) -> Option<Paused> {
+        if self.out.len() > MAX_UNTAKEN {
+            return Some(Paused::Answers);
+        }
         let waiting = self.queue.cost() + self.executing.unwrap_or(0) + self.out.len();
-        waiting > self.server.config.max_peer_bytes || self.queue.is_full()
+        (waiting > self.server.config.max_peer_bytes || self.queue.is_full()).then_some(Paused::Peer)
     }
 
     /// Records everything that the peer makes us hold.
@@ -292,8 +339,8 @@ impl Connection<'_> {
         None
     }
 
-    fn note_pause(&mut self, full: bool, starved: bool) {
-        let now = if full { Some(Paused::Peer) } else { starved.then_some(Paused::Total) };
+    fn note_pause(&mut self, full: Option<Paused>, starved: bool) {
+        let now = full.or_else(|| starved.then_some(Paused::Total));
         if now != self.paused {
             self.paused = now;
             if let Some(reason) = now {

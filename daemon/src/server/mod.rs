@@ -5,7 +5,7 @@
 //! * `endpoint`, `socket`: `tcp://` and `ipc://`, listening and connected;
 //! * `connection`: one task per peer, which is the ROUTER: when it is read, and in what order its requests run;
 //! * `queue`, `execute`: what waits for its turn, and what becomes of it: answered, parked, a stream;
-//! * `budget`: bytes that peers may make the daemon hold;
+//! * `budget`, `rate`: bytes that peers may make the daemon hold, and messages that they may send in a second;
 //! * `stats`: what was no request, and why connections were ended.
 //!
 //! A connection is one client. Its requests are executed one after the other, in the order sent; small ones in the
@@ -20,17 +20,20 @@ mod endpoint;
 mod execute;
 mod handshake;
 mod queue;
+mod rate;
 mod socket;
 mod stats;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lmcache_proto::zmtp;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 pub use access::Access;
@@ -44,6 +47,9 @@ use crate::log_limit::LogLimit;
 /// Pause after a failed accept. What it waits for, a free descriptor of the process, has no event.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Connections above `--max-connections` for the moment in which those that they displace are leaving.
+const LEAVING: usize = 64;
+
 /// Bounds and deadlines of the listening side.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -55,6 +61,8 @@ pub struct ServerConfig {
     pub max_total_bytes: usize,
     /// Connections at once.
     pub max_connections: usize,
+    /// Messages that one peer may send in a second; 0 does not limit them.
+    pub max_peer_requests_per_second: u32,
     /// Time for greeting and READY.
     pub handshake_timeout: Duration,
     /// Time for one message, from its first byte to its last, and for a peer to take some of the answers that wait for
@@ -71,6 +79,8 @@ pub struct Server {
     stats: Arc<ServerStats>,
     accept_errors: LogLimit,
     connections: AtomicUsize,
+    /// Connections that have asked for nothing yet, the oldest first: those that give way when all places are taken.
+    quiet: Mutex<BTreeMap<u64, Arc<Notify>>>,
     next_id: AtomicU64,
     in_flight: AtomicUsize,
     idle: Notify,
@@ -90,6 +100,7 @@ impl Server {
             stats: Arc::new(ServerStats::new()),
             accept_errors: LogLimit::default(),
             connections: AtomicUsize::new(0),
+            quiet: Mutex::default(),
             next_id: AtomicU64::new(1),
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -122,14 +133,28 @@ impl Server {
     }
 
     fn admit(self: Arc<Server>, stream: endpoint::Stream) {
-        if self.connections.fetch_add(1, Ordering::Relaxed) >= self.config.max_connections {
+        let most = self.config.max_connections;
+        let open = self.connections.fetch_add(1, Ordering::Relaxed);
+        if open >= most && (open >= most + LEAVING || !self.displace()) {
             self.connections.fetch_sub(1, Ordering::Relaxed);
-            self.stats.not_admitted(self.config.max_connections);
+            self.stats.not_admitted(most);
             return;
         }
-        let place = Place(self);
-        let id = place.0.next_id.fetch_add(1, Ordering::Relaxed);
-        tokio::spawn(async move { connection::run(&place.0, id, stream).await });
+        let (id, give_way) = (self.next_id.fetch_add(1, Ordering::Relaxed), Arc::new(Notify::new()));
+        self.quiet.lock().insert(id, give_way.clone());
+        let place = Place { server: self, id, give_way };
+        tokio::spawn(async move { connection::run(&place, stream).await });
+    }
+
+    /// Tells the connection that has been quiet for the longest to go. `false`: all have asked for something.
+    ///
+    /// Otherwise a flood of connections that never say anything would keep workers out for as long as it lasts.
+    fn displace(&self) -> bool {
+        let oldest = self.quiet.lock().pop_first();
+        oldest.is_some_and(|(_, give_way)| {
+            give_way.notify_one();
+            true
+        })
     }
 
     /// What was no request, and why connections were ended.
@@ -179,11 +204,24 @@ impl Server {
 }
 
 /// One of `--max-connections`; given back however the connection's task ends.
-struct Place(Arc<Server>);
+struct Place {
+    server: Arc<Server>,
+    id: u64,
+    /// Told when another connection takes this place; only before the first request.
+    give_way: Arc<Notify>,
+}
+
+impl Place {
+    /// The connection has asked for something: it keeps its place.
+    fn keep(&self) {
+        self.server.quiet.lock().remove(&self.id);
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.keep();
+        self.server.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

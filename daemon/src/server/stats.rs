@@ -75,11 +75,13 @@ pub enum Ended {
     Slow,
     /// Answers that were not taken in time.
     NotTaken,
+    /// It had asked for nothing yet when all places were taken and another one came.
+    Displaced,
 }
 
 impl Ended {
     /// Every reason, in counter order.
-    pub const ALL: [Ended; 7] = [
+    pub const ALL: [Ended; 8] = [
         Ended::TooMany,
         Ended::Stranger,
         Ended::Handshake,
@@ -87,6 +89,7 @@ impl Ended {
         Ended::Oversized,
         Ended::Slow,
         Ended::NotTaken,
+        Ended::Displaced,
     ];
 
     /// The label.
@@ -99,6 +102,7 @@ impl Ended {
             Ended::Oversized => "oversized_message",
             Ended::Slow => "slow_message",
             Ended::NotTaken => "answers_not_taken",
+            Ended::Displaced => "displaced",
         }
     }
 }
@@ -108,18 +112,24 @@ impl Ended {
 pub enum Paused {
     /// It has as much queued as one peer may have.
     Peer,
+    /// It does not take its answers.
+    Answers,
+    /// It has sent `--max-peer-requests-per-second`.
+    Rate,
     /// All peers together hold `--max-total-bytes`.
     Total,
 }
 
 impl Paused {
     /// Every reason, in counter order.
-    pub const ALL: [Paused; 2] = [Paused::Peer, Paused::Total];
+    pub const ALL: [Paused; 4] = [Paused::Peer, Paused::Answers, Paused::Rate, Paused::Total];
 
     /// The label.
     pub fn name(self) -> &'static str {
         match self {
             Paused::Peer => "peer_budget",
+            Paused::Answers => "answers",
+            Paused::Rate => "rate",
             Paused::Total => "total_budget",
         }
     }
@@ -285,6 +295,20 @@ impl ServerStats {
                     peer = client.peer,
                     suppressed,
                     "not reading from a client until its requests are done and its answers taken (--max-peer-bytes, or its number of requests)"
+                );
+            }
+            Paused::Answers => {
+                tracing::info!(
+                    peer = client.peer,
+                    suppressed,
+                    "not reading from a client until it takes the answers that wait for it"
+                );
+            }
+            Paused::Rate => {
+                tracing::info!(
+                    peer = client.peer,
+                    suppressed,
+                    "not reading from a client for a moment: it sends more than --max-peer-requests-per-second"
                 );
             }
             Paused::Total => {

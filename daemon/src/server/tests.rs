@@ -100,6 +100,7 @@ async fn start(change: impl FnOnce(&mut ServerConfig)) -> Running {
         max_peer_bytes: 2 << 20,
         max_total_bytes: 64 << 20,
         max_connections: 100,
+        max_peer_requests_per_second: 0,
         handshake_timeout: HANG,
         message_timeout: HANG,
     };

@@ -111,7 +111,13 @@ impl Gauges for DaemonGauges {
                 !matches!(reason, BadMessage::Unserved | BadMessage::Unknown | BadMessage::Foreign)
             }),
             unknown_operations: bad(|reason| matches!(reason, BadMessage::Unserved | BadMessage::Unknown)),
-            peers_refused: self.server.stats().ended().map(|(_, count)| count).sum(),
+            peers_refused: self
+                .server
+                .stats()
+                .ended()
+                .map(|(reason, count)| (reason.name(), count))
+                .collect(),
+            peer_pauses: self.server.stats().paused().map(|(reason, count)| (reason.name(), count)).collect(),
             workers_reaped: load(&stats.reaped),
             leases_expired: load(&stats.leases_expired),
             timings: self.timings(),

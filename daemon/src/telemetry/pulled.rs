@@ -104,11 +104,16 @@ impl Pulled {
             (Id::L1DamagedObjects, l1.damaged),
             (Id::MalformedMessages, readings.malformed_messages),
             (Id::UnknownOperations, readings.unknown_operations),
-            (Id::PeersRefused, readings.peers_refused),
             (Id::WorkersReaped, readings.workers_reaped),
             (Id::LeasesExpired, readings.leases_expired),
         ] {
             self.count(id, &[], value);
+        }
+        for (reason, count) in &readings.peers_refused {
+            self.count(Id::PeersRefused, &[reason], *count);
+        }
+        for (reason, count) in &readings.peer_pauses {
+            self.count(Id::PeerPauses, &[reason], *count);
         }
         for (operation, outcome, count) in &readings.requests {
             self.count(Id::Requests, &[operation, outcome], *count);

@@ -30,8 +30,10 @@ pub struct Readings {
     pub malformed_messages: u64,
     /// Requests of operations that are not served.
     pub unknown_operations: u64,
-    /// Connections refused or ended by the daemon.
-    pub peers_refused: u64,
+    /// Connections refused or ended by the daemon, by reason.
+    pub peers_refused: Vec<(&'static str, u64)>,
+    /// Times that clients were not read for a while, by reason.
+    pub peer_pauses: Vec<(&'static str, u64)>,
     /// Workers forgotten because they were silent.
     pub workers_reaped: u64,
     /// Leases that ended because their connection was gone.

@@ -17,7 +17,12 @@ pub(crate) struct LimitFlags {
     #[arg(long, default_value_t = 512 << 20, value_name = "BYTES")]
     pub(crate) max_total_bytes: i64,
 
-    /// Connections open at the same time
+    /// Requests that one connection may send in a second, and at once; above it the daemon reads no more of it until it
+    /// may send again; 0 does not limit them
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) max_peer_requests_per_second: i64,
+
+    /// Connections open at the same time; one that has asked for nothing yet gives way to a new one
     #[arg(long, default_value_t = 4096, value_name = "N")]
     pub(crate) max_connections: i64,
 

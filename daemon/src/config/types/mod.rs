@@ -77,6 +77,8 @@ pub struct Limits {
     pub max_peer_bytes: u64,
     /// Bytes all workers may have waiting. Default: 512 MiB.
     pub max_total_bytes: u64,
+    /// Messages that one worker may send in a second. Default: 0, which does not limit them.
+    pub max_peer_requests_per_second: u32,
     /// Open connections. Default: 4096.
     pub max_connections: usize,
     /// Remembered request sessions. Default: 100000.

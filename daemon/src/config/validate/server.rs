@@ -132,6 +132,11 @@ fn limits(flags: &LimitFlags) -> Result<Limits, ConfigError> {
         max_message_bytes: max_message.unsigned_abs(),
         max_peer_bytes: ranges::bytes("--max-peer-bytes", flags.max_peer_bytes)?.get(),
         max_total_bytes: ranges::bytes("--max-total-bytes", flags.max_total_bytes)?.get(),
+        max_peer_requests_per_second: ranges::int(
+            "--max-peer-requests-per-second",
+            flags.max_peer_requests_per_second,
+            0..=1_000_000_000,
+        )? as u32,
         max_connections: ranges::count("--max-connections", flags.max_connections, 1 << 20)?.get(),
         max_sessions: ranges::count("--max-sessions", flags.max_sessions, 1 << 30)?.get(),
         ring: ring(flags)?,

@@ -386,6 +386,7 @@ pub enum Id {
     MalformedMessages,
     UnknownOperations,
     PeersRefused,
+    PeerPauses,
     WorkersReaped,
     LeasesExpired,
     RingLostEvents,

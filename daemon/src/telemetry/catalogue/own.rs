@@ -56,7 +56,7 @@ macro_rules! with {
 }
 
 /// The table.
-pub static OWN: [Metric; 47] = [
+pub static OWN: [Metric; 48] = [
     with!(
         Counter,
         Requests,
@@ -132,12 +132,21 @@ pub static OWN: [Metric; 47] = [
         "lmcached_unknown_operations_total",
         "Requests of operations that are not served."
     ),
-    plain!(
+    with!(
         Counter,
         PeersRefused,
         "",
         "lmcached_peers_refused_total",
+        ["reason"],
         "Connections refused or ended by the daemon."
+    ),
+    with!(
+        Counter,
+        PeerPauses,
+        "",
+        "lmcached_peer_pauses_total",
+        ["reason"],
+        "Times that the daemon stopped reading from a client until some of its work was done."
     ),
     plain!(
         Counter,

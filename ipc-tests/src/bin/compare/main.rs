@@ -5,6 +5,7 @@
 
 mod collector;
 mod cost;
+mod flood;
 mod l2;
 mod load;
 mod report;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use ipc_tests::flood::Kind;
 
 #[derive(Parser)]
 #[command(about = "Compares lmcached with `lmcache server` 0.5.6 and with a bare ROUTER echo")]
@@ -37,6 +39,16 @@ enum Command {
     Cost(Cost),
     /// What a tier costs lookups.
     L2(L2),
+    /// What floods cost a client that behaves.
+    Flood(Flood),
+    /// One kind of flood against a port of the loopback address, until it is killed.
+    Flooder {
+        /// Its name, as the table has it.
+        #[arg(value_parser = flood_kind)]
+        kind: Kind,
+        /// Where.
+        port: u16,
+    },
 }
 
 #[derive(clap::Args)]
@@ -47,6 +59,23 @@ struct L2 {
     /// Alternating rounds.
     #[arg(long, default_value_t = 20)]
     rounds: usize,
+}
+
+#[derive(clap::Args)]
+struct Flood {
+    /// lmcached's binary.
+    #[arg(long)]
+    daemon: PathBuf,
+    /// Alternating rounds.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Cycles of each round.
+    #[arg(long, default_value_t = 300)]
+    cycles: usize,
+}
+
+fn flood_kind(name: &str) -> Result<Kind, String> {
+    Kind::of(name).ok_or_else(|| format!("one of {}", Kind::ALL.map(Kind::name).join(", ")))
 }
 
 #[derive(clap::Args)]
@@ -94,6 +123,8 @@ fn main() {
         Command::Collector => runtime.block_on(collector::serve()),
         Command::Run(run) => runtime.block_on(compare(&run)),
         Command::L2(l2) => runtime.block_on(l2::run(&l2.daemon, l2.rounds)),
+        Command::Flood(flood) => runtime.block_on(flood::run(&flood.daemon, flood.rounds, flood.cycles)),
+        Command::Flooder { kind, port } => runtime.block_on(flood::serve(kind, port)),
         Command::Cost(cost) => runtime.block_on(cost::run(&cost.daemon, cost.rounds, cost.cycles)),
     }
 }
