@@ -110,6 +110,7 @@ fn world() -> World {
             max_peer_bytes: 1 << 20,
             max_total_bytes: 1 << 20,
             max_connections: 8,
+            max_peer_requests_per_second: 0,
             handshake_timeout: HOUR,
             message_timeout: HOUR,
         },
