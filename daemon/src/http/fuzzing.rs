@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
 
 use super::guard::Token;
+use super::serve::WithPath;
 use super::{Admin, AdminParts, EventStreams, Guard, routes};
 use crate::config;
 use crate::engine::{Engine, EngineConfig, Parts};
@@ -159,7 +160,7 @@ pub fn http(data: &[u8]) {
 async fn exchange(admin: Arc<Admin>, request: &[u8], piece: usize) -> Vec<u8> {
     let (client, server) = tokio::io::duplex(64 << 10);
     let (mut answers, mut requests) = tokio::io::split(client);
-    let service = TowerToHyperService::new(warp::service(routes::admin(admin)));
+    let service = WithPath(TowerToHyperService::new(warp::service(routes::admin(admin))));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HANG);
     let serve = http.serve_connection(TokioIo::new(server), service);

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
+use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use warp::http::{Request, Uri};
 use warp::{Filter, Rejection, Reply};
 
 use crate::log_limit::LogLimit;
@@ -55,7 +57,7 @@ where
                 continue;
             }
         };
-        let service = TowerToHyperService::new(warp::service(filter.clone()));
+        let service = WithPath(TowerToHyperService::new(warp::service(filter.clone())));
         let connection = http.serve_connection(TokioIo::new(stream), service);
         tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection);
@@ -75,12 +77,54 @@ where
     }
 }
 
+/// Gives every request a path. One for a proxy has none (`CONNECT host:port`, `GET host`), and warp panics when it is asked
+/// for it; with `*`, which is no route of ours, it gets an answer.
+#[derive(Clone, Debug)]
+pub(super) struct WithPath<S>(pub(super) S);
+
+impl<S: Service<Request<B>>, B> Service<Request<B>> for WithPath<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn call(&self, mut request: Request<B>) -> S::Future {
+        if request.uri().path_and_query().is_none() {
+            *request.uri_mut() = Uri::from_static("*");
+        }
+        self.0.call(request)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
     use super::*;
+
+    #[tokio::test]
+    async fn requests_for_a_proxy_are_answered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let filter = warp::path::full().map(|path: warp::path::FullPath| format!("path {}\n", path.as_str()));
+        tokio::spawn(serve_within(listener, filter, 2, Duration::from_secs(60)));
+        for (line, path) in
+            [("GET host", "*"), ("CONNECT host:1", "*"), ("OPTIONS *", "*"), ("GET /a?b", "/a")]
+        {
+            let mut stream = TcpStream::connect(address).await.expect("connect");
+            let request = format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.expect("send");
+            let mut answer = String::new();
+            let read = stream.read_to_string(&mut answer);
+            tokio::time::timeout(Duration::from_secs(60), read).await.expect("answered").expect("read");
+            assert!(answer.starts_with("HTTP/1.1 200"), "{line}: {answer}");
+            // What follows a CONNECT is no body.
+            assert!(
+                answer.ends_with(&format!("path {path}\n")) || line.starts_with("CONNECT"),
+                "{line}: {answer}"
+            );
+        }
+    }
 
     #[tokio::test]
     async fn silent_connections_end_and_leave_their_places() {
