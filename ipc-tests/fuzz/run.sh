@@ -5,6 +5,7 @@
 #                              ends with an error if an input crashes, hangs or takes too much memory
 #   run.sh merge [TARGET…]     takes what was found into the kept corpus, as few and as small inputs as have the same coverage
 #   run.sh build               builds the targets
+#   run.sh table [TARGET…]     prints the table of the last runs again
 #
 # Needs the stable toolchain alone (RUSTC_BOOTSTRAP=1 for the instrumentation) and a C++ compiler. JOBS targets run at the
 # same time (default: 2). What is found stays in the target folder until it is merged; crashing inputs too.
@@ -18,7 +19,7 @@ MAX_LEN=8192
 # No target needs a tenth of these for such an input: more is a finding, as is an input that takes ten seconds.
 LIMITS=(-max_len=$MAX_LEN -malloc_limit_mb=64 -rss_limit_mb=2048 -timeout=10)
 
-what=${1:?SECONDS, merge or build}
+what=${1:?SECONDS, merge, build or table}
 shift
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || targets=("${ALL[@]}")
@@ -30,12 +31,28 @@ tools=$target_dir/tools
 PATH="$tools/bin:$PATH"
 mkdir -p "$work"
 
-command -v cargo-fuzz > /dev/null || cargo install cargo-fuzz --debug --locked --version '^0.13' --root "$tools"
-export RUSTC_BOOTSTRAP=1
-cargo fuzz build --fuzz-dir . --target-dir "$out" --target "$TRIPLE"
 bin=$out/$TRIPLE/release
 # What cargo-fuzz sets for its own runs, and: a leak is not looked for after each input, the daemon's parts are statics.
 export ASAN_OPTIONS=detect_odr_violation=0:detect_leaks=0
+
+build() {
+  command -v cargo-fuzz > /dev/null || cargo install cargo-fuzz --debug --locked --version '^0.13' --root "$tools"
+  RUSTC_BOOTSTRAP=1 cargo fuzz build --fuzz-dir . --target-dir "$out" --target "$TRIPLE"
+}
+
+table() {
+  local target log last
+  printf '%-14s %8s %12s %8s %9s %8s %8s\n' target seconds executions edges features inputs crashes
+  for target in "${targets[@]}"; do
+    log=$out/$target.log
+    stat() { sed -n "s/^stat::$1: *//p" "$log" | tail -n 1; }
+    last=$(grep -aE '^#[0-9]+.*cov: ' "$log" | tail -n 1)
+    field() { sed -n "s/.* $1: \([0-9]*\).*/\1/p" <<< "$last"; }
+    seconds=$(sed -n 's/^Done [0-9]* runs in \([0-9]*\) second.*/\1/p' "$log")
+    printf '%-14s %8s %12s %8s %9s %8s %8s\n' "$target" "${seconds:-ended}" "$(stat number_of_executed_units)" \
+      "$(field cov)" "$(field ft)" "$(find "$work/$target" -type f | wc -l)" "$(find "$out/artifacts/$target" -type f | wc -l)"
+  done
+}
 
 run_one() {
   local target=$1 seconds=$2
@@ -45,8 +62,10 @@ run_one() {
 }
 
 case $what in
-  build) ;;
+  build) build ;;
+  table) table ;;
   merge)
+    build
     for target in "${targets[@]}"; do
       mkdir -p "$work/$target" "corpus/$target"
       rm -rf "$out/merged"
@@ -58,6 +77,7 @@ case $what in
     done
     ;;
   *)
+    build
     failed=()
     running=0
     for target in "${targets[@]}"; do
@@ -69,15 +89,8 @@ case $what in
       fi
     done
     wait
-    printf '%-14s %12s %8s %9s %9s %8s\n' target executions edges features inputs crashes
+    table
     for target in "${targets[@]}"; do
-      log=$out/$target.log
-      executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | tail -n 1)
-      last=$(grep -E '^#[0-9]+.*cov: ' "$log" | tail -n 1)
-      field() { sed -n "s/.* $1: \([0-9]*\).*/\1/p" <<< "$last"; }
-      crashes=$(find "$out/artifacts/$target" -type f | wc -l)
-      inputs=$(find "$work/$target" -type f | wc -l)
-      printf '%-14s %12s %8s %9s %9s %8s\n' "$target" "${executions:-?}" "$(field cov)" "$(field ft)" "$inputs" "$crashes"
       if [ -e "$out/$target.failed" ]; then
         rm "$out/$target.failed"
         failed+=("$target")
