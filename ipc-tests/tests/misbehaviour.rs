@@ -165,7 +165,9 @@ async fn a_scribbled_object_does_not_go_to_a_tier() {
     assert_eq!(l2.stores.flush(Duration::from_secs(60)).await, 0);
     let files = std::fs::read_dir(dir.path()).expect("the tier").flatten();
     let stored = files.filter(|file| file.file_name().to_string_lossy().ends_with(".data")).count();
-    assert_eq!((stored, l1.stats().totals.damaged, l1.stats().pins), (3, 1, 0));
+    assert_eq!((stored, l1.stats().totals.damaged), (3, 1));
+    // The task that stored lets go of them after it has told that it is done.
+    ipc_tests::eventually("nothing is held", async || (l1.stats().pins == 0).then_some(())).await;
     l1.discard();
     ipc_tests::pool::remove(name.trim_start_matches("lmcache_l1_pool_"));
 }
