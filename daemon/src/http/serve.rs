@@ -106,7 +106,10 @@ mod tests {
     async fn requests_for_a_proxy_are_answered() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
-        let filter = warp::path::full().map(|path: warp::path::FullPath| format!("path {}\n", path.as_str()));
+        // Like the routes' filters, one that may refuse.
+        let filter = warp::path::full()
+            .and(warp::header::optional::<String>("x-unused"))
+            .map(|path: warp::path::FullPath, _: Option<String>| format!("path {}\n", path.as_str()));
         tokio::spawn(serve_within(listener, filter, 2, Duration::from_secs(60)));
         for (line, path) in
             [("GET host", "*"), ("CONNECT host:1", "*"), ("OPTIONS *", "*"), ("GET /a?b", "/a")]

@@ -45,7 +45,7 @@ impl Image<'_> {
 
 /// Whether the next record is to look whole: most of what is wrong with a table is found only behind its checksums.
 fn plausible(input: &mut Input<'_>) -> bool {
-    input.byte() % 4 != 0
+    !input.byte().is_multiple_of(4)
 }
 
 fn object(input: &mut Input<'_>) -> Vec<u8> {
