@@ -192,7 +192,7 @@ mod tests {
         let good = Layout { slot_bytes: 8192, slots: 3, identity: 7 };
         assert_eq!(Layout::parse(&good.superblock()), Some(good));
         for (slot_bytes, slots) in
-            [(0, 3), (4097, 3), (8192, 0), (u64::MAX & !4095, 1), (1 << 52, 1 << 13), (1 << 33, u32::MAX)]
+            [(0, 3), (4097, 3), (8192, 0), (!4095, 1), (1 << 52, 1 << 13), (1 << 33, u32::MAX)]
         {
             let bad = Layout { slot_bytes, slots, identity: 7 };
             assert_eq!(Layout::parse(&bad.superblock()), None, "{slots} slots of {slot_bytes}");
