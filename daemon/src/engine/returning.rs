@@ -137,11 +137,8 @@ impl Engine {
 
     fn reopen(&self, client: &Client, kept: &Kept) -> Result<(), String> {
         // Engine-driven workers have mapped the pool, which is the same; there is nothing of theirs to open.
-        let Some(instance) = self.instances.get(kept.instance, Mode::LmcacheDriven) else { return Ok(()) };
+        let Some(instance) = self.instances.get(kept.instance, kept.mode) else { return Ok(()) };
         let Kind::LmcacheDriven { payload, registration } = &instance.kind else { return Ok(()) };
-        if kept.mode != Mode::LmcacheDriven {
-            return Ok(());
-        }
         let opened = Registration::new(payload, &self.mapping_options(client.owner_of_segments()))
             .map_err(|error| error.to_string())?;
         if files(&opened) != kept.memory {

@@ -33,7 +33,8 @@ pub struct Recovered {
 }
 
 impl Index {
-    /// Rebuilds the index from the table; with `payloads`, objects whose bytes have changed are dropped. Must run before the allocator is given any memory.
+    /// Rebuilds the index from the table; with `payloads`, objects whose bytes have changed are dropped. Must run before the
+    /// allocator is given any memory.
     pub(super) fn recover(&mut self, table: &Table, pool_bytes: u64, payloads: Option<&Pool>) -> Recovered {
         let mut recovered = Recovered::default();
         for id in 1..table.names_used() as u32 {
