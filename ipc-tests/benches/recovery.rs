@@ -6,12 +6,11 @@
 //! and opened again: five times as it is, five times with every object's bytes held against its checksum.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use lmcache_proto::hash::{ChunkHash, HashAlgorithm};
+use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::shm::PAGE;
-use lmcached::l1::{L1, L1Config, Pin, PolicyKind};
+use lmcached::l1::{L1, L1Config, Pin};
 
 /// Objects of one request.
 const REQUEST: u64 = 1000;
@@ -30,19 +29,12 @@ fn main() {
     }
     let objects: u64 = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(1_000_000);
     let mut config = L1Config {
-        pool_name: format!("lmcache_l1_pool_recovery{}", std::process::id()),
-        pool_bytes: (objects * PAGE).next_multiple_of(64 << 20),
-        chunk_size: 256,
-        algorithm: HashAlgorithm::Blake3,
-        policy: PolicyKind::Lru,
-        align: PAGE,
-        hugepages: false,
         fresh: true,
-        group: None,
-        require_warm: false,
-        verify_payload: false,
         checksums: true,
-        quotas: Arc::default(),
+        ..L1Config::new(
+            format!("lmcache_l1_pool_recovery{}", std::process::id()),
+            (objects * PAGE).next_multiple_of(64 << 20),
+        )
     };
     let (l1, _) = L1::open(&config).expect("memory for the pool");
     l1.reserve_memory().expect("memory for the pool");

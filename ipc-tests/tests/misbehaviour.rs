@@ -10,10 +10,9 @@ use ipc_tests::kv_cache::{KvCache, Shape};
 use ipc_tests::pool::Pool;
 use ipc_tests::worker::{Model, commit_retrieve, key, lookup, prepare_retrieve, prompt, store};
 use lmcache_client::Connection;
-use lmcache_proto::hash::HashAlgorithm;
 use lmcache_proto::wire::{Request, Response};
 use lmcached::events::Bus;
-use lmcached::l1::{L1, L1Config, PolicyKind};
+use lmcached::l1::{L1, L1Config};
 use lmcached::l2::control::{self, Batch};
 
 const SHAPE: Shape = Shape { layers: 2, blocks: 64, block: 16, heads: 2, head: 32 };
@@ -135,22 +134,9 @@ async fn a_scribbled_object_does_not_go_to_a_tier() {
     let tier = format!(r#"--l2-adapter={{"type":"fs","base_path":"{}"}}"#, dir.path().display());
     let args = ["lmcached", "--l1-size-gb=1", &tier].map(std::ffi::OsString::from);
     let config = lmcached::config::parse(args).expect("a command line").config;
-    let (l1, _) = L1::open(&L1Config {
-        pool_name: name.clone(),
-        pool_bytes: 1 << 20,
-        chunk_size: 256,
-        algorithm: HashAlgorithm::Blake3,
-        policy: PolicyKind::Lru,
-        align: 4096,
-        hugepages: false,
-        fresh: true,
-        require_warm: false,
-        verify_payload: false,
-        group: None,
-        checksums: true,
-        quotas: Arc::default(),
-    })
-    .expect("memory for a small pool");
+    let (l1, _) =
+        L1::open(&L1Config { fresh: true, checksums: true, ..L1Config::new(name.clone(), 1 << 20) })
+            .expect("memory for a small pool");
     let l1 = Arc::new(l1);
     l1.reserve_memory().expect("memory for a small pool");
     let l2 = control::open(&config.l2, &l1, &Bus::disabled(), &Arc::default()).expect("a directory");

@@ -9,6 +9,8 @@
 //! others are leaves.
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod alone;
 mod calls;
 mod changes;
 mod engine_driven;

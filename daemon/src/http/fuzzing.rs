@@ -8,7 +8,6 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use lmcache_proto::fuzzing::Input;
-use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
 
@@ -16,14 +15,12 @@ use super::guard::Token;
 use super::serve::WithPath;
 use super::{Admin, AdminParts, EventStreams, Guard, routes};
 use crate::config;
-use crate::engine::{Engine, EngineConfig, Parts};
+use crate::engine::Engine;
+use crate::engine::alone::CHUNK;
 use crate::events::Bus;
-use crate::l1::{L1, L1Config, Pin, PolicyKind};
-use crate::liveness_watch::DeathWatch;
+use crate::l1::{L1, L1Config, Pin};
 use crate::logging;
 use crate::periodic::Periodic;
-use crate::ring::RingHub;
-use crate::roster::Roster;
 use crate::server::{Server, ServerConfig};
 use crate::telemetry::{self, Outlet};
 
@@ -42,19 +39,9 @@ struct World {
 
 fn engine() -> (Arc<L1>, Arc<Engine>) {
     let l1 = L1::open(&L1Config {
-        pool_name: format!("lmcached_fuzz_http_{}", std::process::id()),
-        pool_bytes: 1 << 20,
-        chunk_size: 16,
-        algorithm: HashAlgorithm::Blake3,
-        policy: PolicyKind::Lru,
-        align: 4096,
-        hugepages: false,
+        chunk_size: CHUNK,
         fresh: true,
-        require_warm: false,
-        verify_payload: false,
-        group: None,
-        checksums: false,
-        quotas: Arc::default(),
+        ..L1Config::new(format!("lmcached_fuzz_http_{}", std::process::id()), 1 << 20)
     });
     let l1 = Arc::new(l1.expect("memory for a small pool").0);
     // The memory stays, the names go: nobody is left to remove them.
@@ -63,36 +50,8 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
     let cells = (0..8).map(|number| ([number; 32], 0, 0));
     let reserved = l1.reserve("org/model", "tenant", cells, 7, 4096, None).expect("room");
     l1.commit(&reserved.iter().map(|object| object.pin).collect::<Vec<Pin>>());
-    let config = EngineConfig {
-        reap_timeout: HOUR,
-        registration_grace: HOUR,
-        session_ttl: HOUR,
-        write_ttl: HOUR,
-        lease_grace: HOUR,
-        max_sessions: 100,
-        kv_event_log_size: 0,
-        watermark: 0.9,
-        eviction_ratio: 0.2,
-        null_block_id: 0,
-        separate_object_groups: false,
-        lmcache_driven: true,
-        engine_driven: true,
-        pool_name: "unused".into(),
-        publish_lookups: false,
-        publish_calls: false,
-    };
-    let hasher = TokenHasher::new(HashAlgorithm::Blake3, 16, None);
-    let parts = Parts {
-        l1: l1.clone(),
-        adopted: Vec::new(),
-        bus: Bus::disabled(),
-        ring: RingHub::disabled(),
-        deaths: DeathWatch::new().0,
-        l2: None,
-        quotas: Arc::default(),
-        roster: Roster::none(),
-    };
-    (l1, Engine::new(config, hasher, parts))
+    let engine = Engine::alone(l1.clone(), HOUR, 0);
+    (l1, engine)
 }
 
 fn world() -> World {

@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::mem::offset_of;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use lmcache_proto::fuzzing::Input;
-use lmcache_proto::hash::HashAlgorithm;
 use lmcache_proto::shm::{
     self, NAME_BYTES, NameRecord, ObjectRecord, ObjectState, PAGE, PinRecord, TABLE_MAGIC, TABLE_VERSION,
     TableHeader, TableLayout,
@@ -16,7 +14,7 @@ use lmcache_proto::shm::{
 
 use super::lock::Lock;
 use super::pool::SHM_DIR;
-use super::{L1, L1Config, Owner, Pin, PolicyKind, Row};
+use super::{L1, L1Config, Owner, Pin, Row};
 
 /// Sixty-four pages: records overlap soon.
 const POOL: u64 = 64 * PAGE;
@@ -217,19 +215,10 @@ pub fn object_table(data: &[u8]) {
     let align = PAGE << (input.byte() % 3);
     let checks = input.byte();
     let config = L1Config {
-        pool_name: name.clone(),
-        pool_bytes: POOL,
-        chunk_size: 256,
-        algorithm: HashAlgorithm::Blake3,
-        policy: PolicyKind::Lru,
         align,
-        hugepages: false,
-        fresh: false,
-        require_warm: false,
         verify_payload: checks & 2 == 2,
-        group: None,
         checksums: checks & 1 == 1,
-        quotas: Arc::default(),
+        ..L1Config::new(name.clone(), POOL)
     };
     let _discard = Discard(name);
     drop(L1::open(&config).expect("memory for a small pool"));

@@ -8,13 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lmcache_proto::hash::HashAlgorithm;
 use lmcache_proto::shm::PAGE;
 use loom::thread;
 
 use super::index::Index;
 use super::lock::Lock;
-use super::{L1, L1Config, ObjectId, Owner, Pin, PolicyKind, Recovered, Row, pool};
+use super::{L1, L1Config, ObjectId, Owner, Pin, Recovered, Row, pool};
 
 struct Checked {
     value: loom::sync::Mutex<Index>,
@@ -58,19 +57,8 @@ const OBJECT: u64 = 2 * PAGE;
 
 fn config(name: &str, objects: u64) -> L1Config {
     L1Config {
-        pool_name: format!("lmcached_test_model_{name}_{}", std::process::id()),
-        pool_bytes: objects * OBJECT,
-        chunk_size: 256,
-        algorithm: HashAlgorithm::Blake3,
-        policy: PolicyKind::Lru,
-        align: PAGE,
-        hugepages: false,
         fresh: true,
-        require_warm: false,
-        verify_payload: false,
-        group: None,
-        checksums: false,
-        quotas: Arc::default(),
+        ..L1Config::new(format!("lmcached_test_model_{name}_{}", std::process::id()), objects * OBJECT)
     }
 }
 

@@ -52,6 +52,28 @@ pub struct L1Config {
     pub quotas: Arc<Quotas>,
 }
 
+impl L1Config {
+    /// A pool of `pool_bytes` under `pool_name`, and everything else as the daemon has it without flags: chunks of 256 tokens,
+    /// what an earlier daemon left is taken over.
+    pub fn new(pool_name: String, pool_bytes: u64) -> L1Config {
+        L1Config {
+            pool_name,
+            pool_bytes,
+            chunk_size: 256,
+            algorithm: HashAlgorithm::Blake3,
+            policy: PolicyKind::Lru,
+            align: PAGE,
+            hugepages: false,
+            fresh: false,
+            require_warm: false,
+            verify_payload: false,
+            group: None,
+            checksums: false,
+            quotas: Arc::default(),
+        }
+    }
+}
+
 /// Why L1 could not be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {

@@ -9,21 +9,7 @@ use super::*;
 const OBJECT: u64 = 64 << 10;
 
 fn config(name: &str) -> L1Config {
-    L1Config {
-        pool_name: format!("lmcached_test_{name}_{}", std::process::id()),
-        pool_bytes: 1 << 20,
-        chunk_size: 256,
-        algorithm: HashAlgorithm::Blake3,
-        policy: PolicyKind::Lru,
-        align: 4096,
-        hugepages: false,
-        fresh: false,
-        require_warm: false,
-        verify_payload: false,
-        group: None,
-        checksums: false,
-        quotas: Arc::default(),
-    }
+    L1Config::new(format!("lmcached_test_{name}_{}", std::process::id()), 1 << 20)
 }
 
 fn open(config: &L1Config) -> (L1, Recovered) {

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
 use lmcache_proto::wire::{KeyBuilder, Operation};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -13,10 +12,9 @@ use super::queue::MAX_QUEUED;
 use super::zmtp;
 use super::*;
 use crate::config::Endpoint;
-use crate::engine::{Client, EngineConfig, Origin, Outcome, Parts};
-use crate::events::Bus;
-use crate::l1::{L1, L1Config, PolicyKind};
-use crate::roster::Roster;
+use crate::engine::alone::CHUNK;
+use crate::engine::{Client, Origin, Outcome};
+use crate::l1::{L1, L1Config};
 
 /// Ends a hang; nothing is measured by it.
 const HANG: Duration = Duration::from_secs(60);
@@ -37,59 +35,13 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let (l1, _) = L1::open(&L1Config {
-        pool_name: format!("server_test_{}_{number}", std::process::id()),
-        pool_bytes: 1 << 20,
-        chunk_size: 16,
-        algorithm: HashAlgorithm::Blake3,
-        policy: PolicyKind::Lru,
-        align: 4096,
-        hugepages: false,
+        chunk_size: CHUNK,
         fresh: true,
-        require_warm: false,
-        verify_payload: false,
-        group: None,
-        checksums: false,
-        quotas: Arc::default(),
+        ..L1Config::new(format!("server_test_{}_{number}", std::process::id()), 1 << 20)
     })
     .expect("a pool");
     let l1 = Arc::new(l1);
-    let config = EngineConfig {
-        reap_timeout: HANG,
-        registration_grace: HANG,
-        session_ttl: HANG,
-        write_ttl: HANG,
-        lease_grace: HANG,
-        max_sessions: 100,
-        kv_event_log_size: 100,
-        watermark: 0.9,
-        eviction_ratio: 0.2,
-        null_block_id: 0,
-        separate_object_groups: false,
-        lmcache_driven: true,
-        engine_driven: true,
-        pool_name: "unused".into(),
-        publish_lookups: false,
-        publish_calls: false,
-    };
-    let hasher = TokenHasher::new(HashAlgorithm::Blake3, 16, None);
-    let engine = {
-        let (ring, deaths) = (crate::ring::RingHub::disabled(), crate::liveness_watch::DeathWatch::new().0);
-        let (l1, adopted, bus) = (l1.clone(), Vec::new(), Bus::disabled());
-        Engine::new(
-            config,
-            hasher,
-            Parts {
-                l1,
-                adopted,
-                bus,
-                ring,
-                deaths,
-                l2: None,
-                quotas: Arc::default(),
-                roster: Roster::none(),
-            },
-        )
-    };
+    let engine = Engine::alone(l1.clone(), HANG, 100);
     (l1, engine)
 }
 

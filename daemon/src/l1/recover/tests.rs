@@ -1,13 +1,11 @@
 //! Tables that no daemon of ours would have written.
 
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
 
-use lmcache_proto::hash::HashAlgorithm;
 use lmcache_proto::shm::{self, ObjectState, TableLayout};
 
 use super::super::pool::{ObjectFields, SHM_DIR, Segment, Table, TableIdentity};
-use super::super::{L1, L1Config, Pin, PolicyKind, Row};
+use super::super::{L1, L1Config, Pin, Row};
 
 const OBJECT: u64 = 64 << 10;
 
@@ -17,19 +15,8 @@ struct Discard(L1Config);
 impl Discard {
     fn new(name: &str, pool_bytes: u64) -> Discard {
         Discard(L1Config {
-            pool_name: format!("lmcached_test_recover_{name}_{}", std::process::id()),
-            pool_bytes,
-            chunk_size: 256,
-            algorithm: HashAlgorithm::Blake3,
-            policy: PolicyKind::Lru,
             align: OBJECT,
-            hugepages: false,
-            fresh: false,
-            group: None,
-            require_warm: false,
-            verify_payload: false,
-            checksums: false,
-            quotas: Arc::default(),
+            ..L1Config::new(format!("lmcached_test_recover_{name}_{}", std::process::id()), pool_bytes)
         })
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use lmcache_proto::hash::{ChunkHash, HashAlgorithm};
+use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::layout::ObjectLayout;
 use rustc_hash::FxHashMap;
 
@@ -156,25 +156,15 @@ impl Store {
         // A recording says nothing of them.
         let quotas: Arc<Quotas> = Arc::default();
         let (l1, _) = L1::open(&L1Config {
-            pool_name: format!("lmcached_replay_{}_{number}", std::process::id()),
-            pool_bytes: bytes,
-            // Chunks are only names here.
-            chunk_size: 256,
-            algorithm: HashAlgorithm::Blake3,
             policy: match options.eviction.policy {
                 EvictionPolicy::Lru => PolicyKind::Lru,
                 EvictionPolicy::Arc => PolicyKind::Arc,
                 EvictionPolicy::IsolatedLru => PolicyKind::IsolatedLru,
                 EvictionPolicy::Noop => PolicyKind::Noop,
             },
-            align: 4096,
-            hugepages: false,
             fresh: true,
-            require_warm: false,
-            verify_payload: false,
-            group: None,
-            checksums: false,
             quotas: quotas.clone(),
+            ..L1Config::new(format!("lmcached_replay_{}_{number}", std::process::id()), bytes)
         })?;
         // Nobody else opens it, and without names a replay that is killed leaves nothing behind.
         l1.discard();

@@ -1,0 +1,52 @@
+//! An engine over its L1 and nothing else, for the tests and fuzzers of the rooms around it.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
+
+use super::{Engine, EngineConfig, Parts};
+use crate::events::Bus;
+use crate::l1::L1;
+use crate::liveness_watch::DeathWatch;
+use crate::ring::RingHub;
+use crate::roster::Roster;
+
+/// Tokens of a chunk: short prompts have many.
+pub(crate) const CHUNK: u32 = 16;
+
+impl Engine {
+    /// No events, ring, tiers or earlier daemon; nothing runs out before `patience` is over.
+    pub(crate) fn alone(l1: Arc<L1>, patience: Duration, kv_event_log_size: usize) -> Arc<Engine> {
+        let config = EngineConfig {
+            reap_timeout: patience,
+            registration_grace: patience,
+            session_ttl: patience,
+            write_ttl: patience,
+            lease_grace: patience,
+            max_sessions: 100,
+            kv_event_log_size,
+            watermark: 0.9,
+            eviction_ratio: 0.2,
+            null_block_id: 0,
+            separate_object_groups: false,
+            lmcache_driven: true,
+            engine_driven: true,
+            pool_name: "unused".into(),
+            publish_lookups: false,
+            publish_calls: false,
+        };
+        let parts = Parts {
+            l1,
+            adopted: Vec::new(),
+            bus: Bus::disabled(),
+            ring: RingHub::disabled(),
+            deaths: DeathWatch::new().0,
+            l2: None,
+            quotas: Arc::default(),
+            roster: Roster::none(),
+        };
+        Engine::new(config, TokenHasher::new(HashAlgorithm::Blake3, CHUNK as usize, None), parts)
+    }
+}
