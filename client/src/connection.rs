@@ -34,6 +34,9 @@ impl Stream {
             return Err(ClientError::Endpoint(endpoint.to_owned()));
         }
         let stream = TcpStream::connect(address).await.map_err(failed)?;
+        if is_oneself(&stream).map_err(failed)? {
+            return Err(failed(io::ErrorKind::ConnectionRefused.into()));
+        }
         stream.set_nodelay(true).map_err(failed)?;
         Ok(Stream::Tcp(stream))
     }
@@ -51,6 +54,13 @@ impl Stream {
             Stream::Ipc(stream) => stream.write(bytes).await,
         }
     }
+}
+
+/// Whether both ends are the same socket. Where nobody listens on a port of the ephemeral range, the kernel may choose that very
+/// port for our end: TCP then connects it to itself. It would greet us as we greet it, answer each request with the request,
+/// and keep the port from the daemon that is being restarted.
+fn is_oneself(stream: &TcpStream) -> io::Result<bool> {
+    Ok(stream.local_addr()? == stream.peer_addr()?)
 }
 
 /// A connection to the daemon.
@@ -255,4 +265,21 @@ pub fn operation_frame(operation: Operation) -> Bytes {
         None => w.str(operation.name()),
     };
     Bytes::from(w.into_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_is_connected_to_itself_is_no_daemon() {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        let own = socket.local_addr().expect("its address");
+        let stream = socket.connect(own).await.expect("TCP allows it");
+        assert!(is_oneself(&stream).expect("addresses"));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        assert!(!is_oneself(&TcpStream::connect(address).await.expect("connects")).expect("addresses"));
+    }
 }
