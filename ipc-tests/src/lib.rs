@@ -37,3 +37,13 @@ pub async fn in_time<T>(mut probe: impl AsyncFnMut() -> Option<T>) -> Option<T> 
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
+
+/// Memory of a process that is its own and nobody else's, in KiB: without the pool and other segments.
+///
+/// # Panics
+/// If there is no such process.
+pub fn anonymous_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("RssAnon");
+    line.trim().trim_end_matches(" kB").parse().expect("number")
+}

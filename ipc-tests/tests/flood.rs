@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use ipc_tests::daemon::Daemon;
-use ipc_tests::eventually;
 use ipc_tests::flood::{Flood, Kind};
 use ipc_tests::pool::Pool;
 use ipc_tests::worker::{Model, commit_retrieve, lookup, prepare_retrieve, prompt, store};
+use ipc_tests::{anonymous_kib, eventually};
 use lmcache_client::Connection;
 use lmcache_proto::wire::{Request, Response};
 
@@ -62,11 +62,9 @@ struct Use {
 
 fn used(daemon: &Daemon) -> Use {
     let proc = format!("/proc/{}", daemon.pid());
-    let status = std::fs::read_to_string(format!("{proc}/status")).expect("status");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("RssAnon");
     Use {
         descriptors: std::fs::read_dir(format!("{proc}/fd")).expect("descriptors").count(),
-        anonymous_kib: line.trim().trim_end_matches(" kB").parse().expect("number"),
+        anonymous_kib: anonymous_kib(daemon.pid()),
     }
 }
 

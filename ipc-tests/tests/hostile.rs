@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use ipc_tests::anonymous_kib;
 use ipc_tests::daemon::Daemon;
 use ipc_tests::worker::{Model, lookup, prepare_store, store};
 use ipc_tests::{eventually, pool::Pool};
@@ -85,12 +86,6 @@ async fn ends_well(mut daemon: Daemon) {
     .await;
     let panics: Vec<_> = daemon.log().into_iter().filter(|line| line.contains("panicked")).collect();
     assert!(panics.is_empty(), "{panics:#?}");
-}
-
-fn anonymous_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("RssAnon");
-    line.trim().trim_end_matches(" kB").parse().expect("number")
 }
 
 #[tokio::test]

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use ipc_tests::crash::Random;
 use ipc_tests::daemon::Daemon;
-use ipc_tests::eventually;
 use ipc_tests::pool::Pool;
 use ipc_tests::worker::{
     CHUNK, Model, commit_retrieve, commit_store, lookup, prepare_retrieve, prepare_store, prompt,
 };
+use ipc_tests::{anonymous_kib, eventually};
 use lmcache_client::Connection;
 use lmcache_proto::wire::Request;
 
@@ -151,13 +151,6 @@ impl Worker {
     }
 }
 
-/// The daemon's own memory in KiB, without what is shared.
-fn own_memory(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon lives");
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("RssAnon");
-    line.split_ascii_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
-}
-
 #[tokio::test]
 async fn a_long_time_of_heavy_use_leaves_nothing_behind() {
     let seconds: u64 =
@@ -202,14 +195,14 @@ async fn a_long_time_of_heavy_use_leaves_nothing_behind() {
     let early = local
         .run_until(async {
             tokio::time::sleep(Duration::from_secs(seconds).div_f64(12.0)).await;
-            let early = own_memory(daemon.pid());
+            let early = anonymous_kib(daemon.pid()) as f64;
             while let Some(ended) = workers.join_next().await {
                 ended.expect("a worker");
             }
             early
         })
         .await;
-    let late = own_memory(daemon.pid());
+    let late = anonymous_kib(daemon.pid()) as f64;
 
     // Everybody is gone: what was held is given back.
     for gauge in ["lmcached_l1_leases", "lmcached_l1_pins", "lmcache_mp_active_prefetch_jobs"] {

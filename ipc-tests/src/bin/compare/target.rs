@@ -135,9 +135,7 @@ impl Target {
 
     /// Anonymous memory.
     pub(crate) fn anonymous_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("status");
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("RssAnon");
-        line.trim().trim_end_matches(" kB").parse().expect("number")
+        ipc_tests::anonymous_kib(self.child.id())
     }
 }
 
