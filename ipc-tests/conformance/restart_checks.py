@@ -2,8 +2,8 @@
 
 Two ways: an outage, which the engine's heartbeat notices, and a restart so fast that it does not. Afterwards the engine
 must store again and find what was stored before: the pool outlives the daemon. After an outage it registers again; after a
-fast restart it need not, since the registrations outlive the daemon too. (The real server has to be registered with again
-after both.)
+fast restart in engine_driven mode it need not, since the registrations outlive the daemon too. In lmcache_driven mode it is
+told of the restart, or a load under way would never end. (The real server has to be registered with again after both.)
 """
 
 import pathlib
@@ -72,13 +72,16 @@ class Restart:
         registered = self.before()
         self.server.kill()
         self.server.start()
-        if self.server.peer:
+        if self.server.peer or ".lmcache_driven." in self.name:
             self.after(registered, [])
         else:
             self.unnoticed(registered)
 
     def unnoticed(self, registered: int) -> None:
-        """The engine's registrations outlive the daemon: it has nothing to notice, and does not register again."""
+        """The engine's registrations outlive the daemon: it has nothing to notice, and does not register again.
+
+        Only in engine_driven mode: in the other one a load can be under way that only a new registration ends.
+        """
         degraded = self.engine.lines(DEGRADED)
         self.report.check(f"{self.name}.goes-on", self.send(0)[1])
         self.report.check(f"{self.name}.stores-again", self.store_again())

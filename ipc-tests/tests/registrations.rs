@@ -1,4 +1,4 @@
-//! Workers that outlive the daemon: they need not register again.
+//! Workers that outlive the daemon: their registrations do, too.
 
 use ipc_tests::daemon::Daemon;
 use ipc_tests::kv_cache::{KvCache, Shape};
@@ -44,7 +44,7 @@ async fn retrieve_blocks(client: &mut Connection, frame: &[u8], instance: u64) -
 }
 
 #[tokio::test]
-async fn workers_of_both_modes_go_on_after_a_kill_without_registering() {
+async fn workers_of_both_modes_are_served_after_a_kill_before_they_register() {
     let mut daemon = Daemon::start(&[]).await;
     let (model, driven) = (Model::small("m"), driven_model());
     let pool = Pool::open(&daemon.pool_path());
@@ -66,7 +66,7 @@ async fn workers_of_both_modes_go_on_after_a_kill_without_registering() {
     // The scheduler's lookup comes before anything that names a worker.
     assert_eq!(lookup(&mut client, &model, "again", &prompt(1, 4), 1).await, 4);
     assert_eq!(lookup(&mut client, &driven, "again driven", &prompt(2, 2), 1).await, 2);
-    assert!(ping(&mut client, 7).await && ping(&mut client, 8).await, "known: never told to register again");
+    assert!(ping(&mut client, 7).await, "it copies by itself: never told to register again");
     let again = model.key("again", &prompt(1, 4)).frame(Some(0), 0, 1024);
     let slots = prepare_retrieve(&mut client, &again, 7).await.expect("slots");
     assert!(slots.iter().enumerate().all(|(chunk, slot)| pool.holds(slot, 40 + chunk as u64)));
@@ -76,6 +76,14 @@ async fn workers_of_both_modes_go_on_after_a_kill_without_registering() {
     for (position, original) in originals.iter().enumerate() {
         assert_eq!(&kv.block(30 + position as u64), original, "block {position}");
     }
+    // A load that was under way at the kill would wait for ever: the worker is told, once, and not served until it registers.
+    assert!(!ping(&mut client, 8).await);
+    assert!(!retrieve_blocks(&mut client, &again, 8).await);
+    assert!(ping(&mut client, 8).await, "an edge, on which it registers");
+    let payload = Box::new(kv.registration(8, "driven"));
+    client.call(&Request::RegisterKvCache(payload)).await.expect("register");
+    assert!(ping(&mut client, 8).await && ping(&mut client, 8).await);
+    assert!(retrieve_blocks(&mut client, &again, 8).await);
     // And stores, into the pool that it has mapped since before the kill.
     store(&mut client, &pool, &model, "new", &prompt(3, 2), 7, 80).await;
     assert_eq!(lookup(&mut client, &model, "new again", &prompt(3, 2), 1).await, 2);

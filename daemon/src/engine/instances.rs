@@ -281,6 +281,12 @@ impl Instances {
         self.remove_if(id, mode, |_| true)
     }
 
+    /// Removes a worker that no request is using; none can begin to once it is removed.
+    pub(super) fn remove_unused(&self, id: u64, mode: Mode) -> Option<Arc<Instance>> {
+        // Requests clone it under the lock that this holds, and keep the clone until they are done.
+        self.remove_if(id, mode, |instance| Arc::strong_count(instance) == 1)
+    }
+
     fn remove_if(
         &self,
         id: u64,

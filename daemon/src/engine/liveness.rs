@@ -215,6 +215,7 @@ impl Engine {
     /// one never gets `false`: it would report its pending loads as failed.
     pub(super) fn ping(&self, instance: Option<u64>) -> bool {
         let Some(id) = instance else { return true };
+        self.tell_of_restart(id);
         if self.instances.is_known(id) {
             self.instances.touch(id, Instances::now(self.started), true);
             return true;

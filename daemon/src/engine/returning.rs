@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lmcache_proto::wire::{Operation, Request};
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde_bytes::ByteBuf;
 
 use super::instances::{Instance, Kind, Mode};
@@ -25,6 +25,10 @@ pub(super) struct Returning {
     /// Read before every request that names a worker; 0 as soon as all have come.
     left: AtomicUsize,
     waiting: Mutex<FxHashMap<(u64, Mode), Kept>>,
+    /// Read before every ping; 0 as soon as all have been told.
+    untold_left: AtomicUsize,
+    /// Workers whose loads may have been under way when the earlier daemon ended, see [`Engine::tell_of_restart`].
+    untold: Mutex<FxHashSet<u64>>,
 }
 
 impl Returning {
@@ -38,6 +42,19 @@ impl Returning {
         let kept = waiting.remove(&(instance, mode));
         self.left.store(waiting.len(), Ordering::Relaxed);
         kept
+    }
+
+    /// Whether a worker is yet to be told; of no use once it registers, or is gone.
+    fn is_untold(&self, instance: u64) -> bool {
+        self.untold_left.load(Ordering::Relaxed) > 0 && self.untold.lock().contains(&instance)
+    }
+
+    fn need_not_tell(&self, instance: u64) {
+        if self.untold_left.load(Ordering::Relaxed) > 0 {
+            let mut untold = self.untold.lock();
+            untold.remove(&instance);
+            self.untold_left.store(untold.len(), Ordering::Relaxed);
+        }
     }
 
     /// Those of a process.
@@ -80,10 +97,14 @@ impl Engine {
             if let Some(process) = process {
                 self.deaths.watch(process);
             }
+            if mode == Mode::LmcacheDriven {
+                self.returning.untold.lock().insert(instance);
+            }
             expected += 1;
             self.returning.waiting.lock().insert((instance, mode), kept);
         }
         self.returning.left.store(expected, Ordering::Relaxed);
+        self.returning.untold_left.store(self.returning.untold.lock().len(), Ordering::Relaxed);
         if expected > 0 {
             tracing::info!(
                 workers = expected,
@@ -149,10 +170,34 @@ impl Engine {
         Ok(())
     }
 
+    /// A worker of the earlier daemon pings for the first time: it must learn that there was a restart.
+    ///
+    /// LMCache's worker waits without a deadline for the answer to a `retrieve`, and nobody is left who could give the one that
+    /// was under way at the restart. It gives such loads up when a ping is answered `false`, and registers when the next one is
+    /// answered `true`. From the `false` on it must not be served before it registers: it takes what it asked for meanwhile as
+    /// failed, and may use the blocks for something else. So it becomes unknown, and not while a copy of its runs: then the
+    /// next ping tells it. (Workers that copy by themselves wait with a deadline, and are not told.)
+    pub(super) fn tell_of_restart(&self, instance: u64) {
+        if !self.returning.is_untold(instance)
+            || self.instances.remove_unused(instance, Mode::LmcacheDriven).is_none()
+        {
+            return;
+        }
+        self.forget_registration(instance, Mode::LmcacheDriven);
+        self.worker_gone(instance);
+        tracing::info!(
+            instance,
+            "worker of the earlier daemon is told of the restart: it gives up the loads that were under way, and registers again"
+        );
+    }
+
     /// A worker registers: what an earlier daemon knew of it is of no use any more.
     pub(super) fn registers_anew(&self, instance: u64, operation: Operation) {
         if let Some(mode) = mode_of(operation) {
             drop(self.returning.take(instance, mode, |_| true));
+            if mode == Mode::LmcacheDriven {
+                self.returning.need_not_tell(instance);
+            }
         }
     }
 
@@ -181,6 +226,9 @@ impl Engine {
     /// A worker is gone: neither this daemon nor the next expects it.
     pub(super) fn forget_registration(&self, instance: u64, mode: Mode) {
         drop(self.returning.take(instance, mode, |_| true));
+        if mode == Mode::LmcacheDriven {
+            self.returning.need_not_tell(instance);
+        }
         self.roster.forget(instance, mode);
     }
 
