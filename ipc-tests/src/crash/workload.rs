@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use lmcache_proto::wire::{Request, Response, Slot};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::error::TryRecvError;
 
 use super::journal::{Entry, Journal};
 use super::link::{Link, Lost};
@@ -59,14 +60,24 @@ struct Worker {
     wide: bool,
     /// The pool as it was when the daemon said that the worker is registered, until the worker asked for the opposite.
     registered: Option<Arc<Pool>>,
+    /// It was told to go on.
+    go: bool,
 }
 
 /// Works until the harness says `end`, goes away, or kills the process.
 pub async fn run(plan: Plan, mut words: UnboundedReceiver<String>) {
     let journal = Journal::open(&plan.journal);
     let random = Random::new(plan.seed, plan.number + 1);
-    let mut worker =
-        Worker { plan, journal, random, open: Vec::new(), requests: 0, wide: false, registered: None };
+    let mut worker = Worker {
+        plan,
+        journal,
+        random,
+        open: Vec::new(),
+        requests: 0,
+        wide: false,
+        registered: None,
+        go: false,
+    };
     let mut steps = u32::MAX;
     loop {
         match worker.serve(steps, &mut words).await {
@@ -76,10 +87,13 @@ pub async fn run(plan: Plan, mut words: UnboundedReceiver<String>) {
             Err(Lost::Unanswered(what)) => worker.journal.write(&Entry::Unanswered(what)),
             Err(Lost::Wrong(what)) => worker.journal.write(&Entry::Wrong(what)),
         }
-        match tokio::time::timeout(PATIENCE, words.recv()).await {
-            Ok(Some(word)) if word == "go" => steps = AFTERWARDS,
-            _ => return,
+        if !std::mem::take(&mut worker.go) {
+            match tokio::time::timeout(PATIENCE, words.recv()).await {
+                Ok(Some(word)) if word == "go" => {}
+                _ => return,
+            }
         }
+        steps = AFTERWARDS;
     }
 }
 
@@ -108,7 +122,9 @@ impl Worker {
                 return Ok(());
             }
             match words.try_recv() {
-                Err(tokio::sync::mpsc::error::TryRecvError::Empty) => {}
+                Err(TryRecvError::Empty) => {}
+                // Before it has seen that the connection is broken.
+                Ok(word) if word == "go" => self.go = true,
                 _ => return Ok(()),
             }
             self.step(&mut link, &mut pool).await?;
