@@ -1,7 +1,7 @@
 //! What a daemon does that does not answer: asked before it is killed, because afterwards nobody knows.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// The stacks of all threads of a process, by gdb where there is one, and what the kernel says of them.
 pub fn threads(pid: u32) -> String {
@@ -18,7 +18,11 @@ pub fn threads(pid: u32) -> String {
         );
     }
     let pid = pid.to_string();
-    let stacks = Command::new("gdb").args(["-p", &pid, "-batch", "-ex", "thread apply all bt 30"]).output();
+    // Bounded, and with no terminal to wait for: this is told about a case that has failed already.
+    let stacks = Command::new("timeout")
+        .args(["60", "gdb", "-p", &pid, "-batch", "-ex", "thread apply all bt 30"])
+        .stdin(Stdio::null())
+        .output();
     match stacks {
         Ok(stacks) => said += &String::from_utf8_lossy(&stacks.stdout),
         Err(error) => said += &format!("no stacks: gdb: {error}\n"),
