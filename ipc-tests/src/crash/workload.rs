@@ -175,7 +175,9 @@ impl Worker {
     /// What only workers of this class do.
     async fn extra(&mut self, link: &mut Link, pool: &mut Arc<Pool>) -> Result<(), Lost> {
         match self.plan.class {
-            Class::Clearing if self.random.one_in(2) => self.store_once(link).await?,
+            Class::Clearing if self.random.one_in(2) => self.store_once(link, true).await?,
+            // What it is writing when it is killed, or its time is over: also when all there is has been stored already.
+            Class::Deaths | Class::Overdue => self.store_once(link, false).await?,
             Class::Clearing => {
                 let force = self.random.one_in(2);
                 link.call(&Request::Clear { force }).await?;
@@ -194,11 +196,11 @@ impl Worker {
     }
 
     /// An object under a salt that is nobody else's: the salt's name goes with it.
-    async fn store_once(&mut self, link: &mut Link) -> Result<(), Lost> {
+    async fn store_once(&mut self, link: &mut Link, commit: bool) -> Result<(), Lost> {
         let (request, tokens) = (self.request(), prompt(1, 1));
         let key = model(self.model(), self.wide).key(&request, &tokens).salt(&request);
         let frame = key.frame(Some(0), 0, CHUNK as u64);
-        if link.prepare_store(&frame, self.id()).await?.is_some() {
+        if link.prepare_store(&frame, self.id()).await?.is_some() && commit {
             link.commit_store(&frame, self.id()).await?;
         }
         Ok(())
