@@ -12,8 +12,9 @@ pub fn monotonic_nanos() -> u64 {
     (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64)
 }
 
-/// This process, in words that the daemon can check; `None` where `/proc` does not tell.
-pub(crate) fn own_process() -> Option<ProcessIdentity> {
+/// This process, in words that the daemon can check; `None` where `/proc` does not tell. A [`crate::Client`] says it to the daemon by
+/// itself; who speaks over a bare [`crate::Connection`] may.
+pub fn own_process() -> Option<ProcessIdentity> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
     // The command name may contain anything; it ends at the last ')'. Field 22 is the 20th after it.
     let start_time = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;

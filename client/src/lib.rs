@@ -42,7 +42,7 @@ mod transfer;
 pub use client::{Client, Options};
 pub use connection::{Connection, operation_frame};
 pub use error::{ClientError, PoolError, RingError, SlotError};
-pub use identity::monotonic_nanos;
+pub use identity::{monotonic_nanos, own_process};
 pub use lmcache_proto::shm::ring::{Kind, Record};
 pub use lmcache_proto::transfer_id::{TransferDirection, request_hash, transfer_id};
 pub use registration::{Prompt, Registration};

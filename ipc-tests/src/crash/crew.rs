@@ -15,7 +15,8 @@ pub const WORKERS: u64 = 4;
 /// The processes; killed when dropped.
 #[derive(Debug)]
 pub struct Crew {
-    endpoint: String,
+    /// A Unix socket for workers 0 and 1, TCP for 2 and 3: each model has both.
+    endpoints: [String; 2],
     pool: PathBuf,
     journals: Journals,
     seed: u64,
@@ -36,9 +37,9 @@ struct Worker {
 impl Crew {
     /// No process yet. `known`: the daemon must know its workers again after a restart.
     pub fn new(daemon: &Daemon, seed: u64, class: Class, known: bool) -> Crew {
-        let (endpoint, pool) = (endpoint(daemon), daemon.pool_path());
+        let (endpoints, pool) = ([endpoint(daemon), daemon.endpoint()], daemon.pool_path());
         let journals = Journals::in_dir(daemon.dir());
-        Crew { endpoint, pool, journals, seed, class, known, workers: Vec::new(), started: 0 }
+        Crew { endpoints, pool, journals, seed, class, known, workers: Vec::new(), started: 0 }
     }
 
     /// Starts the workers that are missing.
@@ -55,7 +56,7 @@ impl Crew {
         self.started += 1;
         let seed = self.seed.wrapping_add(self.started << 32);
         let mut child = Command::new(binary().with_file_name("crash-worker"))
-            .arg(&self.endpoint)
+            .arg(&self.endpoints[(number / 2 % 2) as usize])
             .arg(&self.pool)
             .arg(self.journals.path(self.started))
             .args([seed.to_string(), number.to_string(), format!("{:?}", self.class), self.known.to_string()])
@@ -116,9 +117,18 @@ impl Crew {
         self.class
     }
 
+    /// How much each process was told, and what last.
+    pub fn told_each(&self) -> String {
+        let each = (1..=self.started).map(|number| {
+            let told = self.journals.of(number);
+            format!("  {} entries, last {:?}", told.len(), told.last())
+        });
+        each.collect::<Vec<_>>().join("\n")
+    }
+
     /// What they were told so far.
     pub fn told(&self) -> Vec<Entry> {
-        self.journals.read()
+        self.journals.read(self.started)
     }
 }
 

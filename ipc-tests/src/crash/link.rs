@@ -124,6 +124,15 @@ impl Link {
         self.call(&Request::EndSession { request_id: request }).await.map(|_| ())
     }
 
+    /// Says whose process this connection is, which the kernel does not say over TCP.
+    ///
+    /// # Errors
+    /// See [`Lost`].
+    pub async fn declare(&mut self, id: u64) -> Result<(), Lost> {
+        let process = lmcache_client::own_process().map(Box::new);
+        self.call(&Request::AttachRing { instance_id: id, process }).await.map(|_| ())
+    }
+
     /// Registers and opens the pool by its name, as a worker does; a pool whose name is gone in this moment is asked for again.
     ///
     /// # Errors

@@ -85,7 +85,7 @@ pub enum Phase {
     Takeover,
     /// While it takes over a pool whose name is gone.
     Revival,
-    /// While it gives up a pool that was made for other chunks, and takes a new one.
+    /// While it gives up a pool that was made with another hash, and takes a new one.
     Replacement,
     /// While it stops in order.
     Stop,

@@ -20,7 +20,7 @@ use crate::pool::Pool;
 use crate::worker::{CHUNK, prompt};
 
 /// What a worker does after a restart before it is idle.
-const AFTERWARDS: u32 = 12;
+const AFTERWARDS: u32 = 40;
 /// Longest time without a word from the harness.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -106,16 +106,25 @@ impl Worker {
         (self.plan.number % u64::from(MODELS)) as u8
     }
 
-    async fn serve(&mut self, steps: u32, words: &mut UnboundedReceiver<String>) -> Result<(), Lost> {
+    async fn serve(&mut self, mut steps: u32, words: &mut UnboundedReceiver<String>) -> Result<(), Lost> {
         let mut link = Link::open(&self.plan.endpoint).await?;
         let mut pool = match self.registered.clone() {
             // A daemon that was restarted knows it still.
             Some(pool) if self.random.one_in(2) && self.is_known(&mut link).await? => pool,
             _ => self.register(&mut link).await?,
         };
+        if self.plan.endpoint.starts_with("tcp:") {
+            link.declare(self.id()).await?;
+        }
         let mut done = 0;
         loop {
             if done == steps {
+                // Of what it has prepared, even before the restart, most is finished now at the latest: others have had the time
+                // to be given what is no longer its own.
+                while self.open.len() > 1 || (!self.open.is_empty() && self.random.one_in(2)) {
+                    let open = self.open.swap_remove(0);
+                    self.finish(&mut link, open).await?;
+                }
                 self.journal.write(&Entry::Idle);
                 // Connected and idle: what it holds it goes on holding.
                 let _ = tokio::time::timeout(PATIENCE, words.recv()).await;
@@ -123,8 +132,11 @@ impl Worker {
             }
             match words.try_recv() {
                 Err(TryRecvError::Empty) => {}
-                // Before it has seen that the connection is broken.
-                Ok(word) if word == "go" => self.go = true,
+                // Before it has seen that the connection is broken; or it was started so late that it knows no other daemon.
+                Ok(word) if word == "go" => {
+                    self.go = true;
+                    steps = done + AFTERWARDS;
+                }
                 _ => return Ok(()),
             }
             self.step(&mut link, &mut pool).await?;
@@ -149,7 +161,7 @@ impl Worker {
 
     async fn step(&mut self, link: &mut Link, pool: &mut Arc<Pool>) -> Result<(), Lost> {
         let kept = if self.plan.class == Class::Overdue { 6 } else { 3 };
-        if self.open.len() > kept || (!self.open.is_empty() && self.random.one_in(8)) {
+        if self.open.len() > kept || (!self.open.is_empty() && self.random.one_in(16)) {
             let at = self.random.below(self.open.len() as u64) as usize;
             let open = self.open.swap_remove(at);
             return self.finish(link, open).await;
