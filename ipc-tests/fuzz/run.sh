@@ -16,8 +16,9 @@ ALL=(zmtp requests keys descriptors trace_file ring_lanes object_table l2_values
 TRIPLE=x86_64-unknown-linux-gnu
 # Largest input. An HTTP request or a table is found in fewer steps when it is not longer than it must be.
 MAX_LEN=8192
-# No target needs a tenth of these for such an input: more is a finding, as is an input that takes ten seconds.
-LIMITS=(-max_len=$MAX_LEN -malloc_limit_mb=64 -rss_limit_mb=2048 -timeout=10)
+# No target needs a tenth of these for such an input: more is a finding, as is an input that takes a minute. The clock is the
+# wall's: on a machine that stands still for that long, set TIMEOUT.
+LIMITS=(-max_len=$MAX_LEN -malloc_limit_mb=64 -rss_limit_mb=2048 -timeout="${TIMEOUT:-60}")
 
 what=${1:?SECONDS, merge, build or table}
 shift

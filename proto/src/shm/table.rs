@@ -193,7 +193,8 @@ impl TableLayout {
     /// counts only bound what a hostile mix of tiny objects can claim.
     pub fn for_pool(pool_bytes: u64) -> TableLayout {
         let objects = (pool_bytes / PAGE).clamp(1024, 1 << 26);
-        TableLayout { objects, pins: (2 * objects).min(1 << 24), names: 1 << 16 }
+        // An object has two names at most.
+        TableLayout { objects, pins: (2 * objects).min(1 << 24), names: (2 * objects).min(1 << 16) }
     }
 
     /// First byte of the names.
