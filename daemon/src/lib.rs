@@ -10,6 +10,7 @@ pub mod failpoint;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod http;
+pub mod journal;
 pub mod l1;
 pub mod l2;
 pub mod liveness_watch;

@@ -137,7 +137,11 @@ impl Daemon {
         Daemon { child, name, port, http_port, prometheus_port, args, environment, log, dir }
     }
 
-    async fn ready(&mut self) {
+    /// Waits until the daemon is ready.
+    ///
+    /// # Panics
+    /// If it ends instead.
+    pub async fn ready(&mut self) {
         if let Some(exited) = self.comes_up().await {
             panic!("daemon exited at start: {exited:?}\n{}", self.log().join("\n"));
         }

@@ -3,6 +3,7 @@
 
 pub mod crash;
 pub mod daemon;
+pub mod dealer;
 pub mod flood;
 pub mod http;
 pub mod kv_cache;

@@ -273,6 +273,7 @@ async fn serve(
             "requests were still executing at the end of --drain-seconds; their clients get no answer"
         );
     }
+    engine.journal().keep();
     failpoint::hit("stop.drained");
     maintenance.abort();
     if let Some(l2) = engine.l2() {
@@ -299,10 +300,11 @@ async fn serve(
         tracing::info!(
             pool = name,
             bytes = l1.stats().capacity,
-            "pool kept for the next start; to free its memory: rm /dev/shm/{name} /dev/shm/{} /dev/shm/{} /dev/shm/{}",
+            "pool kept for the next start; to free its memory: rm /dev/shm/{name} /dev/shm/{} /dev/shm/{} /dev/shm/{} /dev/shm/{}",
             names::keeper(name),
             names::table(name),
-            names::workers(name)
+            names::workers(name),
+            names::journal(name)
         );
     }
     Ok(())

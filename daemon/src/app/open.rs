@@ -10,6 +10,7 @@ use super::AppError;
 use crate::config::{self, Config};
 use crate::engine::{Engine, EngineConfig, L2, Parts};
 use crate::events::Bus;
+use crate::journal::Journal;
 use crate::l1::{L1, L1Config, PolicyKind, Recovered, pool};
 use crate::l2::control;
 use crate::liveness_watch::DeathWatch;
@@ -105,9 +106,15 @@ pub(super) fn open_engine(
         runtime: tokio::runtime::Handle::current(),
     });
     let (roster, workers) = Roster::open(&names::workers(&config.l1.pool_name), l1.pool().segment().inode());
+    let journal = Journal::open(
+        &names::journal(&config.l1.pool_name),
+        l1.pool().segment().inode(),
+        config.server.limits.max_connections,
+    );
     let engine = {
         let (l1, adopted, deaths) = (l1.clone(), recovered.pins, death_watch);
-        Engine::new(engine_config, hasher, Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster })
+        let parts = Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster, journal };
+        Engine::new(engine_config, hasher, parts)
     };
     engine.expect_workers(workers);
     Ok((l1, engine))

@@ -8,6 +8,7 @@ use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
 
 use super::{Engine, EngineConfig, Parts};
 use crate::events::Bus;
+use crate::journal::Journal;
 use crate::l1::L1;
 use crate::liveness_watch::DeathWatch;
 use crate::ring::RingHub;
@@ -46,6 +47,7 @@ impl Engine {
             l2: None,
             quotas: Arc::default(),
             roster: Roster::none(),
+            journal: Journal::none(),
         };
         Engine::new(config, TokenHasher::new(HashAlgorithm::Blake3, CHUNK as usize, None), parts)
     }

@@ -190,6 +190,9 @@ impl Engine {
 
     /// A request has named a worker.
     pub(super) fn heard(&self, client: &Client, instance: u64) {
+        if let Some(lane) = &client.lane {
+            lane.speaks_for(instance);
+        }
         self.instances.touch(instance, Instances::now(self.started), false);
         self.ring.drain_instance(instance);
         // Only registered workers and those with slots matter: an id from the wire must not grow a map.
@@ -240,6 +243,7 @@ impl Engine {
             self.worker_gone(instance.id);
         }
         self.end_orphaned_leases();
+        self.journal.expire(self.started);
         self.sessions.expire(self.config.session_ttl);
         // Without reaping there is still a time after which a connection that is gone counts as dead.
         let dead_after = if reap_timeout.is_zero() { Duration::from_secs(120) } else { reap_timeout };

@@ -36,7 +36,7 @@ mod warm;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,7 @@ pub use stats::{OpOutcome, Stats};
 pub use warm::{Begun, WarmError, WarmState};
 
 use crate::events::{Bus, Event};
+use crate::journal::{self, Journal, Lane, Owed, Peer, Ticket};
 use crate::l1::{L1, Owner};
 use crate::liveness_watch::DeathWatch;
 use crate::process::ProcessId;
@@ -75,6 +76,8 @@ pub struct Origin {
     pub uid: Option<u32>,
     /// It is on this machine.
     pub is_local: bool,
+    /// Stands for its address; 0 on a Unix socket.
+    pub host: u64,
 }
 
 /// One connection, which is one client.
@@ -87,6 +90,13 @@ pub struct Client {
     /// The process at the other end, where the transport or the client tells.
     process: OnceLock<ProcessId>,
     origin: Origin,
+    /// Where its requests are noted while they are under way.
+    pub(crate) lane: Option<Arc<Lane>>,
+    /// The number of its first request, where it counts them.
+    first: OnceLock<Option<u64>>,
+    /// What an earlier daemon owes it, found since the connection asked last.
+    owed: Mutex<Vec<Owed>>,
+    owes: AtomicBool,
     memo: Mutex<TokenMemo>,
     /// The prompt of its last transfer whose request had no session.
     prompt: Mutex<Prompt>,
@@ -102,7 +112,44 @@ impl Client {
     /// A client that has sent nothing yet.
     pub fn new(id: u64, peer: String, origin: Origin) -> Client {
         let process = origin.process.map_or_else(OnceLock::new, OnceLock::from);
-        Client { id, peer, process, origin, memo: Mutex::default(), prompt: Mutex::default() }
+        Client {
+            id,
+            peer,
+            process,
+            origin,
+            lane: None,
+            first: OnceLock::new(),
+            owed: Mutex::default(),
+            owes: AtomicBool::new(false),
+            memo: Mutex::default(),
+            prompt: Mutex::default(),
+        }
+    }
+
+    /// The same client, whose requests are noted in `journal`.
+    pub fn noted_in(mut self, journal: &Journal) -> Client {
+        self.lane = journal.lane(self.id, self.as_peer());
+        self
+    }
+
+    fn as_peer(&self) -> Peer {
+        Peer { process: self.process(), host: self.origin.host }
+    }
+
+    /// A request has been read, before it is executed.
+    pub(crate) fn asks(&self, operation: Operation, uid: &[u8], op_frame: &[u8]) -> Option<Ticket> {
+        self.first.get_or_init(|| journal::uid_number(uid));
+        self.lane.as_ref()?.note(operation, uid, op_frame)
+    }
+
+    /// Requests of an earlier connection of this client that nobody will answer any more, each once.
+    pub(crate) fn take_owed(&self) -> Vec<Owed> {
+        // Relaxed: set by the request that was executed last, in whose answer's way the caller is.
+        if !self.owes.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        self.owes.store(false, Ordering::Relaxed);
+        std::mem::take(&mut *self.owed.lock())
     }
 
     /// The user that shared memory which the client names must belong to; `None`: any.
@@ -122,7 +169,11 @@ impl Client {
 
     /// Notes the process at the other end. Returns whether it was unknown before; it never changes.
     fn set_process(&self, process: ProcessId) -> bool {
-        self.process.set(process).is_ok()
+        let new = self.process.set(process).is_ok();
+        if let (true, Some(lane)) = (new, &self.lane) {
+            lane.is_process(process);
+        }
+        new
     }
 
     /// Runs `work` as if a key of the client were being decoded all the while.
@@ -217,6 +268,8 @@ pub struct Parts {
     pub quotas: Arc<Quotas>,
     /// Where registrations are kept for the next daemon.
     pub roster: Roster,
+    /// Where requests under way are kept for the next daemon.
+    pub journal: Journal,
 }
 
 /// The engine.
@@ -228,6 +281,8 @@ pub struct Engine {
     instances: Instances,
     /// Kept registrations, for the next daemon.
     roster: Roster,
+    /// Requests under way, for the next daemon; and those of the earlier one.
+    journal: Journal,
     /// Workers of the earlier daemon.
     returning: Returning,
     sessions: Sessions,
@@ -259,7 +314,7 @@ pub struct Engine {
 impl Engine {
     /// An engine over what it works with.
     pub fn new(config: EngineConfig, hasher: TokenHasher, parts: Parts) -> Arc<Engine> {
-        let Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster } = parts;
+        let Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster, journal } = parts;
         Arc::new_cyclic(|me| Engine {
             l2,
             quotas,
@@ -269,6 +324,7 @@ impl Engine {
             me: me.clone(),
             instances: Instances::default(),
             roster,
+            journal,
             returning: Returning::default(),
             sessions: Sessions::new(config.max_sessions),
             transfers: Mutex::new(Transfers::new(adopted)),
@@ -301,6 +357,11 @@ impl Engine {
     /// The colder tiers, if there are any.
     pub fn l2(&self) -> Option<&L2> {
         self.l2.as_ref()
+    }
+
+    /// Requests under way, as the next daemon will see them.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
     }
 
     /// The configuration.
@@ -347,6 +408,9 @@ impl Engine {
 
     fn execute(&self, client: &Client, request: Request<'_>) -> Result<Outcome, Failure> {
         let reply = |response| Ok(Outcome::Reply(response));
+        if self.journal.is_waiting() {
+            self.find_owed(client, &request);
+        }
         if let Some(instance) = instance_of(&request) {
             if registration_of(&request).is_some() {
                 self.registers_anew(instance, request.operation());

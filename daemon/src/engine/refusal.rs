@@ -29,12 +29,13 @@ pub enum Refusal {
     Layout,
     Disabled,
     Draining,
+    Restarted,
     Internal,
 }
 
 impl Refusal {
     /// Every reason, in label order.
-    pub const ALL: [Refusal; 17] = [
+    pub const ALL: [Refusal; 18] = [
         Refusal::Undecodable,
         Refusal::UnknownInstance,
         Refusal::BadValue,
@@ -51,6 +52,7 @@ impl Refusal {
         Refusal::Layout,
         Refusal::Disabled,
         Refusal::Draining,
+        Refusal::Restarted,
         Refusal::Internal,
     ];
 
@@ -73,6 +75,7 @@ impl Refusal {
             Refusal::Layout => "layout",
             Refusal::Disabled => "disabled",
             Refusal::Draining => "draining",
+            Refusal::Restarted => "restarted",
             Refusal::Internal => "internal",
         }
     }
@@ -114,6 +117,9 @@ impl Refusal {
                 "switched off here, or used up; see --supported-transfer-mode and --ring-lanes"
             }
             Refusal::Draining => "the daemon drains and stores nothing new; the engine goes on without",
+            Refusal::Restarted => {
+                "it was under way when the earlier daemon ended, and may have been done or not; the engine goes on without its result"
+            }
             Refusal::Internal => "a bug in lmcached; the request was not done",
         }
     }

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use lmcache_proto::shm::names;
 use lmcache_proto::wire::{Operation, Request};
 use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -16,6 +17,7 @@ use serde_bytes::ByteBuf;
 use super::instances::{Instance, Kind, Mode};
 use super::{Client, Engine, Failure, Refusal};
 use crate::device::Registration;
+use crate::journal::{Claim, Journal};
 use crate::process::ProcessId;
 use crate::roster::{Kept, MemoryFile};
 
@@ -126,6 +128,40 @@ impl Engine {
             Ok(_) => Err((Refusal::Undecodable, "not a registration".to_owned())),
             Err(error) => Err((Refusal::Undecodable, error.to_string())),
         }
+    }
+
+    /// Somebody is heard while connections of the earlier daemon are yet to come back: is it one of those? Then what it has
+    /// asked for and was not answered is answered now.
+    pub(super) fn find_owed(&self, client: &Client, request: &Request<'_>) {
+        let Some(first) = client.first.get().copied().flatten() else { return };
+        let instance = super::instance_of(request);
+        if instance.is_none()
+            && !matches!(
+                request,
+                Request::Ping { .. }
+                    | Request::Lookup { .. }
+                    | Request::QueryPrefetchStatus { .. }
+                    | Request::WaitPrefetchStatus { .. }
+                    | Request::FreeLookupLocks { .. }
+                    | Request::EndSession { .. }
+                    | Request::ReportBlockAllocation { .. }
+            )
+        {
+            return;
+        }
+        let Claim { owed, complete } = self.journal.claim(instance, client.as_peer(), first);
+        if let Some(instance) = instance.filter(|_| complete) {
+            // Its loads that were under way are among those that are answered: no ping need tell it.
+            self.returning.need_not_tell(instance);
+        }
+        if owed.is_empty() {
+            return;
+        }
+        for owed in &owed {
+            self.stats.refused(client, owed.operation, Refusal::Restarted, "under way at the restart");
+        }
+        client.owed.lock().extend(owed);
+        client.owes.store(true, Ordering::Relaxed);
     }
 
     /// A worker has been heard: if an earlier daemon knew it, it is known again.
@@ -240,6 +276,7 @@ impl Engine {
     /// The files of the next daemon are removed with the pool.
     pub fn discard_registrations(&self) {
         self.roster.discard();
+        Journal::discard(&names::journal(&self.config.pool_name));
     }
 }
 

@@ -1,9 +1,11 @@
 //! One peer: what is read from it and when, its requests in order, its replies, and everything it may make us hold.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use lmcache_proto::fnv::Fnv;
 use lmcache_proto::wire::{ForeignRelease, OpCode};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -13,13 +15,14 @@ use super::budget::{FRAME_OVERHEAD, PARKED_OVERHEAD, PEER_FLOOR, READ_BYTES, Sha
 use super::endpoint::Stream;
 use super::execute::{Event, Subscription};
 use super::handshake::{self, Stranger};
-use super::queue::{Message, Queue};
+use super::queue::{Call, Message, Queue};
 use super::rate::Rate;
 use super::socket::{Half, QUIET_BUFFER, Reader, Writer};
 use super::stats::{BadMessage, Ended, Paused};
 use super::zmtp::{self, Decoder, FrameError, Item};
 use super::{InFlight, Place, Server};
 use crate::engine::{Client, Origin};
+use crate::journal::Ticket;
 
 /// Why a connection that has asked for nothing was ended.
 const GAVE_WAY: &str = "it had asked for nothing yet, and --max-connections are open";
@@ -44,6 +47,8 @@ pub(super) struct Connection<'s> {
     pub(super) out: BytesMut,
     /// Requests whose replies are in `out`.
     pub(super) unflushed: Vec<InFlight>,
+    /// The same, as the next daemon would see them.
+    pub(super) unanswered: Vec<Ticket>,
     pub(super) parked: JoinSet<()>,
     pub(super) streams: HashMap<Bytes, Subscription>,
     pub(super) next_stream: u64,
@@ -64,7 +69,10 @@ pub(super) async fn run(place: &Place, stream: Stream) {
     let (mut reader, writer, client) = match stream {
         Stream::Tcp(stream, address) => {
             let (read, write) = stream.into_split();
-            let origin = Origin { is_local: address.ip().to_canonical().is_loopback(), ..Origin::default() };
+            let ip = address.ip().to_canonical();
+            let mut host = Fnv::new();
+            host.bytes(ip.to_string().as_bytes());
+            let origin = Origin { is_local: ip.is_loopback(), host: host.finish(), ..Origin::default() };
             let client = Client::new(id, format!("tcp://{address}"), origin);
             (Reader::new(Half::Tcp(read)), Writer::Tcp(write), client)
         }
@@ -72,8 +80,8 @@ pub(super) async fn run(place: &Place, stream: Stream) {
             let (read, write) = stream.into_split();
             let process = credentials.and_then(|credentials| credentials.process());
             let peer = process.map_or("ipc".into(), |p| format!("ipc pid {}", p.pid));
-            let origin =
-                Origin { process, uid: credentials.map(|credentials| credentials.uid), is_local: true };
+            let uid = credentials.map(|credentials| credentials.uid);
+            let origin = Origin { process, uid, is_local: true, host: 0 };
             (Reader::new(Half::Ipc(read)), Writer::Ipc(write), Client::new(id, peer, origin))
         }
     };
@@ -92,7 +100,7 @@ pub(super) async fn run(place: &Place, stream: Stream) {
         Ok(Err(Stranger::Refused(why))) => return server.stats.end(&client, Ended::Handshake, why),
         Err(_) => return server.stats.end(&client, Ended::Handshake, "no ZMTP greeting in time"),
     }
-    let client = Arc::new(client);
+    let client = Arc::new(client.noted_in(server.engine.journal()));
     server.engine.client_arrived(&client);
     let arrived = Arrived { server, client: &client };
     let (events, mut inbox) = mpsc::unbounded_channel();
@@ -105,6 +113,7 @@ pub(super) async fn run(place: &Place, stream: Stream) {
         executing: None,
         out: BytesMut::new(),
         unflushed: Vec::new(),
+        unanswered: Vec::new(),
         parked: JoinSet::new(),
         streams: HashMap::new(),
         next_stream: 0,
@@ -148,6 +157,7 @@ impl Connection<'_> {
         inbox: &mut mpsc::UnboundedReceiver<Event>,
     ) -> Option<(Ended, String)> {
         let mut decoder = Decoder::new(self.server.config.max_message_bytes);
+        let mut batch: Vec<Message> = Vec::new();
         // When the first byte of the message that has begun was here.
         let mut begun: Option<Instant> = None;
         let budget = self.server.budget.clone();
@@ -161,6 +171,9 @@ impl Connection<'_> {
             let stopping = self.server.is_draining();
             let mut full = self.is_full();
             let mut next_turn = None;
+            // All that is here whole is read, and noted, before the first of it is executed: what the daemon dies of must not
+            // take with it what came behind.
+            let mut cost = 0;
             while turn > 0 && !stopping && full.is_none() {
                 next_turn = self.rate.as_mut().and_then(|rate| rate.wait(Instant::now()));
                 if next_turn.is_some() {
@@ -180,7 +193,15 @@ impl Connection<'_> {
                                 if std::mem::take(&mut self.quiet) {
                                     place.keep();
                                 }
-                                self.message(frames);
+                                if frames.get(1).is_some_and(Bytes::is_empty) {
+                                    // The stream that it is about may be among those before it.
+                                    self.execute(&mut batch);
+                                    cost = 0;
+                                    self.control(&frames);
+                                } else if let Some(message) = self.message(frames) {
+                                    cost += message.cost();
+                                    batch.push(message);
+                                }
                             }
                             Item::Command(body) => zmtp::answer_command(&mut self.out, &body),
                         }
@@ -188,15 +209,21 @@ impl Connection<'_> {
                             // What follows a large message must not keep its memory.
                             inbuf = BytesMut::from(&inbuf[..]);
                         }
-                        full = self.is_full();
+                        full = self.is_full_with(cost, batch.len());
                     }
                     Ok(None) => break,
-                    Err(error @ FrameError::TooLarge { .. }) => {
-                        return Some((Ended::Oversized, error.to_string()));
+                    Err(error) => {
+                        self.execute(&mut batch);
+                        let ended = match error {
+                            FrameError::TooLarge { .. } => Ended::Oversized,
+                            _ => Ended::Frame,
+                        };
+                        return Some((ended, error.to_string()));
                     }
-                    Err(error) => return Some((Ended::Frame, error.to_string())),
                 }
             }
+            self.execute(&mut batch);
+            let full = full.or_else(|| self.is_full());
             let paused = full.filter(|_| !stopping);
             let full = stopping || full.is_some();
             // The clock runs while the peer is read, and while it waits for other peers' bytes to go: somebody holds those,
@@ -260,6 +287,7 @@ impl Connection<'_> {
             let mut turn = TURN;
             self.advance(&mut turn);
             self.unflushed.clear();
+            self.unanswered.clear();
             self.hold(0);
             if turn == 0 {
                 tokio::task::yield_now().await;
@@ -296,11 +324,17 @@ impl Connection<'_> {
 
     /// Backpressure: a peer over its budget, or that does not take its answers, is not read until it has drained.
     fn is_full(&self) -> Option<Paused> {
+        self.is_full_with(0, 0)
+    }
+
+    /// The same with `messages` more that cost `cost`.
+    fn is_full_with(&self, cost: usize, messages: usize) -> Option<Paused> {
         if self.out.len() > MAX_UNTAKEN {
             return Some(Paused::Answers);
         }
-        let waiting = self.queue.cost() + self.executing.unwrap_or(0) + self.out.len();
-        (waiting > self.server.config.max_peer_bytes || self.queue.is_full()).then_some(Paused::Peer)
+        let waiting = self.queue.cost() + self.executing.unwrap_or(0) + self.out.len() + cost;
+        (waiting > self.server.config.max_peer_bytes || self.queue.is_full_with(messages))
+            .then_some(Paused::Peer)
     }
 
     /// Records everything that the peer makes us hold.
@@ -357,6 +391,7 @@ impl Connection<'_> {
         }
         if self.out.is_empty() {
             self.unflushed.clear();
+            self.unanswered.clear();
             self.unsent = None;
         } else {
             let (since, taken) = self.unsent.unwrap_or_else(|| (Instant::now(), 0));
@@ -371,46 +406,52 @@ impl Connection<'_> {
         self.parked.abort_all();
     }
 
-    /// One message: a request, or a stream's ack or cancel.
-    fn message(&mut self, mut frames: Vec<Bytes>) {
+    /// One message that is no stream's ack or cancel: a request, which is noted. `None`: it is none that could be executed.
+    fn message(&mut self, mut frames: Vec<Bytes>) -> Option<Message> {
         let stats = &self.server.stats;
+        let bad = |what, detail: &dyn Display| {
+            stats.bad_message(&self.client, what, detail);
+            None
+        };
         if frames.len() < 2 {
-            return stats.bad_message(&self.client, BadMessage::TooShort, "fewer than two frames");
+            return bad(BadMessage::TooShort, &"fewer than two frames");
         }
         if frames[0].len() > MAX_UID {
-            let detail = format!("a correlation id of {} bytes", frames[0].len());
-            return stats.bad_message(&self.client, BadMessage::OverlongId, detail);
-        }
-        if frames[1].is_empty() {
-            return self.control(&frames);
+            return bad(BadMessage::OverlongId, &format!("a correlation id of {} bytes", frames[0].len()));
         }
         let bytes = frames.iter().map(Bytes::len).sum();
         let payload = frames.split_off(2);
-        let (Some(op_frame), Some(uid)) = (frames.pop(), frames.pop()) else { return };
+        let (op_frame, uid) = (frames.pop()?, frames.pop()?);
         // An old release's ids mean other operations here, so the hint comes whatever the id is called now.
         if let Some(release) = ForeignRelease::guess(&op_frame, payload.len()) {
             stats.foreign(&self.client, release);
         }
         let operation = match OpCode::decode(&op_frame) {
             Ok(OpCode::Known(operation)) => operation,
-            Ok(OpCode::Unserved(name)) => {
-                return stats.bad_message(&self.client, BadMessage::Unserved, name);
-            }
-            Ok(OpCode::Unknown(name)) => return stats.bad_message(&self.client, BadMessage::Unknown, name),
-            Err(error) => return stats.bad_message(&self.client, BadMessage::Operation, error),
+            Ok(OpCode::Unserved(name)) => return bad(BadMessage::Unserved, &name),
+            Ok(OpCode::Unknown(name)) => return bad(BadMessage::Unknown, &name),
+            Err(error) => return bad(BadMessage::Operation, &error),
         };
-        let message =
-            Message { uid, op_frame, operation, payload, bytes, arrived: Instant::now().into_std() };
-        let first = self.queue.is_empty() && self.may_start();
-        if operation.is_unordered() || (first && !message.is_heavy()) {
-            self.execute_here(message);
-        } else {
-            // A heavy one goes through the queue too, for memory of its own; it starts at once if nothing is before it.
-            self.queue.push(message);
-            self.advance(&mut 1);
+        let ticket = self.client.asks(operation, &uid, &op_frame);
+        let call = Call { uid, op_frame, ticket };
+        Some(Message { call, operation, payload, bytes, arrived: Instant::now().into_std() })
+    }
+
+    /// Executes what may start, in the order sent; the rest waits in the queue.
+    fn execute(&mut self, batch: &mut Vec<Message>) {
+        for message in batch.drain(..) {
+            let first = self.queue.is_empty() && self.may_start();
+            if message.operation.is_unordered() || (first && !message.is_heavy()) {
+                self.execute_here(message);
+            } else {
+                // A heavy one goes through the queue too, for memory of its own; it starts at once if nothing is before it.
+                self.queue.push(message);
+                self.advance(&mut 1);
+            }
         }
     }
 
+    /// A stream's ack or cancel.
     fn control(&mut self, frames: &[Bytes]) {
         match frames.get(2).map(|frame| &frame[..]) {
             Some(b"ack") => {

@@ -10,10 +10,11 @@ use tokio::task::JoinHandle;
 
 use super::InFlight;
 use super::connection::Connection;
-use super::queue::Message;
+use super::queue::{Call, Message};
 use super::stats::ServerStats;
 use super::zmtp;
 use crate::engine::{Client, Engine, Outcome, Refusal};
+use crate::journal::Owed;
 
 /// Requests of one client that may wait for an event (a prefetch) at once.
 const MAX_PARKED: usize = 1024;
@@ -24,9 +25,9 @@ const MAX_STREAMS: usize = 8;
 /// parked request and each stream, so the channel is bounded by what is admitted.
 pub(super) enum Event {
     /// The ordered request on the compute threads is done.
-    Done { uid: Bytes, op_frame: Bytes, outcome: Outcome, guard: InFlight },
+    Done { call: Call, outcome: Outcome, guard: InFlight },
     /// A parked request has its answer.
-    Woken { uid: Bytes, op_frame: Bytes, response: Response },
+    Woken { call: Call, response: Response },
     /// A stream has a batch, or has ended (`None`).
     Stream { number: u64, uid: Bytes, op_frame: Bytes, batch: Option<Response> },
 }
@@ -63,11 +64,6 @@ impl LastWord {
     fn say(&self, event: Event) -> bool {
         self.events.send(event).is_ok()
     }
-
-    /// Ends with this instead.
-    fn end(mut self, event: Event) {
-        self.event = Some(event);
-    }
 }
 
 impl Drop for LastWord {
@@ -92,27 +88,27 @@ impl Connection<'_> {
         tokio::task::spawn_blocking(move || {
             let outcome = guarded(&engine, &client, &message, &stats);
             // Fails when the connection has gone: then nobody waits for the answer.
-            let _ = events.send(Event::Done { uid: message.uid, op_frame: message.op_frame, outcome, guard });
+            let _ = events.send(Event::Done { call: message.call, outcome, guard });
         });
     }
 
     pub(super) fn execute_here(&mut self, message: Message) {
         let guard = self.server.begin();
         let outcome = guarded(&self.server.engine, &self.client, &message, &self.server.stats);
-        self.finish(message.uid, message.op_frame, outcome);
+        self.finish(message.call, outcome);
         self.unflushed.push(guard);
     }
 
     pub(super) fn event(&mut self, event: Event) {
         match event {
-            Event::Done { uid, op_frame, outcome, guard } => {
+            Event::Done { call, outcome, guard } => {
                 self.executing = None;
-                self.finish(uid, op_frame, outcome);
+                self.finish(call, outcome);
                 self.unflushed.push(guard);
             }
-            Event::Woken { uid, op_frame, response } => {
+            Event::Woken { call, response } => {
                 while self.parked.try_join_next().is_some() {}
-                self.reply(&uid, &op_frame, &response);
+                self.answer(call, &response);
             }
             Event::Stream { number, uid, op_frame, batch } => {
                 if self.streams.get(&uid).is_some_and(|stream| stream.number == number) {
@@ -128,33 +124,36 @@ impl Connection<'_> {
         }
     }
 
-    fn finish(&mut self, uid: Bytes, op_frame: Bytes, outcome: Outcome) {
+    fn finish(&mut self, mut call: Call, outcome: Outcome) {
+        self.make_good();
         match outcome {
-            Outcome::Reply(response) => self.reply(&uid, &op_frame, &response),
+            Outcome::Reply(response) => self.answer(call, &response),
             Outcome::Silence => {}
             // Nobody is there to be told.
             Outcome::Later { .. } | Outcome::Stream(_) if self.deaf => {}
             Outcome::Later { wait, otherwise } => {
                 if self.parked.len() >= MAX_PARKED {
-                    return self.reply(&uid, &op_frame, &otherwise);
+                    return self.answer(call, &otherwise);
                 }
-                let (uid, op_frame) = own(&uid, &op_frame);
-                let event =
-                    Event::Woken { uid: uid.clone(), op_frame: op_frame.clone(), response: otherwise };
-                let word = LastWord { events: self.events.clone(), event: Some(event) };
+                call.own();
+                let event = Event::Woken { call, response: otherwise };
+                let mut word = LastWord { events: self.events.clone(), event: Some(event) };
                 self.parked.spawn(async move {
-                    let response = wait.await;
-                    word.end(Event::Woken { uid, op_frame, response });
+                    let answer = wait.await;
+                    if let Some(Event::Woken { response, .. }) = &mut word.event {
+                        *response = answer;
+                    }
                 });
             }
             Outcome::Stream(mut source) => {
                 if self.streams.len() >= MAX_STREAMS {
-                    return self.reply(&uid, &op_frame, &Response::Nothing);
+                    return self.answer(call, &Response::Nothing);
                 }
                 self.next_stream += 1;
                 let number = self.next_stream;
                 let credit = Arc::new(Notify::new());
-                let (uid, op_frame) = own(&uid, &op_frame);
+                call.own();
+                let Call { uid, op_frame, .. } = call;
                 let (events, permit, key) = (self.events.clone(), credit.clone(), uid.clone());
                 let task = tokio::spawn(async move {
                     let tell =
@@ -173,6 +172,21 @@ impl Connection<'_> {
         }
     }
 
+    /// Answers, and keeps the request noted until the answer is with the kernel.
+    fn answer(&mut self, call: Call, response: &Response) {
+        self.reply(&call.uid, &call.op_frame, response);
+        self.unanswered.extend(call.ticket);
+    }
+
+    /// The peer was found to be one that an earlier daemon owes answers: nobody will ever have better ones.
+    fn make_good(&mut self) {
+        for Owed { uid, op_frame, operation, ticket } in self.client.take_owed() {
+            if let Outcome::Reply(response) = self.server.engine.refuse(operation, Refusal::Restarted) {
+                self.answer(Call { uid, op_frame, ticket }, &response);
+            }
+        }
+    }
+
     fn reply(&mut self, uid: &[u8], op_frame: &[u8], response: &Response) {
         if self.deaf {
             return;
@@ -182,11 +196,6 @@ impl Connection<'_> {
             None => zmtp::encode(&mut self.out, &[uid, op_frame]),
         }
     }
-}
-
-/// Copies for what stays for long: slices would keep the read buffer alive (see `Message::detach`).
-fn own(uid: &Bytes, op_frame: &Bytes) -> (Bytes, Bytes) {
-    (Bytes::copy_from_slice(uid), Bytes::copy_from_slice(op_frame))
 }
 
 /// Runs a request; a panic in it is a failed request, not a dead daemon and not a client that waits for ever.

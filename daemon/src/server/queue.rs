@@ -7,16 +7,36 @@ use bytes::{Bytes, BytesMut};
 use lmcache_proto::wire::Operation;
 
 use super::budget::{FRAME_OVERHEAD, MESSAGE_OVERHEAD};
+use crate::journal::Ticket;
 
 /// Most requests of one client that may wait. LMCache's clients have some tens under way.
 pub(super) const MAX_QUEUED: usize = 1024;
 /// Requests above this are decoded and hashed on the compute threads. 32 KiB is about 10 k tokens, some 40 µs.
 pub(super) const INLINE_BYTES: usize = 32 << 10;
 
+/// What an answer is an answer to.
+#[derive(Debug)]
+pub(super) struct Call {
+    /// Correlation id.
+    pub(super) uid: Bytes,
+    /// Operation, as it was spelt.
+    pub(super) op_frame: Bytes,
+    /// Until the answer is with the kernel; `None` if the request is not noted.
+    pub(super) ticket: Option<Ticket>,
+}
+
+impl Call {
+    /// Gives it memory of its own, if it is to be kept for long: slices would keep the read buffer alive (see
+    /// [`Message::detach`]).
+    pub(super) fn own(&mut self) {
+        self.uid = Bytes::copy_from_slice(&self.uid);
+        self.op_frame = Bytes::copy_from_slice(&self.op_frame);
+    }
+}
+
 /// A request as it came.
 pub(super) struct Message {
-    pub(super) uid: Bytes,
-    pub(super) op_frame: Bytes,
+    pub(super) call: Call,
     pub(super) operation: Operation,
     pub(super) payload: Vec<Bytes>,
     /// Bytes of all its frames.
@@ -45,7 +65,7 @@ impl Message {
             return;
         }
         let mut own = BytesMut::with_capacity(self.bytes);
-        let frames = [&mut self.uid, &mut self.op_frame].into_iter().chain(&mut self.payload);
+        let frames = [&mut self.call.uid, &mut self.call.op_frame].into_iter().chain(&mut self.payload);
         for frame in frames {
             own.extend_from_slice(frame);
             *frame = own.split().freeze();
@@ -77,9 +97,9 @@ impl Queue {
         self.messages.is_empty()
     }
 
-    /// Whether no more may be added before one is taken out.
-    pub(super) fn is_full(&self) -> bool {
-        self.messages.len() >= MAX_QUEUED
+    /// Whether, with `more`, no more may be added before one is taken out.
+    pub(super) fn is_full_with(&self, more: usize) -> bool {
+        self.messages.len() + more >= MAX_QUEUED
     }
 
     /// Bytes that the waiting requests cost.
@@ -96,8 +116,7 @@ mod tests {
         let slice = |from: usize, len: usize| block.slice(at + from..at + from + len);
         Message {
             arrived: Instant::now(),
-            uid: slice(0, 1),
-            op_frame: slice(1, 1),
+            call: Call { uid: slice(0, 1), op_frame: slice(1, 1), ticket: None },
             operation: Operation::EndSession,
             payload: vec![slice(2, len - 2), Bytes::new()],
             bytes: len,
@@ -111,7 +130,7 @@ mod tests {
         queue.push(message(&block, 100, 10));
         assert!(block.is_unique(), "the queue holds a copy");
         let kept = queue.pop().expect("a message");
-        assert_eq!((&kept.uid[..], &kept.payload[0][..]), (&[7][..], &[7; 8][..]));
+        assert_eq!((&kept.call.uid[..], &kept.payload[0][..]), (&[7][..], &[7; 8][..]));
         queue.push(message(&block, 0, INLINE_BYTES + 1));
         assert!(!block.is_unique(), "a large one is not copied");
     }
@@ -121,10 +140,10 @@ mod tests {
         let block = Bytes::from(vec![0; 64 << 10]);
         let mut queue = Queue::default();
         for n in 0..MAX_QUEUED {
-            assert!(!queue.is_full(), "{n}");
+            assert!(!queue.is_full_with(0), "{n}");
             queue.push(message(&block, 0, 3));
         }
-        assert!(queue.is_full());
+        assert!(queue.is_full_with(0));
         assert_eq!(queue.cost(), MAX_QUEUED * (3 + MESSAGE_OVERHEAD + 4 * FRAME_OVERHEAD));
         while queue.pop().is_some() {}
         assert_eq!(queue.cost(), 0);

@@ -327,6 +327,8 @@ impl Case {
 
     fn with_threads(&self, what: String) -> String {
         let (workers, threads) = (self.crew.told_each(), hang::threads(self.daemon.pid()));
-        format!("{what}\nworkers, in the order of their starts:\n{workers}\nthreads of the daemon:\n{threads}")
+        format!(
+            "{what}\nworkers, in the order of their starts:\n{workers}\nthreads of the daemon:\n{threads}"
+        )
     }
 }

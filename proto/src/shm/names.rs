@@ -20,12 +20,25 @@ pub fn workers(pool: &str) -> String {
     format!("lmcached_{pool}_workers")
 }
 
+/// The requests under way of a pool's daemon.
+pub fn journal(pool: &str) -> String {
+    format!("lmcached_{pool}_journal")
+}
+
 /// The second name of a segment, by which the daemon finds it when the first has been removed.
 pub fn keeper(segment: &str) -> String {
     format!(".{segment}.keep")
 }
 
 /// Everything that may be there of a pool, itself first.
-pub fn all(pool: &str) -> [String; 6] {
-    [pool.to_owned(), keeper(pool), table(pool), workers(pool), ring(pool), keeper(&ring(pool))]
+pub fn all(pool: &str) -> [String; 7] {
+    [
+        pool.to_owned(),
+        keeper(pool),
+        table(pool),
+        workers(pool),
+        journal(pool),
+        ring(pool),
+        keeper(&ring(pool)),
+    ]
 }

@@ -1,0 +1,120 @@
+//! What an earlier daemon has left in the journal. Read as bytes, never mapped: nothing of it is believed.
+#![forbid(unsafe_code)]
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use bytes::Bytes;
+use lmcache_proto::wire::{OpCode, Operation};
+
+use super::Peer;
+use super::lane::{
+    ASKS, CONNECTION, ENTRIES, ENTRY_WORDS, FLAGS, HOST, INSTANCE, KNOWS_INSTANCE, KNOWS_PROCESS, NEXT,
+    OP_BYTES, PID, PRESENT, START, UID_BYTES, UNNOTED, uid_number,
+};
+use super::memory::{HEADER, LANE_BYTES, LANE_WORDS, MAGIC, VERSION};
+use crate::process::ProcessId;
+
+/// Most bytes that are read: some sixteen thousand lanes, more than any limit of connections makes.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// A request without an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) uid: Bytes,
+    pub(super) op_frame: Bytes,
+    pub(super) operation: Operation,
+}
+
+/// One connection of the earlier daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Past {
+    pub(super) connection: u64,
+    /// The worker for which it spoke.
+    pub(super) instance: Option<u64>,
+    /// It asked what only schedulers ask.
+    pub(super) asks: bool,
+    pub(super) peer: Peer,
+    /// Highest number of its requests.
+    pub(super) last: Option<u64>,
+    /// Requests that may be without answer and are not among these.
+    pub(super) unnoted: u64,
+    pub(super) requests: Vec<Request>,
+}
+
+/// What is in the file `path` for `pool`; nothing if there is none, or it is another pool's or release's.
+pub(super) fn read(path: &Path, pool: u64) -> io::Result<Vec<Past>> {
+    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        file => file?,
+    };
+    let meta = file.metadata()?;
+    let ours = meta.is_file() && meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o077 == 0;
+    if !ours {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "{} belongs to user {} with mode {:o}; it must be ours with mode 600: remove it",
+                path.display(),
+                meta.uid(),
+                meta.mode() & 0o777
+            ),
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(parse(&bytes, pool))
+}
+
+/// What the bytes of a journal say.
+pub(super) fn parse(bytes: &[u8], pool: u64) -> Vec<Past> {
+    let mut pages = bytes.as_chunks::<LANE_BYTES>().0.iter();
+    let Some(header) = pages.next() else { return Vec::new() };
+    let [magic, version, lanes, inode] = HEADER.map(|word| word_of(header, word));
+    if (magic, version, inode) != (MAGIC, VERSION, pool) {
+        return Vec::new();
+    }
+    let lanes = usize::try_from(lanes).unwrap_or(usize::MAX);
+    pages.take(lanes).filter_map(connection).collect()
+}
+
+fn word_of(page: &[u8; LANE_BYTES], word: usize) -> u64 {
+    debug_assert!(word < LANE_WORDS);
+    u64::from_le_bytes(page.as_chunks::<8>().0[word])
+}
+
+fn connection(page: &[u8; LANE_BYTES]) -> Option<Past> {
+    let word = |word| word_of(page, word);
+    let connection = Some(word(CONNECTION)).filter(|connection| *connection != 0)?;
+    let flags = word(FLAGS);
+    let process = (flags & KNOWS_PROCESS != 0).then(|| {
+        let pid = u32::try_from(word(PID)).ok()?;
+        Some(ProcessId { pid, start_time: word(START) })
+    });
+    let requests: Vec<Request> = (1..=ENTRIES).filter_map(|entry| request(page, entry)).collect();
+    // A request is noted before it is counted.
+    let noted = requests.iter().filter_map(|request| uid_number(&request.uid));
+    Some(Past {
+        connection,
+        instance: (flags & KNOWS_INSTANCE != 0).then(|| word(INSTANCE)),
+        asks: flags & ASKS != 0,
+        peer: Peer { process: process.flatten(), host: word(HOST) },
+        last: word(NEXT).checked_sub(1).into_iter().chain(noted).max(),
+        unnoted: word(UNNOTED),
+        requests,
+    })
+}
+
+fn request(page: &[u8; LANE_BYTES], entry: usize) -> Option<Request> {
+    let lengths = word_of(page, entry * ENTRY_WORDS);
+    let (uid, op) = ((lengths >> 8 & 0xff) as usize, (lengths & 0xff) as usize);
+    if lengths & PRESENT == 0 || uid > UID_BYTES || op > OP_BYTES {
+        return None;
+    }
+    let bytes = &page[(entry * ENTRY_WORDS + 1) * 8..][..UID_BYTES + OP_BYTES];
+    let (uid, op_frame) = (&bytes[..uid], &bytes[UID_BYTES..][..op]);
+    let Ok(OpCode::Known(operation)) = OpCode::decode(op_frame) else { return None };
+    Some(Request { uid: Bytes::copy_from_slice(uid), op_frame: Bytes::copy_from_slice(op_frame), operation })
+}
