@@ -9,6 +9,7 @@ pub mod events;
 pub mod failpoint;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+pub mod handover;
 pub mod http;
 pub mod journal;
 pub mod l1;

@@ -78,6 +78,7 @@ impl Sockets {
 #[derive(Debug)]
 enum Message {
     Ready,
+    Successor(u32, oneshot::Sender<()>),
     Stopping(oneshot::Sender<()>),
     Progress(String),
     Ping,
@@ -117,6 +118,13 @@ impl Supervisor {
     pub async fn stopping(&self) {
         let (said, heard) = oneshot::channel();
         self.send(Message::Stopping(said));
+        let _ = tokio::time::timeout(LAST_MESSAGE, heard).await;
+    }
+
+    /// Another process is the service from now on. Returns when that is said, or cannot be.
+    pub async fn succeeded_by(&self, pid: u32) {
+        let (said, heard) = oneshot::channel();
+        self.send(Message::Successor(pid, said));
         let _ = tokio::time::timeout(LAST_MESSAGE, heard).await;
     }
 
@@ -175,6 +183,7 @@ fn talk(messages: &Receiver<Message>) {
     while let Ok(message) = messages.recv() {
         let result = match &message {
             Message::Ready => sd_notify::notify(&[NotifyState::Ready, NotifyState::Status("serving")]),
+            Message::Successor(pid, _) => sd_notify::notify(&[NotifyState::MainPid(*pid)]),
             Message::Stopping(_) => sd_notify::notify(&[
                 NotifyState::Stopping,
                 NotifyState::Status("finishing what is in flight"),
@@ -194,7 +203,7 @@ fn talk(messages: &Receiver<Message>) {
             }
             Err(_) => {}
         }
-        if let Message::Stopping(said) = message {
+        if let Message::Stopping(said) | Message::Successor(_, said) = message {
             let _ = said.send(());
         }
     }

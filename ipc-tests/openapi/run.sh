@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Holds a running daemon against its OpenAPI document: requests made from it, valid and not, and no 5xx among the answers.
-# Not asked: what ends the daemon (drain), the stream that has no end (events), and the removal of the one adapter.
+# Not asked: what ends the daemon (drain, upgrade), the stream that has no end (events), and the removal of the one adapter.
 # LMCACHED_BIN names a daemon, so that none is built.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -45,7 +45,7 @@ for _ in $(seq 300); do
 done
 "$venv/bin/schemathesis" run "http://127.0.0.1:$http/openapi.json" \
   --header "Authorization: Bearer $(cat "$work/token")" \
-  --exclude-operation-id drain --exclude-operation-id events --exclude-operation-id removeAdapter \
+  --exclude-operation-id drain --exclude-operation-id upgrade --exclude-operation-id events --exclude-operation-id removeAdapter \
   --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance \
   --max-examples "${SCHEMATHESIS_EXAMPLES:-20}" --generation-deterministic --request-timeout 30 --max-time "${SCHEMATHESIS_SECONDS:-120}" ||
   { tail -50 "$work/log"; exit 1; }

@@ -15,6 +15,9 @@ use crate::{eventually, http};
 /// A daemon process; killed and cleaned up when dropped.
 #[derive(Debug)]
 pub struct Daemon {
+    program: PathBuf,
+    /// Process that has taken over from `child`.
+    successor: Option<nix::unistd::Pid>,
     child: Child,
     name: String,
     port: u16,
@@ -115,6 +118,11 @@ impl Daemon {
 
     /// [`Daemon::start_in`] for a daemon that may end before it is ready: nobody waits.
     pub fn launch(environment: &[(&str, &str)], extra: &[&str]) -> Daemon {
+        Daemon::launch_program(binary(), environment, extra)
+    }
+
+    /// [`Daemon::launch`] of a copy of the program.
+    pub fn launch_program(program: &Path, environment: &[(&str, &str)], extra: &[&str]) -> Daemon {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("test{}_{number}", std::process::id());
@@ -133,8 +141,20 @@ impl Daemon {
         let log = Arc::new(Mutex::new(Vec::new()));
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let environment: Vec<_> = environment.iter().map(own).collect();
-        let child = spawn(&args, &environment, &log);
-        Daemon { child, name, port, http_port, prometheus_port, args, environment, log, dir }
+        let child = spawn(program, &args, &environment, &log);
+        Daemon {
+            child,
+            successor: None,
+            program: program.to_owned(),
+            name,
+            port,
+            http_port,
+            prometheus_port,
+            args,
+            environment,
+            log,
+            dir,
+        }
     }
 
     /// Waits until the daemon is ready.
@@ -175,8 +195,20 @@ impl Daemon {
     /// # Panics
     /// If the system does not let us.
     pub fn kill(&mut self) {
+        self.kill_successor();
         self.child.kill().expect("kill");
         self.child.wait().expect("wait");
+    }
+
+    /// Another process is the daemon now; it ends with this value.
+    pub fn succeeded_by(&mut self, pid: u32) {
+        self.successor = Some(nix::unistd::Pid::from_raw(pid as i32));
+    }
+
+    fn kill_successor(&mut self) {
+        if let Some(pid) = self.successor.take() {
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
     }
 
     /// Starts the daemon again, which has ended, with the same flags and `more` besides, this time only; in the environment of
@@ -186,7 +218,7 @@ impl Daemon {
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
         let mut all = self.environment.clone();
         all.extend(environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        self.child = spawn(&args, &all, &self.log);
+        self.child = spawn(&self.program, &args, &all, &self.log);
     }
 
     /// Drops what nobody holds from L1.
@@ -333,6 +365,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        self.kill_successor();
         let _ = self.child.kill();
         let _ = self.child.wait();
         crate::pool::remove(&self.name);
@@ -342,8 +375,13 @@ impl Drop for Daemon {
     }
 }
 
-fn spawn(args: &[String], environment: &[(String, String)], log: &Arc<Mutex<Vec<String>>>) -> Child {
-    let mut child = Command::new(binary())
+fn spawn(
+    program: &Path,
+    args: &[String],
+    environment: &[(String, String)],
+    log: &Arc<Mutex<Vec<String>>>,
+) -> Child {
+    let mut child = Command::new(program)
         .args(args)
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())

@@ -62,7 +62,23 @@ impl Dealer {
     /// # Panics
     /// If the connection is gone.
     pub async fn ask(&mut self, requests: &[Request<'_>]) -> u64 {
-        let (first, mut out) = (self.next, BytesMut::new());
+        let first = self.next;
+        let out = self.spell(requests);
+        self.send(&out).await;
+        first
+    }
+
+    /// Sends what [`Dealer::spell`] has made, or a part of it.
+    ///
+    /// # Panics
+    /// If the connection is gone.
+    pub async fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.expect("the connection takes requests");
+    }
+
+    /// Requests as bytes, with the next numbers.
+    pub fn spell(&mut self, requests: &[Request<'_>]) -> BytesMut {
+        let mut out = BytesMut::new();
         for request in requests {
             let payload = encode_request(request);
             let (mut uid, op) = (Writer::new(), operation_frame(request.operation()));
@@ -73,8 +89,7 @@ impl Dealer {
             frames.extend(payload.iter().map(|frame| &frame[..]));
             zmtp::encode(&mut out, &frames);
         }
-        self.stream.write_all(&out).await.expect("the connection takes requests");
-        first
+        out
     }
 
     /// A number is used up by a request that never came.

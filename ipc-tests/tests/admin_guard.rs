@@ -33,6 +33,7 @@ async fn another_address_without_token_serves_two_pages() {
         ("POST", "/metrics"),
         ("POST", "/cache/clear"),
         ("POST", "/lmcached/drain"),
+        ("POST", "/lmcached/upgrade"),
         ("GET", "/nothing"),
         ("GET", "//healthcheck"),
         ("GET", "/healthcheck/../status"),

@@ -159,6 +159,37 @@ async fn without_a_watchdog_nothing_is_pinged() {
     }
 }
 
+/// A reload of the unit: the manager must follow the new process, which goes on with its socket and answers its watchdog.
+#[tokio::test]
+async fn an_upgrade_names_the_new_process() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("sock");
+    let socket = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+    let mut unit = Unit::start(
+        "upgrade",
+        &[("WATCHDOG_USEC", "300000")],
+        &[],
+        Some(socket.try_clone().expect("a copy").into()),
+    );
+    unit.until("READY=1").await;
+    let mut client = connect(&path).await;
+    noop(&mut client).await;
+    let (status, answer) = http::post(unit.http_port, "/lmcached/upgrade", "").await.expect("an answer");
+    assert_eq!(status, 200, "{answer}");
+    let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+    let pid = answer["pid"].as_u64().expect("a pid");
+    let successor = Pid::from_raw(pid as i32);
+    unit.until(&format!("MAINPID={pid}")).await;
+    assert_eq!(unit.ended().await, Some(0));
+    noop(&mut client).await;
+    noop(&mut connect(&path).await).await;
+    unit.until("WATCHDOG=1").await;
+    kill(successor, Signal::SIGTERM).expect("signal");
+    unit.until("STOPPING=1").await;
+    eventually("the new process ends", async || kill(successor, None).is_err().then_some(())).await;
+    assert!(path.exists(), "the manager's socket is left alone");
+}
+
 #[tokio::test]
 async fn a_socket_that_is_handed_over_is_served_and_left_alone() {
     let sockets = tempfile::tempdir().expect("directory");

@@ -231,6 +231,19 @@ impl Decoder {
     }
 }
 
+impl Decoder {
+    /// What was taken out of the stream and belongs to a message that is not whole, as it came: in front of the rest of the
+    /// stream, another decoder finds the same.
+    pub fn into_unread(self) -> BytesMut {
+        let mut unread = BytesMut::new();
+        for frame in &self.frames {
+            head(&mut unread, MORE, frame.len());
+            unread.extend_from_slice(frame);
+        }
+        unread
+    }
+}
+
 /// Appends a message.
 pub fn encode(out: &mut BytesMut, frames: &[&[u8]]) {
     for (position, frame) in frames.iter().enumerate() {
@@ -335,6 +348,23 @@ mod tests {
                 }
             }
             prop_assert_eq!(got, messages);
+        }
+
+        #[test]
+        fn another_decoder_goes_on_where_one_stopped(
+            message in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..400), 1..6),
+            cut in 0usize..2000,
+        ) {
+            let mut wire = BytesMut::new();
+            encode(&mut wire, &message.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            let rest = wire.split_off(cut.min(wire.len().saturating_sub(1)));
+            let mut first = Decoder::new(1 << 16);
+            prop_assert_eq!(first.next(&mut wire), Ok(None));
+            let mut unread = first.into_unread();
+            unread.extend_from_slice(&wire);
+            unread.extend_from_slice(&rest);
+            let whole = message.into_iter().map(Bytes::from).collect();
+            prop_assert_eq!(Decoder::new(1 << 16).next(&mut unread), Ok(Some(Item::Message(whole))));
         }
 
         #[test]

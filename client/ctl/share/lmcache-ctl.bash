@@ -76,6 +76,9 @@ _lmcache__ctl() {
             lmcache__ctl,trace)
                 cmd="lmcache__ctl__subcmd__trace"
                 ;;
+            lmcache__ctl,upgrade)
+                cmd="lmcache__ctl__subcmd__upgrade"
+                ;;
             lmcache__ctl,workers)
                 cmd="lmcache__ctl__subcmd__workers"
                 ;;
@@ -180,6 +183,9 @@ _lmcache__ctl() {
                 ;;
             lmcache__ctl__subcmd__help,trace)
                 cmd="lmcache__ctl__subcmd__help__subcmd__trace"
+                ;;
+            lmcache__ctl__subcmd__help,upgrade)
+                cmd="lmcache__ctl__subcmd__help__subcmd__upgrade"
                 ;;
             lmcache__ctl__subcmd__help,workers)
                 cmd="lmcache__ctl__subcmd__help__subcmd__workers"
@@ -329,7 +335,7 @@ _lmcache__ctl() {
 
     case "${cmd}" in
         lmcache__ctl)
-            opts="-h -V --url --token-file --json --timeout --help --version ping status config top queue workers sessions locks objects quota adapters pool clear drain events doctor bench trace completions man help"
+            opts="-h -V --url --token-file --json --timeout --help --version ping status config top queue workers sessions locks objects quota adapters pool clear drain upgrade events doctor bench trace completions man help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -859,7 +865,7 @@ _lmcache__ctl() {
             return 0
             ;;
         lmcache__subcmd__ctl__subcmd__help)
-            opts="ping status config top queue workers sessions locks objects quota adapters pool clear drain events doctor bench trace completions man help"
+            opts="ping status config top queue workers sessions locks objects quota adapters pool clear drain upgrade events doctor bench trace completions man help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1365,6 +1371,20 @@ _lmcache__ctl() {
         lmcache__subcmd__ctl__subcmd__help__subcmd__trace__subcmd__replay)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        lmcache__subcmd__ctl__subcmd__help__subcmd__upgrade)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -2274,6 +2294,36 @@ _lmcache__ctl() {
                     return 0
                     ;;
                 --json-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --url)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        lmcache__subcmd__ctl__subcmd__upgrade)
+            opts="-h --within --url --token-file --json --timeout --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --within)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

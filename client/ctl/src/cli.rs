@@ -88,6 +88,12 @@ pub(crate) enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Let a new process of the installed program take over: sockets, connections, pool; clients notice nothing
+    Upgrade {
+        /// How long to wait for the new process
+        #[arg(long, default_value_t = 300.0, value_name = "SECONDS")]
+        within: f64,
+    },
     /// The daemon's events
     #[command(subcommand)]
     Events(Events),

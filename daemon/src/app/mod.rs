@@ -2,12 +2,14 @@
 //!
 //! * `open`: the engine and the server that a configuration means;
 //! * `maintain`: what time alone causes;
-//! * `stop`: what an orderly end waits for.
+//! * `stop`: what an orderly end waits for;
+//! * `upgrade`: an end that leaves everything to another process.
 #![forbid(unsafe_code)]
 
 mod maintain;
 mod open;
 mod stop;
+mod upgrade;
 
 use std::io;
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use crate::config::{Config, Endpoint, Listen, Notice};
 use crate::engine::Engine;
 use crate::events::Bus;
 use crate::failpoint;
+use crate::handover::{Heir, HeirError, Program, SocketRole, SuccessorError};
 use crate::http::history;
 use crate::http::{self, Admin, AdminParts, EventStreams, Guard, Token, TokenError};
 use crate::l1::{L1, OpenError};
@@ -78,6 +81,14 @@ pub enum AppError {
     /// The runtime or signals.
     #[error("cannot start: {0}")]
     Runtime(io::Error),
+    /// Nothing was handed over.
+    #[error(transparent)]
+    Heir(#[from] HeirError),
+    /// The sockets and the pool were left to a successor, and there is none.
+    #[error(
+        "no successor took over: {0}; this daemon has given its sockets away and ends, the pool is kept for the next start"
+    )]
+    Upgrade(SuccessorError),
     /// The background reservation failed.
     #[error(
         "the pool's memory ran out while reserving it ({0}); lower --l1-size-gb or raise the limit of /dev/shm or the cgroup"
@@ -85,24 +96,31 @@ pub enum AppError {
     Reserve(io::Error),
 }
 
+/// How the daemon was started.
+#[derive(Debug)]
+pub struct Start<'l> {
+    /// Listening sockets of the service manager.
+    pub sockets: Sockets,
+    /// What a running daemon has left to this process.
+    pub heir: Option<Heir>,
+    /// What to start for an upgrade.
+    pub program: Program,
+    /// The levels of the log.
+    pub levels: &'l Levels,
+}
+
 /// Runs the daemon until it is told to stop.
 ///
 /// # Errors
 /// See [`AppError`].
-pub fn run(
-    config: &Config,
-    notices: &[Notice],
-    outlet: &Outlet,
-    sockets: Sockets,
-    levels: &Levels,
-) -> Result<(), AppError> {
+pub fn run(config: &Config, notices: &[Notice], outlet: &Outlet, start: Start<'_>) -> Result<(), AppError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().thread_name("lmcached-io");
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     builder.worker_threads(cores.clamp(2, 8));
     builder.max_blocking_threads(config.server.compute_threads.map_or(cores.max(4), usize::from));
     let runtime = builder.build().map_err(AppError::Runtime)?;
-    let result = runtime.block_on(serve(config, notices, outlet, sockets, levels));
+    let result = runtime.block_on(serve(config, notices, outlet, start));
     // Copies that are still running belong to peers that get no answer any more; the process ends with them.
     runtime.shutdown_background();
     result
@@ -112,8 +130,7 @@ async fn serve(
     config: &Config,
     notices: &[Notice],
     outlet: &Outlet,
-    mut sockets: Sockets,
-    levels: &Levels,
+    Start { mut sockets, mut heir, program, levels }: Start<'_>,
 ) -> Result<(), AppError> {
     for notice in notices {
         tracing::info!(flag = notice.flag, "{}", notice.line);
@@ -134,6 +151,10 @@ async fn serve(
     let access = access(config);
     let mut listeners = Vec::new();
     for endpoint in &config.server.endpoints {
+        if let Some((socket, own_file)) = heir.as_mut().and_then(|heir| heir.listener(endpoint)) {
+            listeners.push(Listener::take_over(endpoint.clone(), socket, own_file, &access)?);
+            continue;
+        }
         let handed_over = match endpoint {
             Endpoint::Ipc { path } => sockets.at(path),
             Endpoint::Tcp { .. } => None,
@@ -146,9 +167,15 @@ async fn serve(
     for (path, socket) in sockets.rest() {
         listeners.push(Listener::adopt(path, socket, &access)?);
     }
-    let admin_listener = listen(&config.http.listen, "--http-port").await?;
+    while let Some((endpoint, socket)) = heir.as_mut().and_then(Heir::other_listener) {
+        listeners.push(Listener::take_over(endpoint, socket, false, &access)?);
+    }
+    let taken = |heir: &mut Option<Heir>, role| heir.as_mut().and_then(|heir| heir.http(&role));
+    let admin_listener =
+        listen(&config.http.listen, "--http-port", taken(&mut heir, SocketRole::Admin)).await?;
+    let metrics_socket = taken(&mut heir, SocketRole::Metrics);
     let metrics_listener = match &config.observability.prometheus {
-        Some(listen_on) => match listen(listen_on, "--prometheus-port").await {
+        Some(listen_on) => match listen(listen_on, "--prometheus-port", metrics_socket).await {
             Ok(listener) => Some(listener),
             Err(error) if !listen_on.port_is_explicit => {
                 tracing::warn!("{error}; /metrics stays on --http-port");
@@ -179,7 +206,7 @@ async fn serve(
         (Bus::disabled(), None)
     };
     let (death_watch, deaths) = DeathWatch::new();
-    let (l1, engine) = open_engine(config, bus.clone(), death_watch)?;
+    let (l1, engine) = open_engine(config, bus.clone(), death_watch, heir.as_mut())?;
     if let Some(recording) = recording {
         recording.begin(bus.clone(), trace::storage_config(config, l1.stats().capacity))?;
     }
@@ -209,12 +236,23 @@ async fn serve(
             hash_algorithm: hash_algorithm(config).name(),
         },
     ));
-    for listener in listeners {
-        tokio::spawn(server.clone().accept(listener));
+    let mut doors = upgrade::Doors::of(&listeners, &admin_listener, metrics_listener.as_ref());
+    if let Some(heir) = &mut heir {
+        server.number_from(heir.next_connection());
+        server.take_up(heir.connections());
     }
-    tokio::spawn(http::serve_admin(admin_listener, admin.clone()));
+    for listener in listeners {
+        doors.accepting.push(tokio::spawn(server.clone().accept(listener)));
+    }
+    doors.http.push(tokio::spawn(http::serve_admin(admin_listener, admin.clone())));
     if let Some(listener) = metrics_listener {
-        tokio::spawn(http::serve_metrics(listener, admin.clone()));
+        doors.http.push(tokio::spawn(http::serve_metrics(listener, admin.clone())));
+    }
+    if let Some(heir) = heir {
+        match heir.serves() {
+            Ok(()) => tracing::info!("took over from the running daemon: its sockets, connections and pool"),
+            Err(error) => tracing::warn!(%error, "took over, and the other daemon was not told"),
+        }
     }
     tokio::spawn(history::keep(admin.history.clone(), admin.clone()));
     let supervisor = Supervisor::from_env();
@@ -226,21 +264,31 @@ async fn serve(
     let reserved = reserve(&l1);
     let maintenance = tokio::spawn(maintain(engine.clone(), periodic));
 
+    let mut parting = None;
     let stopped = async {
-        tokio::select! {
-            _ = term.recv() => "SIGTERM",
-            _ = int.recv() => "SIGINT",
-            limit = admin.drain_order.given() => {
-                // A signal ends the wait.
-                tokio::select! {
-                    () = empty(&engine, limit) => "drain over HTTP",
-                    _ = term.recv() => "SIGTERM",
-                    _ = int.recv() => "SIGINT",
+        loop {
+            tokio::select! {
+                _ = term.recv() => return "SIGTERM",
+                _ = int.recv() => return "SIGINT",
+                limit = admin.drain_order.given() => {
+                    // A signal ends the wait.
+                    return tokio::select! {
+                        () = empty(&engine, limit) => "drain over HTTP",
+                        _ = term.recv() => "SIGTERM",
+                        _ = int.recv() => "SIGINT",
+                    };
+                }
+                order = admin.upgrade_order.given() => {
+                    parting = upgrade::begin(config, &program, &server, order).await;
+                    if parting.is_some() {
+                        return "upgrade";
+                    }
                 }
             }
         }
     };
-    tokio::pin!(stopped, reserved);
+    tokio::pin!(reserved);
+    let mut stopped = Box::pin(stopped);
     let signal = tokio::select! {
         signal = &mut stopped => signal,
         result = &mut reserved => {
@@ -253,9 +301,23 @@ async fn serve(
             }
             tracing::info!(bytes = l1.stats().frontier, "pool reserved; ready");
             supervisor.ready();
-            stopped.await
+            stopped.as_mut().await
         }
     };
+    drop(stopped);
+    if let Some(parting) = parting {
+        tracing::info!("upgrade: the successor is there; leaving it the sockets and the pool");
+        admin.drain();
+        l1.pool().stop_reserving();
+        maintenance.abort();
+        let _ = maintenance.await;
+        drop(ring_timer);
+        let finish = move || {
+            drop(events);
+            telemetry.shutdown();
+        };
+        return upgrade::finish(parting, &engine, &server, doors, &supervisor, finish).await;
+    }
     tracing::info!(
         signal,
         drain_s = config.shutdown.drain.as_secs_f64(),
@@ -310,13 +372,19 @@ async fn serve(
     Ok(())
 }
 
-async fn listen(on: &Listen, flag: &'static str) -> Result<tokio::net::TcpListener, AppError> {
-    http::bind(&on.host, on.port).await.map_err(|source| AppError::Http {
-        host: on.host.clone(),
-        port: on.port,
-        flag,
-        source,
-    })
+/// Listens; on the socket that a running daemon has left, if it was bound to the same.
+async fn listen(
+    on: &Listen,
+    flag: &'static str,
+    handed_over: Option<std::net::TcpListener>,
+) -> Result<tokio::net::TcpListener, AppError> {
+    let listener = match handed_over {
+        Some(socket) if socket.local_addr().is_ok_and(|bound| on.port == 0 || bound.port() == on.port) => {
+            socket.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(socket))
+        }
+        _ => http::bind(&on.host, on.port).await,
+    };
+    listener.map_err(|source| AppError::Http { host: on.host.clone(), port: on.port, flag, source })
 }
 
 /// What is done about a dead process; it takes locks and may free much, so not on an I/O thread.

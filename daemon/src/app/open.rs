@@ -10,6 +10,7 @@ use super::AppError;
 use crate::config::{self, Config};
 use crate::engine::{Engine, EngineConfig, L2, Parts};
 use crate::events::Bus;
+use crate::handover::Heir;
 use crate::journal::Journal;
 use crate::l1::{L1, L1Config, PolicyKind, Recovered, pool};
 use crate::l2::control;
@@ -28,9 +29,14 @@ pub(super) fn open_engine(
     config: &Config,
     bus: Arc<Bus>,
     death_watch: Arc<DeathWatch>,
+    heir: Option<&mut Heir>,
 ) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
     let chunk_size = config.server.chunk_size.get();
     let algorithm = hash_algorithm(config);
+    let (handed_over, state) = match heir {
+        Some(heir) => (heir.segments(), Some(heir.engine())),
+        None => (None, None),
+    };
     let quotas = Arc::new(Quotas::open(config.server.state_dir.as_deref()));
     let opening = std::time::Instant::now();
     let (l1, recovered) = L1::open(&L1Config {
@@ -49,12 +55,14 @@ pub(super) fn open_engine(
         },
         align: config.l1.align_bytes.get(),
         hugepages: config.l1.use_hugepages,
-        fresh: config.l1.fresh,
-        require_warm: config.l1.require_warm,
+        // What is handed over is in use.
+        fresh: config.l1.fresh && handed_over.is_none(),
+        require_warm: config.l1.require_warm || handed_over.is_some(),
         verify_payload: config.l1.verify_payload,
         group: config.l1.group,
         checksums: config.l1.checksums,
         quotas: quotas.clone(),
+        handed_over,
     })?;
     if recovered.objects > 0 || recovered.dropped > 0 {
         let Recovered { objects, bytes, dropped, damaged, .. } = recovered;
@@ -67,7 +75,7 @@ pub(super) fn open_engine(
             "took over what the earlier daemon left; dropped is what was unfinished or damaged"
         );
     }
-    if !recovered.pins.is_empty() {
+    if !recovered.pins.is_empty() && state.is_none() {
         tracing::warn!(
             slots = recovered.pins.len(),
             "workers of the earlier daemon may still touch slots; those are nobody else's until the workers are gone"
@@ -110,13 +118,17 @@ pub(super) fn open_engine(
         &names::journal(&config.l1.pool_name),
         l1.pool().segment().inode(),
         config.server.limits.max_connections,
+        state.is_some(),
     );
     let engine = {
         let (l1, adopted, deaths) = (l1.clone(), recovered.pins, death_watch);
         let parts = Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster, journal };
         Engine::new(engine_config, hasher, parts)
     };
-    engine.expect_workers(workers);
+    engine.expect_workers(workers, state.is_some());
+    if let Some(state) = state {
+        engine.import(state);
+    }
     Ok((l1, engine))
 }
 

@@ -36,7 +36,14 @@ fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    match lmcached::app::run(&parsed.config, &parsed.notices, &outlet, sockets, &logging.levels) {
+    let result = lmcached::handover::Program::own()
+        .map_err(lmcached::app::AppError::Runtime)
+        .and_then(|program| Ok((program, lmcached::handover::Heir::from_environment(&parsed.config)?)))
+        .and_then(|(program, heir)| {
+            let start = lmcached::app::Start { sockets, heir, program, levels: &logging.levels };
+            lmcached::app::run(&parsed.config, &parsed.notices, &outlet, start)
+        });
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lmcached: {error}");

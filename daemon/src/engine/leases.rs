@@ -2,8 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+use super::handover::begun;
 use super::prefetch::{Found, Job};
 use crate::l1::{Hit, LeasedCell, ObjectId, Row};
 
@@ -144,6 +147,108 @@ impl Lookup {
             }
         }
         Read::NotHere
+    }
+}
+
+/// A [`Lookup`] as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct LookupState {
+    client: u64,
+    model: String,
+    salt: String,
+    rows: Vec<RowState>,
+    requested_chunks: u64,
+    hit_chunks: u64,
+    l1_chunks: u64,
+    l2_objects: u64,
+    age: Duration,
+    consumed: bool,
+    cells: Vec<CellState>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct RowState {
+    rank: u32,
+    group: u32,
+    window: Option<u64>,
+    layouts: Vec<u64>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct CellState {
+    row: u32,
+    chunk: u32,
+    object: (u32, u32),
+    left: u32,
+    taken_by: Vec<u64>,
+}
+
+impl LookupState {
+    /// One that still waits for a tier has found nothing: nobody waits for it where it goes.
+    pub(super) fn of(lookup: &Lookup) -> LookupState {
+        let row = |row: &Row| RowState {
+            rank: row.rank,
+            group: row.group,
+            window: row.window,
+            layouts: row.layouts.to_vec(),
+        };
+        let cell = |cell: &Cell| CellState {
+            row: cell.row,
+            chunk: cell.chunk,
+            object: (cell.object.index, cell.object.generation),
+            left: cell.left,
+            taken_by: cell.taken_by.clone(),
+        };
+        let found = lookup.job.is_none();
+        LookupState {
+            client: lookup.client,
+            model: (*lookup.model).to_owned(),
+            salt: (*lookup.salt).to_owned(),
+            rows: lookup.rows.iter().map(row).collect(),
+            requested_chunks: lookup.requested_chunks,
+            hit_chunks: if found { lookup.hit_chunks } else { 0 },
+            l1_chunks: if found { lookup.l1_chunks } else { 0 },
+            l2_objects: lookup.l2_objects,
+            age: lookup.since.elapsed(),
+            consumed: lookup.consumed,
+            cells: if found { lookup.cells.iter().map(cell).collect() } else { Vec::new() },
+        }
+    }
+
+    /// The lookup again, with the leases that `lease` could take; a cell without its object has no lease left.
+    pub(super) fn restore(self, lease: impl FnOnce(std::vec::IntoIter<ObjectId>) -> Vec<bool>) -> Lookup {
+        let row = |row: RowState| Row {
+            rank: row.rank,
+            group: row.group,
+            window: row.window,
+            layouts: row.layouts.into(),
+        };
+        let object = |cell: &CellState| ObjectId { index: cell.object.0, generation: cell.object.1 };
+        let held: Vec<_> = self.cells.iter().filter(|cell| cell.left > 0).map(object).collect();
+        let mut leased = lease(held.into_iter()).into_iter();
+        let rows: Vec<Row> = self.rows.into_iter().map(row).collect();
+        let cells = self.cells.into_iter().map(|cell| Cell {
+            row: cell.row,
+            chunk: cell.chunk,
+            object: object(&cell),
+            left: if cell.left > 0 && leased.next() == Some(true) { cell.left } else { 0 },
+            taken_by: cell.taken_by,
+        });
+        let mut lookup = Lookup::new(
+            self.client,
+            (self.model.into(), self.salt.into()),
+            rows,
+            self.requested_chunks,
+            &Hit::default(),
+            1,
+        );
+        lookup.cells = cells.collect();
+        lookup.hit_chunks = self.hit_chunks;
+        lookup.l1_chunks = self.l1_chunks;
+        lookup.l2_objects = self.l2_objects;
+        lookup.since = begun(self.age);
+        lookup.consumed = self.consumed;
+        lookup
     }
 }
 

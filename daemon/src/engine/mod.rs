@@ -1,7 +1,7 @@
 //! What the operations mean. The engine knows objects, workers and requests; it knows no sockets.
 //!
 //! One file per group of operations: `lookup`, `engine_driven`, `lmcache_driven`, `liveness`, `kv_events`,
-//! `management` and `look` (what operators ask), `warm` (prefetches that operators ask for), `quotas`. State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
+//! `handover` (what goes on in another process), `management` and `look` (what operators ask), `warm` (prefetches that operators ask for), `quotas`. State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
 //! `prompt`s, `leases` and `prefetch` jobs), `transfers` (slots that workers are touching). `changes` is what follows when the cache changes,
 //! `publish` what the events say, `calls` what a recording gets.
 //!
@@ -14,6 +14,7 @@ pub(crate) mod alone;
 mod calls;
 mod changes;
 mod engine_driven;
+mod handover;
 mod instances;
 mod kv_events;
 mod leases;
@@ -44,6 +45,7 @@ use lmcache_proto::hash::{Chain, TokenHasher};
 use lmcache_proto::wire::{CacheKey, Operation, Request, Response, TokenMemo};
 use parking_lot::Mutex;
 
+pub use handover::EngineState;
 pub use kv_events::{EventSource, KvEvents};
 pub use prefetch::L2;
 pub use quotas::SaltUsage;
@@ -168,7 +170,7 @@ impl Client {
     }
 
     /// Notes the process at the other end. Returns whether it was unknown before; it never changes.
-    fn set_process(&self, process: ProcessId) -> bool {
+    pub(crate) fn set_process(&self, process: ProcessId) -> bool {
         let new = self.process.set(process).is_ok();
         if let (true, Some(lane)) = (new, &self.lane) {
             lane.is_process(process);

@@ -34,6 +34,16 @@ impl Prompt {
         Ok(Chain { hashes: self.chain.hashes[..have].to_vec(), ends: self.chain.ends[..have].to_vec() })
     }
 
+    /// One that has been hashed elsewhere.
+    pub(super) fn from_parts(tokens: Vec<u8>, chain: Chain) -> Prompt {
+        Prompt { tokens, chain }
+    }
+
+    /// Its tokens and their chain.
+    pub(super) fn parts(&self) -> (&[u8], &Chain) {
+        (&self.tokens, &self.chain)
+    }
+
     /// Hashes known so far.
     pub(super) fn hashes(&self) -> &[ChunkHash] {
         &self.chain.hashes

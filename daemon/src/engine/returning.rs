@@ -72,8 +72,9 @@ fn process_of(kept: &Kept) -> Option<ProcessId> {
 }
 
 impl Engine {
-    /// Takes over the registrations that an earlier daemon kept, before the first connection is accepted.
-    pub fn expect_workers(&self, kept: Vec<Kept>) {
+    /// Takes over the registrations that an earlier daemon kept, before the first connection is accepted. `handed_over`: that
+    /// daemon has ended all copies itself, and no answer is missing.
+    pub fn expect_workers(&self, kept: Vec<Kept>, handed_over: bool) {
         let mut expected = 0;
         for kept in kept {
             let (instance, mode) = (kept.instance, kept.mode);
@@ -99,7 +100,7 @@ impl Engine {
             if let Some(process) = process {
                 self.deaths.watch(process);
             }
-            if mode == Mode::LmcacheDriven {
+            if mode == Mode::LmcacheDriven && !handed_over {
                 self.returning.untold.lock().insert(instance);
             }
             expected += 1;

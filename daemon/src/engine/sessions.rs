@@ -201,6 +201,18 @@ impl Session {
         self.last_used = Instant::now();
     }
 
+    /// Its prompt.
+    pub(super) fn prompt(&self) -> &Prompt {
+        &self.prompt
+    }
+
+    /// Becomes what it was in another process.
+    pub(super) fn restore(&mut self, tokens: Vec<u8>, chain: Chain, lookups: Vec<Lookup>) {
+        self.prompt = Prompt::from_parts(tokens, chain);
+        self.lookups = lookups;
+        self.touch();
+    }
+
     /// How long it has not been used.
     pub(super) fn idle(&self) -> Duration {
         self.last_used.elapsed()

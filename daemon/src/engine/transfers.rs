@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::wire::{CacheKey, Slot};
 use rustc_hash::{FxHashMap, FxHashSet};
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
+use super::handover::{PinState, SlotState, begun};
 use super::publish::Told;
 use crate::l1::{Owner, Pin};
 use crate::process::ProcessId;
@@ -240,6 +243,118 @@ impl Transfers {
             !gone
         });
         sweep
+    }
+}
+
+/// A prepared transfer as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct TransferState {
+    instance: u64,
+    store: bool,
+    world: (Option<u32>, u32),
+    range: (u64, u64),
+    last: ByteBuf,
+    request_id: String,
+    model: String,
+    salt: String,
+    pins: Vec<PinState>,
+    slots: Vec<SlotState>,
+    chunk_indices: Vec<u64>,
+    rank: u32,
+    layout: u64,
+    object_bytes: u64,
+    age: Duration,
+    client: u64,
+    process: Option<(u32, u64)>,
+    quarantined: bool,
+}
+
+impl TransferState {
+    /// Whether its worker is filling what it has reserved.
+    pub(super) fn is_writing(&self) -> bool {
+        self.store && !self.quarantined
+    }
+
+    pub(super) fn pins(&self) -> impl Iterator<Item = Pin> {
+        self.pins.iter().map(|pin| Pin::from(*pin))
+    }
+}
+
+impl Transfers {
+    /// All prepared transfers.
+    pub(super) fn export(&self) -> Vec<TransferState> {
+        let transfer = |(key, transfer): (&TransferKey, &Transfer)| TransferState {
+            instance: key.instance,
+            store: key.direction == Direction::Store,
+            world: (key.rank, key.world_size),
+            range: (key.start, key.end),
+            last: ByteBuf::from(key.last.to_vec()),
+            request_id: (*key.request_id).to_owned(),
+            model: (*key.model).to_owned(),
+            salt: (*key.salt).to_owned(),
+            pins: transfer.pins.iter().map(|pin| PinState::from(*pin)).collect(),
+            slots: transfer.slots.iter().cloned().map(SlotState::from).collect(),
+            chunk_indices: transfer.chunk_indices.clone(),
+            rank: transfer.rank,
+            layout: transfer.layout,
+            object_bytes: transfer.object_bytes,
+            age: transfer.started.elapsed(),
+            client: transfer.client,
+            process: transfer.process.map(|process| (process.pid, process.start_time)),
+            quarantined: transfer.quarantined,
+        };
+        self.map.iter().map(transfer).collect()
+    }
+
+    /// Takes over transfers whose pins recovery has found; of the others nothing is believed.
+    pub(super) fn import(&mut self, transfers: Vec<TransferState>) {
+        for state in transfers {
+            let pins: Vec<Pin> = state.pins().collect();
+            let there = pins.iter().all(|pin| self.adopted.iter().any(|(_, adopted)| adopted == pin));
+            let Some(last) = state.last[..].try_into().ok().filter(|_| there) else {
+                tracing::warn!(
+                    instance = state.instance,
+                    request = state.request_id,
+                    "a prepared transfer that was handed over has lost its slots; its commit will be refused"
+                );
+                continue;
+            };
+            self.adopted.retain(|(owner, adopted)| {
+                let ours = pins.contains(adopted);
+                if ours {
+                    release(&mut self.by_instance, owner.instance);
+                }
+                !ours
+            });
+            let key = TransferKey {
+                instance: state.instance,
+                direction: if state.store { Direction::Store } else { Direction::Retrieve },
+                rank: state.world.0,
+                world_size: state.world.1,
+                start: state.range.0,
+                end: state.range.1,
+                last,
+                request_id: state.request_id.into(),
+                model: state.model.into(),
+                salt: state.salt.into(),
+            };
+            let transfer = Transfer {
+                pins,
+                slots: state.slots.into_iter().map(Slot::from).collect(),
+                chunk_indices: state.chunk_indices,
+                rank: state.rank,
+                layout: state.layout,
+                object_bytes: state.object_bytes,
+                started: begun(state.age),
+                client: state.client,
+                process: state.process.map(|(pid, start_time)| ProcessId { pid, start_time }),
+                quarantined: state.quarantined,
+                // Its end is not told: those who would count it have not seen its start.
+                told: None,
+            };
+            // Two of one key cannot come: they were of a map.
+            drop(self.insert(key, transfer));
+        }
     }
 }
 

@@ -25,6 +25,7 @@ mod routes;
 mod serve;
 mod status;
 mod threads;
+mod upgrade;
 
 use std::io;
 use std::sync::Arc;
@@ -49,6 +50,7 @@ pub use drain::DrainOrder;
 pub use events::EventStreams;
 pub use guard::{Guard, Token, TokenError};
 use history::{History, Source, State};
+pub use upgrade::{UpgradeOrder, UpgradeReply, Upgraded};
 
 /// What the routes are made of.
 #[derive(Debug)]
@@ -99,6 +101,8 @@ pub struct Admin {
     wrong_tokens: LogLimit,
     /// The order to drain and end, for whoever runs the daemon.
     pub drain_order: DrainOrder,
+    /// The order to hand over to another process.
+    pub upgrade_order: UpgradeOrder,
     /// Numbers of the last minutes, for the live page.
     pub history: Arc<History>,
 }
@@ -142,6 +146,7 @@ impl Admin {
             turn: tokio::sync::Mutex::new(()),
             wrong_tokens: LogLimit::default(),
             drain_order: DrainOrder::default(),
+            upgrade_order: UpgradeOrder::default(),
             history: Arc::new(History::new()),
         }
     }

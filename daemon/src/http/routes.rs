@@ -16,7 +16,7 @@ use super::call::{Call, Route, Work};
 use super::guard::{self, Refused};
 use super::{
     Admin, adapters, body, cache, config_page, drain, events, info, loglevel, objects, own, page, prefetches,
-    quota, status, threads,
+    quota, status, threads, upgrade,
 };
 use crate::telemetry;
 
@@ -76,6 +76,7 @@ pub(super) static ROUTES: &[Route] = &[
     post("/lmcached/adapters/{index}/drain", Work::Quick(adapters::drain)),
     delete("/lmcached/adapters/{index}", Work::Later(adapters::remove)),
     post("/lmcached/drain", Work::Quick(drain::begin)),
+    post("/lmcached/upgrade", Work::Later(upgrade::begin)),
 ];
 
 fn with(admin: &Arc<Admin>) -> impl Filter<Extract = (Arc<Admin>,), Error = Infallible> + Clone + use<> {

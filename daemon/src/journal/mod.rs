@@ -107,11 +107,11 @@ impl Journal {
     }
 
     /// Opens the journal `name` (in shared memory, without slash) of the pool with inode `pool`, for `connections` at once,
-    /// and takes over what an earlier daemon of the same pool noted.
+    /// and takes over what an earlier daemon of the same pool noted; not if that one has `handed_over` its requests themselves.
     ///
     /// The caller owns the pool and with it this file: no other daemon writes it.
-    pub fn open(name: &str, pool: u64, connections: usize) -> Journal {
-        match Journal::try_open(name, pool, connections) {
+    pub fn open(name: &str, pool: u64, connections: usize, handed_over: bool) -> Journal {
+        match Journal::try_open(name, pool, connections, handed_over) {
             Ok(journal) => journal,
             Err(error) => {
                 tracing::warn!(
@@ -124,9 +124,14 @@ impl Journal {
         }
     }
 
-    fn try_open(name: &str, pool: u64, connections: usize) -> Result<Journal, Box<dyn std::error::Error>> {
+    fn try_open(
+        name: &str,
+        pool: u64,
+        connections: usize,
+        handed_over: bool,
+    ) -> Result<Journal, Box<dyn std::error::Error>> {
         let path = Path::new(SHM_DIR).join(name);
-        let before = past::read(&path, pool)?;
+        let before = if handed_over { Vec::new() } else { past::read(&path, pool)? };
         let new = format!("{name}.new");
         match fs::remove_file(Path::new(SHM_DIR).join(&new)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),

@@ -16,7 +16,7 @@ impl Name {
     }
 
     fn open(&self, pool: u64) -> Journal {
-        Journal::try_open(&self.0, pool, 4).expect("opens")
+        Journal::try_open(&self.0, pool, 4, false).expect("opens")
     }
 
     fn path(&self) -> PathBuf {

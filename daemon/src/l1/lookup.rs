@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use lmcache_proto::hash::ChunkHash;
+use lmcache_proto::shm::ObjectState;
 
 use super::index::{Index, Key};
 use super::lock::Lock;
@@ -115,6 +116,19 @@ impl<K: Lock<Index>> L1<K> {
         let object = index.find(&Key { hash, model, salt, rank, group }, &[layout])?;
         index.lease(object);
         Some(object)
+    }
+
+    /// Leases objects as an earlier daemon had them leased; says of each whether it is there and readable.
+    pub fn lease_again(&self, objects: impl Iterator<Item = ObjectId>) -> Vec<bool> {
+        let index = &mut *self.index.lock();
+        let lease = |object| {
+            let there = index.entry(object).is_some_and(|entry| entry.state == ObjectState::Committed);
+            if there {
+                index.lease(object);
+            }
+            there
+        };
+        objects.map(lease).collect()
     }
 
     /// Ends leases. Give them tail first: the head of a prompt is worth most and should be the most recently used.

@@ -37,6 +37,7 @@ mod recover;
 mod tests;
 mod verify;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 pub use hold::Cells;
@@ -46,7 +47,7 @@ use lock::{Blocking, Lock};
 pub use look::{Deleted, Seen, Wanted};
 pub use lookup::{Hit, LeasedCell, Row, first_needed, longest_prefix};
 pub use names::NameId;
-pub use open::{L1Config, OpenError};
+pub use open::{HandedOver, L1Config, OpenError};
 pub use policy::PolicyKind;
 use pool::{Pool, Table};
 pub use pool::{SlotMut, SlotRef};
@@ -134,6 +135,18 @@ pub struct L1<K: Lock<Index> = Blocking<Index>> {
     index: K,
 }
 
+impl Pin {
+    /// A pin by the number of its record in the table.
+    pub fn of_record(object: ObjectId, record: Option<u32>) -> Pin {
+        Pin { object, record }
+    }
+
+    /// The number of its record in the table; `None` for one that ends with the daemon.
+    pub fn record(&self) -> Option<u32> {
+        self.record
+    }
+}
+
 impl<K: Lock<Index>> L1<K> {
     /// Wakes whoever waits until nobody holds anything. Costs a look at two numbers while somebody does.
     fn tell_unheld(&self, index: &Index) {
@@ -145,6 +158,14 @@ impl<K: Lock<Index>> L1<K> {
     /// The pool.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// The segments with their locks, pool and table, for the process that takes over.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn hand_over(&self) -> std::io::Result<[OwnedFd; 2]> {
+        Ok([self.pool.segment().hand_over()?, self.table.segment().hand_over()?])
     }
 
     /// Takes part in reserving the pool's memory; call it from several threads.

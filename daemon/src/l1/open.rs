@@ -1,14 +1,15 @@
 //! Opening L1: the segments, and what an earlier daemon left in them.
 #![forbid(unsafe_code)]
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use lmcache_proto::hash::HashAlgorithm;
 use lmcache_proto::shm::{self, PAGE, TableLayout};
+use rustc_hash::FxHashSet;
 use thiserror::Error;
 
-use super::L1;
 use super::index::Index;
 use super::lock::Lock;
 use super::names::Names;
@@ -18,6 +19,7 @@ use super::pool::{
     huge_pages_refused,
 };
 use super::recover::Recovered;
+use super::{L1, ObjectId};
 use crate::failpoint;
 use crate::quota::Quotas;
 
@@ -50,6 +52,19 @@ pub struct L1Config {
     pub checksums: bool,
     /// Limits of the salts.
     pub quotas: Arc<Quotas>,
+    /// What a daemon that lives hands over.
+    pub handed_over: Option<HandedOver>,
+}
+
+/// Segments whose owner lives and touches them no more, and what it was doing.
+#[derive(Clone, Debug)]
+pub struct HandedOver {
+    /// The pool's file, with the lock.
+    pub pool: Arc<OwnedFd>,
+    /// The table's.
+    pub table: Arc<OwnedFd>,
+    /// Objects that are being written by workers and whose reservations are known.
+    pub writing: FxHashSet<ObjectId>,
 }
 
 impl L1Config {
@@ -70,6 +85,7 @@ impl L1Config {
             group: None,
             checksums: false,
             quotas: Arc::default(),
+            handed_over: None,
         }
     }
 }
@@ -135,7 +151,9 @@ impl<K: Lock<Index>> L1<K> {
             .map_or(0, |meta| if meta.len() == bytes && !config.fresh { meta.blocks() * 512 } else { 0 });
         check_capacity(bytes, already.min(bytes))?;
         let align = config.align.max(PAGE);
-        let mut segment = Segment::open(&config.pool_name, bytes, !config.fresh, config.group)?;
+        let handed_over = clone_of(config, |handed| &handed.pool)?;
+        let mut segment =
+            Segment::open_or_take(&config.pool_name, bytes, !config.fresh, config.group, handed_over)?;
         failpoint::hit("l1.open.pool");
         let mut table = open_table(config, segment.reused())?;
         failpoint::hit("l1.open.both");
@@ -170,7 +188,8 @@ impl<K: Lock<Index>> L1<K> {
         let mut recovered = Recovered::default();
         if believed {
             // Before the allocator gets any memory: what is pinned must never be in it.
-            recovered = index.recover(&table, bytes, config.verify_payload.then_some(&pool));
+            let writing = config.handed_over.as_ref().map(|handed| &handed.writing);
+            recovered = index.recover(&table, bytes, config.verify_payload.then_some(&pool), writing);
             failpoint::hit("l1.open.recovered");
             index.allocator.extend(0, frontier);
         }
@@ -185,7 +204,17 @@ fn layout(config: &L1Config) -> TableLayout {
 
 fn open_table(config: &L1Config, reuse: bool) -> Result<Segment, SegmentError> {
     // No worker maps it, so it is for nobody else, whatever group the pool has.
-    Segment::open(&shm::names::table(&config.pool_name), layout(config).bytes(), reuse, None)
+    let (name, handed_over) =
+        (shm::names::table(&config.pool_name), clone_of(config, |handed| &handed.table)?);
+    Segment::open_or_take(&name, layout(config).bytes(), reuse, None, handed_over)
+}
+
+fn clone_of(
+    config: &L1Config,
+    which: impl Fn(&HandedOver) -> &Arc<OwnedFd>,
+) -> Result<Option<OwnedFd>, SegmentError> {
+    let handed = config.handed_over.as_ref().map(|handed| which(handed).try_clone()).transpose();
+    handed.map_err(|source| SegmentError::Os { action: "take over", name: config.pool_name.clone(), source })
 }
 
 /// What an earlier daemon left is of no use to this one: says so, or refuses.

@@ -8,7 +8,7 @@
 mod scan;
 
 use lmcache_proto::shm::{ObjectState, PAGE, PinKind};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::index::{Entry, Index, Key};
 use super::names::NameId;
@@ -33,9 +33,15 @@ pub struct Recovered {
 }
 
 impl Index {
-    /// Rebuilds the index from the table; with `payloads`, objects whose bytes have changed are dropped. Must run before the
-    /// allocator is given any memory.
-    pub(super) fn recover(&mut self, table: &Table, pool_bytes: u64, payloads: Option<&Pool>) -> Recovered {
+    /// Rebuilds the index from the table; with `payloads`, objects whose bytes have changed are dropped. What is in `writing`
+    /// stays reserved: its writers are known. Must run before the allocator is given any memory.
+    pub(super) fn recover(
+        &mut self,
+        table: &Table,
+        pool_bytes: u64,
+        payloads: Option<&Pool>,
+        writing: Option<&FxHashSet<ObjectId>>,
+    ) -> Recovered {
         let mut recovered = Recovered::default();
         for id in 1..table.names_used() as u32 {
             if let Some(name) = table.read_name(id)
@@ -65,7 +71,9 @@ impl Index {
             let entry = record.and_then(|(state, fields)| {
                 // Damaged bytes are nobody's any more, but somebody may be touching them.
                 let state = if damaged { ObjectState::Writing } else { state };
-                self.judge(state, &fields, !pins.is_empty(), pool_bytes)
+                let known = !damaged
+                    && writing.is_some_and(|writing| writing.contains(&ObjectId { index, generation }));
+                self.judge(state, &fields, (!pins.is_empty(), known), pool_bytes)
             });
             let Some((key, state, fields)) = entry else {
                 if used {
@@ -81,7 +89,7 @@ impl Index {
             if state == ObjectState::Committed {
                 recovered.objects += 1;
                 recovered.bytes += fields.length;
-            } else {
+            } else if state == ObjectState::Quarantined {
                 table.set_object_state(index, ObjectState::Quarantined);
                 failpoint::hit("l1.recover.quarantined");
             }
@@ -96,8 +104,8 @@ impl Index {
                 pins: pins.len() as u32,
                 reused: false,
                 temporary: false,
-                detached: state != ObjectState::Committed,
-                nobodys: state != ObjectState::Committed,
+                detached: state == ObjectState::Quarantined,
+                nobodys: state == ObjectState::Quarantined,
             });
             let object = ObjectId { index, generation };
             held.extend(pins.into_iter().map(|(record, fields)| (record, fields.owner, object)));
@@ -116,12 +124,12 @@ impl Index {
         recovered
     }
 
-    /// What becomes of a record: a readable object, a range in quarantine, or nothing.
+    /// What becomes of a record: a readable object, one whose writer is known, a range in quarantine, or nothing.
     fn judge(
         &mut self,
         state: ObjectState,
         fields: &ObjectFields,
-        pinned: bool,
+        (pinned, known): (bool, bool),
         pool_bytes: u64,
     ) -> Option<(Key, ObjectState, ObjectFields)> {
         // With its last page: what is freed goes to others, and behind the pool there is nothing to give.
@@ -137,7 +145,8 @@ impl Index {
             rank: fields.kv_rank,
             group: fields.group,
         };
-        let whole = state == ObjectState::Committed
+        let reserved = state == ObjectState::Writing && pinned && known;
+        let whole = (state == ObjectState::Committed || reserved)
             && self.names.exists(key.model)
             && self.names.exists(key.salt)
             && !self.contains(&key);
@@ -148,7 +157,7 @@ impl Index {
             return None;
         }
         if whole {
-            return Some((key, ObjectState::Committed, *fields));
+            return Some((key, state, *fields));
         }
         // Nobody's any more, but somebody may be writing there.
         let nobody = Key { hash: [0; 32], model: NameId::EMPTY, salt: NameId::EMPTY, rank: 0, group: 0 };

@@ -250,6 +250,12 @@ impl RingHub {
         })
     }
 
+    /// Takes all lanes away. Workers see it at their next record and attach again.
+    pub fn detach_all(&self) {
+        let instances: Vec<u64> = self.by_instance.read().keys().copied().collect();
+        instances.into_iter().for_each(|instance| self.detach(instance));
+    }
+
     /// Takes a worker's lane away: it has unregistered, was reaped, or is dead.
     pub fn detach(&self, instance: u64) {
         let Some(memory) = &self.memory else { return };

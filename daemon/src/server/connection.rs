@@ -14,13 +14,14 @@ use tokio::time::Instant;
 use super::budget::{FRAME_OVERHEAD, PARKED_OVERHEAD, PEER_FLOOR, READ_BYTES, Share};
 use super::endpoint::Stream;
 use super::execute::{Event, Subscription};
+use super::handover::Resumed;
 use super::handshake::{self, Stranger};
 use super::queue::{Call, Message, Queue};
 use super::rate::Rate;
 use super::socket::{Half, QUIET_BUFFER, Reader, Writer};
 use super::stats::{BadMessage, Ended, Paused};
 use super::zmtp::{self, Decoder, FrameError, Item};
-use super::{InFlight, Place, Server};
+use super::{InFlight, Phase, Place, Server};
 use crate::engine::{Client, Origin};
 use crate::journal::Ticket;
 
@@ -41,7 +42,7 @@ pub(super) struct Connection<'s> {
     pub(super) client: Arc<Client>,
     pub(super) events: mpsc::UnboundedSender<Event>,
     share: Share,
-    queue: Queue,
+    pub(super) queue: Queue,
     /// Cost of the ordered request on the compute threads, if one is there.
     pub(super) executing: Option<usize>,
     pub(super) out: BytesMut,
@@ -60,13 +61,22 @@ pub(super) struct Connection<'s> {
     /// Messages that it may send.
     rate: Option<Rate>,
     /// It has asked for nothing yet.
-    quiet: bool,
+    pub(super) quiet: bool,
 }
 
-/// Serves one peer until it goes.
-pub(super) async fn run(place: &Place, stream: Stream) {
-    let (server, id) = (&place.server, place.id);
-    let (mut reader, writer, client) = match stream {
+/// How the service of a connection ends.
+enum Over {
+    /// The peer has left.
+    Left,
+    /// It was thrown out.
+    Ended(Ended, String),
+    /// It goes on in another process, which finds this in front of what the socket still has.
+    Parted(BytesMut),
+}
+
+/// The two halves of a peer's socket, and the client that it is.
+fn meet(id: u64, stream: Stream) -> (Reader, Writer, Client) {
+    match stream {
         Stream::Tcp(stream, address) => {
             let (read, write) = stream.into_split();
             let ip = address.ip().to_canonical();
@@ -84,7 +94,14 @@ pub(super) async fn run(place: &Place, stream: Stream) {
             let origin = Origin { process, uid, is_local: true, host: 0 };
             (Reader::new(Half::Ipc(read)), Writer::Ipc(write), Client::new(id, peer, origin))
         }
-    };
+    }
+}
+
+/// Serves one peer until it goes.
+pub(super) async fn run(place: &Place, stream: Stream) {
+    let server = &place.server;
+    let (mut reader, writer, client) = meet(place.id, stream);
+    let mut phase = server.phase.subscribe();
     let mut inbuf = BytesMut::with_capacity(QUIET_BUFFER);
     let greeted = tokio::time::timeout(
         server.config.handshake_timeout,
@@ -93,6 +110,8 @@ pub(super) async fn run(place: &Place, stream: Stream) {
     let greeted = tokio::select! {
         greeted = greeted => greeted,
         () = place.give_way.notified() => return server.stats.end(&client, Ended::Displaced, GAVE_WAY),
+        // It has asked for nothing, and connects again.
+        _ = phase.wait_for(|phase| *phase == Phase::Parting) => return,
     };
     match greeted {
         Ok(Ok(())) => {}
@@ -100,7 +119,25 @@ pub(super) async fn run(place: &Place, stream: Stream) {
         Ok(Err(Stranger::Refused(why))) => return server.stats.end(&client, Ended::Handshake, why),
         Err(_) => return server.stats.end(&client, Ended::Handshake, "no ZMTP greeting in time"),
     }
+    let resumed = Resumed { quiet: true, unread: inbuf, ..Resumed::default() };
+    go_on(place, reader, writer, client, resumed).await;
+}
+
+/// Serves a peer with whom hands were shaken earlier, in this process or in another.
+pub(super) async fn resume(place: &Place, stream: Stream, resumed: Resumed) {
+    let (reader, writer, client) = meet(place.id, stream);
+    if !resumed.quiet {
+        place.keep();
+    }
+    go_on(place, reader, writer, client, resumed).await;
+}
+
+async fn go_on(place: &Place, mut reader: Reader, mut writer: Writer, client: Client, resumed: Resumed) {
+    let server = &place.server;
     let client = Arc::new(client.noted_in(server.engine.journal()));
+    if let Some(process) = resumed.process {
+        client.set_process(process);
+    }
     server.engine.client_arrived(&client);
     let arrived = Arrived { server, client: &client };
     let (events, mut inbox) = mpsc::unbounded_channel();
@@ -111,7 +148,7 @@ pub(super) async fn run(place: &Place, stream: Stream) {
         share: Share::new(server.budget.clone()),
         queue: Queue::default(),
         executing: None,
-        out: BytesMut::new(),
+        out: resumed.unsent,
         unflushed: Vec::new(),
         unanswered: Vec::new(),
         parked: JoinSet::new(),
@@ -121,11 +158,25 @@ pub(super) async fn run(place: &Place, stream: Stream) {
         deaf: false,
         paused: None,
         rate: Rate::new(server.config.max_peer_requests_per_second, Instant::now()),
-        quiet: true,
+        quiet: resumed.quiet,
     };
-    let reason = connection.serve(place, &mut reader, &writer, inbuf, &mut inbox).await;
-    if let Some((reason, detail)) = reason {
-        server.stats.end(&client, reason, detail);
+    let mut inbuf = resumed.unread;
+    loop {
+        match connection.serve(place, &mut reader, &writer, inbuf, &mut inbox).await {
+            Over::Left => break,
+            Over::Ended(reason, detail) => {
+                server.stats.end(&client, reason, detail);
+                break;
+            }
+            Over::Parted(unread) => match connection.hand_over(reader, writer, unread) {
+                Ok(()) => return,
+                Err(Some((kept, halves))) => {
+                    inbuf = kept;
+                    (reader, writer) = halves;
+                }
+                Err(None) => return,
+            },
+        }
     }
     drop((reader, writer));
     connection.settle(&mut inbox).await;
@@ -147,7 +198,7 @@ impl Drop for Arrived<'_> {
 }
 
 impl Connection<'_> {
-    /// The loop. Returns why the peer was thrown out, or `None` if it left by itself.
+    /// The loop.
     async fn serve(
         &mut self,
         place: &Place,
@@ -155,7 +206,8 @@ impl Connection<'_> {
         writer: &Writer,
         mut inbuf: BytesMut,
         inbox: &mut mpsc::UnboundedReceiver<Event>,
-    ) -> Option<(Ended, String)> {
+    ) -> Over {
+        let mut phase = self.server.phase.subscribe();
         let mut decoder = Decoder::new(self.server.config.max_message_bytes);
         let mut batch: Vec<Message> = Vec::new();
         // When the first byte of the message that has begun was here.
@@ -166,6 +218,11 @@ impl Connection<'_> {
             // Before anything looks at the budget: it is woken by what is freed from here on.
             let freed = Share::freed(&budget);
             let mut turn = TURN;
+            if self.server.is_parting() {
+                self.come_to_rest(inbox).await;
+                self.flush_now(writer);
+                return Over::Parted(self.unread(decoder, &inbuf));
+            }
             self.advance(&mut turn);
             // What has not been taken out of the buffer when the daemon stops is for the next one.
             let stopping = self.server.is_draining();
@@ -218,7 +275,7 @@ impl Connection<'_> {
                             FrameError::TooLarge { .. } => Ended::Oversized,
                             _ => Ended::Frame,
                         };
-                        return Some((ended, error.to_string()));
+                        return Over::Ended(ended, error.to_string());
                     }
                 }
             }
@@ -259,7 +316,7 @@ impl Connection<'_> {
             tokio::select! {
                 read = reader.read(&mut inbuf, room), if room > 0 || hogging => match read {
                     // Every whole message that came before it is out of the buffer: only then is there a read.
-                    Ok(0) | Err(_) => return None,
+                    Ok(0) | Err(_) => return Over::Left,
                     Ok(_) => {}
                 },
                 event = inbox.recv() => self.event(event.expect("we hold a sender")),
@@ -268,11 +325,13 @@ impl Connection<'_> {
                 () = freed, if starved => {}
                 () = tokio::time::sleep_until(next_turn.unwrap_or_else(Instant::now)), if next_turn.is_some() => {}
                 () = place.give_way.notified(), if self.quiet => {
-                    return Some((Ended::Displaced, GAVE_WAY.to_owned()));
+                    return Over::Ended(Ended::Displaced, GAVE_WAY.to_owned());
                 }
+                // Looked at when the loop begins again.
+                _ = phase.changed() => {}
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now) + timeout), if deadline.is_some() => {
-                    if let Some(ended) = self.late(begun, unread) {
-                        return Some(ended);
+                    if let Some((ended, detail)) = self.late(begun, unread) {
+                        return Over::Ended(ended, detail);
                     }
                 }
             }

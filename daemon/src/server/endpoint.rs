@@ -3,6 +3,7 @@
 use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
@@ -133,6 +134,60 @@ impl Listener {
             Ok(listener) => Ok(Listener { endpoint, socket: Socket::Ipc(listener, None), access }),
             Err(source) => Err(BindError::Os { endpoint, source }),
         }
+    }
+
+    /// Listens on a socket that an earlier process has handed over, with the file if it was that process's.
+    ///
+    /// # Errors
+    /// The socket is not of the endpoint's kind.
+    pub fn take_over(
+        endpoint: Endpoint,
+        socket: OwnedFd,
+        own_file: bool,
+        access: &Access,
+    ) -> Result<Listener, BindError> {
+        let os = |source| BindError::Os { endpoint: endpoint.clone(), source };
+        let (socket, access) = match &endpoint {
+            Endpoint::Tcp { .. } => {
+                let listener = std::net::TcpListener::from(socket);
+                listener.set_nonblocking(true).map_err(os)?;
+                (Socket::Tcp(TcpListener::from_std(listener).map_err(os)?), access.clone())
+            }
+            Endpoint::Ipc { path } => {
+                let listener = std::os::unix::net::UnixListener::from(socket);
+                if !own_file {
+                    return Listener::adopt(path.clone(), listener, access);
+                }
+                listener.set_nonblocking(true).map_err(os)?;
+                let file = std::fs::symlink_metadata(path).map_err(os)?;
+                let listener = UnixListener::from_std(listener).map_err(os)?;
+                (Socket::Ipc(listener, Some((file.dev(), file.ino()))), access.clone())
+            }
+        };
+        Ok(Listener { endpoint, socket, access })
+    }
+
+    /// The same socket for another process, and whether its file is ours.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn hand_over(&self) -> io::Result<(OwnedFd, bool)> {
+        match &self.socket {
+            Socket::Tcp(listener) => Ok((listener.as_fd().try_clone_to_owned()?, true)),
+            Socket::Ipc(listener, file) => Ok((listener.as_fd().try_clone_to_owned()?, file.is_some())),
+        }
+    }
+
+    /// Another process listens on it: its file stays.
+    pub(super) fn leave(mut self) {
+        if let Socket::Ipc(_, file) = &mut self.socket {
+            *file = None;
+        }
+    }
+
+    /// The endpoint as it was configured.
+    pub fn configured(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// Where it listens; with the real port if 0 was asked for.

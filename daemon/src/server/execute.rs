@@ -41,6 +41,12 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
+    /// Ends the stream; its last word is in the connection's inbox when this returns.
+    pub(super) async fn end(&mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
     /// The client has taken a batch.
     pub(super) fn grant(&self) {
         self.credit.notify_one();

@@ -6,6 +6,7 @@
 //! * `connection`: one task per peer, which is the ROUTER: when it is read, and in what order its requests run;
 //! * `queue`, `execute`: what waits for its turn, and what becomes of it: answered, parked, a stream;
 //! * `budget`, `rate`: bytes that peers may make the daemon hold, and messages that they may send in a second;
+//! * `handover`: connections that go on in another process;
 //! * `stats`: what was no request, and why connections were ended.
 //!
 //! A connection is one client. Its requests are executed one after the other, in the order sent; small ones in the
@@ -18,6 +19,7 @@ mod budget;
 mod connection;
 mod endpoint;
 mod execute;
+mod handover;
 mod handshake;
 mod queue;
 mod rate;
@@ -39,6 +41,7 @@ use tokio::sync::{Notify, watch};
 pub use access::Access;
 pub use budget::Budget;
 pub use endpoint::{BindError, Listener};
+pub use handover::Parted;
 pub use stats::{BadMessage, Ended, Paused, ServerStats};
 
 use crate::engine::Engine;
@@ -84,7 +87,24 @@ pub struct Server {
     next_id: AtomicU64,
     in_flight: AtomicUsize,
     idle: Notify,
-    draining: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
+    /// Connections that wait to go on in another process.
+    parted: Mutex<Vec<Parted>>,
+    /// Told when a connection has ended or parted.
+    fewer: Notify,
+}
+
+/// What the listening side does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It accepts, reads and answers.
+    Serving,
+    /// It finishes what it has begun, and keeps connections for another process; nobody is accepted.
+    Parting,
+    /// It finishes what it has begun.
+    Draining,
+    /// Another process has its sockets.
+    Left,
 }
 
 impl Server {
@@ -104,17 +124,25 @@ impl Server {
             next_id: AtomicU64::new(1),
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
-            draining: watch::Sender::new(false),
+            phase: watch::Sender::new(Phase::Serving),
+            parted: Mutex::default(),
+            fewer: Notify::new(),
         })
     }
 
     /// Accepts peers until the daemon drains.
     pub async fn accept(self: Arc<Server>, mut listener: Listener) {
-        let mut draining = self.draining.subscribe();
+        let mut phase = self.phase.subscribe();
         loop {
+            // Who connects meanwhile waits in the kernel, for us or for another process with the same socket.
+            match phase.wait_for(|phase| *phase != Phase::Parting).await {
+                Ok(phase) if *phase == Phase::Serving => {}
+                Ok(phase) if *phase == Phase::Left => return listener.leave(),
+                _ => return,
+            }
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = draining.wait_for(|draining| *draining) => return,
+                _ = phase.wait_for(|phase| *phase != Phase::Serving) => continue,
             };
             match accepted {
                 Ok(stream) if listener.admits(&stream) => self.clone().admit(stream),
@@ -140,9 +168,8 @@ impl Server {
             self.stats.not_admitted(most);
             return;
         }
-        let (id, give_way) = (self.next_id.fetch_add(1, Ordering::Relaxed), Arc::new(Notify::new()));
-        self.quiet.lock().insert(id, give_way.clone());
-        let place = Place { server: self, id, give_way };
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let place = Place::new(self, id);
         tokio::spawn(async move { connection::run(&place, stream).await });
     }
 
@@ -178,12 +205,16 @@ impl Server {
     }
 
     fn is_draining(&self) -> bool {
-        *self.draining.borrow()
+        *self.phase.borrow() != Phase::Serving
+    }
+
+    fn is_parting(&self) -> bool {
+        *self.phase.borrow() == Phase::Parting
     }
 
     /// Stops accepting and reading, and waits until no request is executing, at most `limit`. Returns how many still were.
     pub async fn drain(&self, limit: Duration) -> usize {
-        self.draining.send_replace(true);
+        self.phase.send_replace(Phase::Draining);
         let all_idle = async {
             loop {
                 let notified = self.idle.notified();
@@ -212,6 +243,13 @@ struct Place {
 }
 
 impl Place {
+    /// Of a connection that is counted and has asked for nothing yet.
+    fn new(server: Arc<Server>, id: u64) -> Place {
+        let give_way = Arc::new(Notify::new());
+        server.quiet.lock().insert(id, give_way.clone());
+        Place { server, id, give_way }
+    }
+
     /// The connection has asked for something: it keeps its place.
     fn keep(&self) {
         self.server.quiet.lock().remove(&self.id);
@@ -221,7 +259,8 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.keep();
-        self.server.connections.fetch_sub(1, Ordering::Relaxed);
+        self.server.connections.fetch_sub(1, Ordering::SeqCst);
+        self.server.fewer.notify_waiters();
     }
 }
 

@@ -1,6 +1,7 @@
 //! The two halves of a peer's socket, of either kind.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncReadExt, Interest};
@@ -67,6 +68,22 @@ impl Reader {
         if !ready.is_ok_and(|ready| ready.is_read_closed()) {
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// The socket of both halves, for another process.
+pub(super) fn into_socket(reader: Reader, writer: Writer) -> io::Result<(OwnedFd, bool)> {
+    let apart = || io::Error::other("halves of two sockets");
+    match (reader.half, writer) {
+        (Half::Tcp(read), Writer::Tcp(write)) => {
+            let stream = read.reunite(write).map_err(|_| apart())?.into_std()?;
+            Ok((stream.into(), false))
+        }
+        (Half::Ipc(read), Writer::Ipc(write)) => {
+            let stream = read.reunite(write).map_err(|_| apart())?.into_std()?;
+            Ok((stream.into(), true))
+        }
+        _ => Err(apart()),
     }
 }
 

@@ -14,6 +14,7 @@ mod sample;
 mod status;
 mod top;
 mod trace;
+mod upgrade;
 
 use crate::cli::{Cli, Command};
 use crate::error::CtlError;
@@ -39,6 +40,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Adapters(action) => adapters::run(&daemon()?, action, json),
         Command::Pool(action) => pool::run(action, json),
         Command::Drain { within, no_wait } => drain::run(&daemon()?, within, no_wait, json),
+        Command::Upgrade { within } => upgrade::run(global, within, json),
         Command::Events(action) => events::run(&daemon()?, action, json),
         Command::Doctor(options) => doctor::run(&daemon()?, &options, json),
         Command::Bench(options) => bench::run(&daemon()?, &options, json),

@@ -21,11 +21,15 @@ impl Index {
         let index = self.entries.len() as u32;
         self.entries.push(entry);
         self.pins_now += u64::from(entry.pins);
-        if entry.state == ObjectState::Committed {
+        if matches!(entry.state, ObjectState::Committed | ObjectState::Writing) {
             self.names.hold(entry.key.model);
             self.names.hold(entry.key.salt);
             self.accounts.add(entry.key.salt, self.allocator.footprint(entry.length));
             self.map.insert(entry.key, index);
+            if entry.state == ObjectState::Writing {
+                self.writing += 1;
+                return;
+            }
             self.committed += 1;
             if entry.pins == 0 {
                 let subject = self.subject(index);

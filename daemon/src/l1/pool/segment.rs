@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -92,12 +92,31 @@ impl Segment {
     /// # Errors
     /// `Owned` if a living daemon holds the segment of that name, `Foreign` if it is not ours, `Os` for the rest.
     pub fn open(name: &str, len: u64, reuse: bool, group: Option<u32>) -> Result<Segment, SegmentError> {
+        Segment::open_or_take(name, len, reuse, group, None)
+    }
+
+    /// [`Segment::open`] by a descriptor that its owner has handed over with the lock on it, where there is one. The lock is
+    /// the descriptor's, and both processes have it until one of them ends.
+    ///
+    /// # Errors
+    /// As [`Segment::open`].
+    pub fn open_or_take(
+        name: &str,
+        len: u64,
+        reuse: bool,
+        group: Option<u32>,
+        handed_over: Option<OwnedFd>,
+    ) -> Result<Segment, SegmentError> {
         let os = |action, source| SegmentError::Os { action, name: name.to_owned(), source };
         let path = shm_path(name);
         if reuse {
             revive(name, len).map_err(|error| os("restore the name of", error))?;
         }
-        if let Some(file) = open_existing(&path).map_err(|error| os("open", error))? {
+        let existing = match handed_over {
+            Some(file) => Some(File::from(file)),
+            None => open_existing(&path).map_err(|error| os("open", error))?,
+        };
+        if let Some(file) = existing {
             lock(&file, name)?;
             failpoint::hit("segment.found");
             let meta = file.metadata().map_err(|error| os("stat", error))?;
@@ -180,6 +199,14 @@ impl Segment {
     /// Mapped bytes.
     pub fn bytes(&self) -> u64 {
         self.len as u64
+    }
+
+    /// The segment with its lock, for the process that takes over.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn hand_over(&self) -> io::Result<OwnedFd> {
+        self.file.as_fd().try_clone_to_owned()
     }
 
     /// Name without the leading slash.

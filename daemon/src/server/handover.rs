@@ -1,0 +1,199 @@
+//! Connections that go on in another process: what the peer has sent and not got an answer to goes with them.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc;
+
+use super::access::Credentials;
+use super::connection::{self, Connection};
+use super::endpoint::Stream;
+use super::execute::Event;
+use super::queue::Message;
+use super::socket::{self, Reader, Writer};
+use super::zmtp::{self, Decoder};
+use super::{Phase, Place, Server};
+use crate::process::ProcessId;
+
+/// A connection between two requests.
+#[derive(Debug)]
+pub struct Parted {
+    /// Its number; leases and transfers know it.
+    pub id: u64,
+    /// The socket.
+    pub socket: OwnedFd,
+    /// A Unix socket.
+    pub is_ipc: bool,
+    /// The process that the peer said it is.
+    pub process: Option<ProcessId>,
+    /// It has asked for nothing yet.
+    pub quiet: bool,
+    /// What was read and not executed, in front of what the socket still has.
+    pub unread: Vec<u8>,
+    /// Answers that the peer has not taken.
+    pub unsent: Vec<u8>,
+}
+
+impl Parted {
+    /// The socket as one of this process's runtime.
+    fn stream(socket: OwnedFd, is_ipc: bool) -> io::Result<Stream> {
+        if is_ipc {
+            let stream = std::os::unix::net::UnixStream::from(socket);
+            stream.set_nonblocking(true)?;
+            let stream = UnixStream::from_std(stream)?;
+            let credentials = Credentials::of(&stream);
+            return Ok(Stream::Ipc(stream, credentials));
+        }
+        let stream = std::net::TcpStream::from(socket);
+        stream.set_nonblocking(true)?;
+        let address = stream.peer_addr()?;
+        Ok(Stream::Tcp(TcpStream::from_std(stream)?, address))
+    }
+}
+
+/// Where a connection is taken up again.
+#[derive(Debug, Default)]
+pub(super) struct Resumed {
+    pub(super) process: Option<ProcessId>,
+    pub(super) quiet: bool,
+    pub(super) unread: BytesMut,
+    pub(super) unsent: BytesMut,
+}
+
+impl Connection<'_> {
+    /// Nothing of the peer's is under way when this returns; what can be answered is.
+    pub(super) async fn come_to_rest(&mut self, inbox: &mut mpsc::UnboundedReceiver<Event>) {
+        // Those who wait for an event are told that it has not come; they ask again.
+        self.parked.abort_all();
+        while self.parked.join_next().await.is_some() {}
+        for stream in self.streams.values_mut() {
+            stream.end().await;
+        }
+        while let Ok(event) = inbox.try_recv() {
+            self.event(event);
+        }
+        while self.executing.is_some() {
+            self.event(inbox.recv().await.expect("we hold a sender"));
+        }
+        // What that one has left to wait for.
+        self.parked.abort_all();
+        while self.parked.join_next().await.is_some() {}
+        while let Ok(event) = inbox.try_recv() {
+            self.event(event);
+        }
+    }
+
+    /// What the peer has sent and nobody has executed, as it came.
+    pub(super) fn unread(&mut self, decoder: Decoder, inbuf: &[u8]) -> BytesMut {
+        let mut unread = BytesMut::new();
+        while let Some(Message { call, payload, .. }) = self.queue.pop() {
+            let mut frames: Vec<&[u8]> = vec![&call.uid, &call.op_frame];
+            frames.extend(payload.iter().map(|frame| &frame[..]));
+            zmtp::encode(&mut unread, &frames);
+        }
+        unread.extend_from_slice(&decoder.into_unread());
+        unread.extend_from_slice(inbuf);
+        unread
+    }
+
+    /// Leaves the connection for another process.
+    ///
+    /// # Errors
+    /// The server serves again: what goes on here. `None`: the socket is of no use any more.
+    pub(super) fn hand_over(
+        &mut self,
+        reader: Reader,
+        writer: Writer,
+        unread: BytesMut,
+    ) -> Result<(), Option<(BytesMut, (Reader, Writer))>> {
+        // Under the lock: whoever takes them out changes the phase under it.
+        let mut parted = self.server.parted.lock();
+        if !self.server.is_parting() {
+            return Err(Some((unread, (reader, writer))));
+        }
+        if self.deaf {
+            return Err(None);
+        }
+        let (socket, is_ipc) = socket::into_socket(reader, writer).map_err(|_| None)?;
+        parted.push(Parted {
+            id: self.client.id,
+            socket,
+            is_ipc,
+            process: self.client.process(),
+            quiet: self.quiet,
+            unread: unread.to_vec(),
+            unsent: std::mem::take(&mut self.out).to_vec(),
+        });
+        Ok(())
+    }
+}
+
+impl Server {
+    /// Stops accepting and reading, lets every request that has begun end, and takes the connections out.
+    ///
+    /// # Errors
+    /// How many connections were still busy after `limit`; then all go on here.
+    pub async fn part(self: &Arc<Server>, limit: Duration) -> Result<Vec<Parted>, usize> {
+        self.phase.send_replace(Phase::Parting);
+        let all_parted = async {
+            loop {
+                let fewer = self.fewer.notified();
+                if self.connections() == 0 {
+                    return;
+                }
+                fewer.await;
+            }
+        };
+        let in_time = tokio::time::timeout(limit, all_parted).await.is_ok();
+        let mut parted = self.parted.lock();
+        let parted = if in_time {
+            return Ok(std::mem::take(&mut *parted));
+        } else {
+            // Under the lock: those that part in this moment find the phase changed, and go on by themselves.
+            self.phase.send_replace(Phase::Serving);
+            std::mem::take(&mut *parted)
+        };
+        let busy = self.connections();
+        self.take_up(parted);
+        Err(busy)
+    }
+
+    /// Another process has the sockets: the files of Unix sockets are its own now.
+    pub fn leave(&self) {
+        self.phase.send_replace(Phase::Left);
+    }
+
+    /// Goes on with connections that were taken out, here or in another process.
+    pub fn take_up(self: &Arc<Server>, parted: Vec<Parted>) {
+        for Parted { id, socket, is_ipc, process, quiet, unread, unsent } in parted {
+            let stream = match Parted::stream(socket, is_ipc) {
+                Ok(stream) => stream,
+                // It has gone meanwhile.
+                Err(error) => {
+                    tracing::debug!(client = id, %error, "a connection ended while it was handed over");
+                    continue;
+                }
+            };
+            self.next_id.fetch_max(id + 1, std::sync::atomic::Ordering::Relaxed);
+            self.connections.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let place = Place::new(self.clone(), id);
+            let resumed = Resumed { process, quiet, unread: unread[..].into(), unsent: unsent[..].into() };
+            tokio::spawn(async move { connection::resume(&place, stream, resumed).await });
+        }
+    }
+
+    /// Numbers from here on are nobody's yet.
+    pub fn number_from(&self, next: u64) {
+        self.next_id.fetch_max(next, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// The number of the next connection.
+    pub fn next_number(&self) -> u64 {
+        self.next_id.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
