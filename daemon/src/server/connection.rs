@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::budget::{FRAME_OVERHEAD, PARKED_OVERHEAD, PEER_FLOOR, READ_BYTES, Share};
 use super::endpoint::Stream;
 use super::execute::{Event, Subscription};
-use super::handover::Resumed;
+use super::handover::{Handed, Resumed};
 use super::handshake::{self, Stranger};
 use super::queue::{Call, Message, Queue};
 use super::rate::Rate;
@@ -169,12 +169,8 @@ async fn go_on(place: &Place, mut reader: Reader, mut writer: Writer, client: Cl
                 break;
             }
             Over::Parted(unread) => match connection.hand_over(reader, writer, unread) {
-                Ok(()) => return,
-                Err(Some((kept, halves))) => {
-                    inbuf = kept;
-                    (reader, writer) = halves;
-                }
-                Err(None) => return,
+                Handed::Over => return,
+                Handed::Back(kept, read, write) => (inbuf, reader, writer) = (kept, read, write),
             },
         }
     }

@@ -65,6 +65,14 @@ pub(super) struct Resumed {
     pub(super) unsent: BytesMut,
 }
 
+/// What became of a connection that was to be handed over.
+pub(super) enum Handed {
+    /// It is not ours any more.
+    Over,
+    /// The server serves again: it goes on here.
+    Back(BytesMut, Reader, Writer),
+}
+
 impl Connection<'_> {
     /// Nothing of the peer's is under way when this returns; what can be answered is.
     pub(super) async fn come_to_rest(&mut self, inbox: &mut mpsc::UnboundedReceiver<Event>) {
@@ -102,24 +110,15 @@ impl Connection<'_> {
     }
 
     /// Leaves the connection for another process.
-    ///
-    /// # Errors
-    /// The server serves again: what goes on here. `None`: the socket is of no use any more.
-    pub(super) fn hand_over(
-        &mut self,
-        reader: Reader,
-        writer: Writer,
-        unread: BytesMut,
-    ) -> Result<(), Option<(BytesMut, (Reader, Writer))>> {
+    pub(super) fn hand_over(&mut self, reader: Reader, writer: Writer, unread: BytesMut) -> Handed {
         // Under the lock: whoever takes them out changes the phase under it.
         let mut parted = self.server.parted.lock();
         if !self.server.is_parting() {
-            return Err(Some((unread, (reader, writer))));
+            return Handed::Back(unread, reader, writer);
         }
-        if self.deaf {
-            return Err(None);
-        }
-        let (socket, is_ipc) = socket::into_socket(reader, writer).map_err(|_| None)?;
+        // One that takes no answers has gone.
+        let socket = if self.deaf { None } else { socket::into_socket(reader, writer).ok() };
+        let Some((socket, is_ipc)) = socket else { return Handed::Over };
         parted.push(Parted {
             id: self.client.id,
             socket,
@@ -129,7 +128,7 @@ impl Connection<'_> {
             unread: unread.to_vec(),
             unsent: std::mem::take(&mut self.out).to_vec(),
         });
-        Ok(())
+        Handed::Over
     }
 }
 
