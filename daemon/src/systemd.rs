@@ -1,9 +1,11 @@
-//! What the service manager is told, and what it hands over: sd_notify(3), the watchdog, and sd_listen_fds(3).
+//! What the service manager is told, and what it hands over: sd_notify(3), the watchdog, sd_listen_fds(3), and the store of
+//! descriptors that outlives the daemon (`FDSTORE=1`), in which clients' connections survive a crash.
 //!
 //! Without a service manager (no `NOTIFY_SOCKET`, no `LISTEN_FDS`) nothing here does anything.
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 /// Messages that may wait for a service manager that does not read. Later ones are dropped: pings and progress.
-const QUEUE: usize = 64;
+const QUEUE: usize = 256;
 
 /// How long the end waits until its message is sent.
 const LAST_MESSAGE: Duration = Duration::from_secs(1);
@@ -44,7 +46,13 @@ pub enum SocketError {
 /// Listening sockets that the service manager has opened: workers can connect before the daemon runs, and while it
 /// restarts.
 #[derive(Debug, Default)]
-pub struct Sockets(Vec<(PathBuf, UnixListener)>);
+pub struct Sockets {
+    listeners: Vec<(PathBuf, UnixListener)>,
+    connections: Vec<(u64, OwnedFd, bool)>,
+}
+
+/// How the name of a connection in the store begins; its number follows.
+const CONNECTION: &str = "connection-";
 
 impl Sockets {
     /// Takes them out of the environment. To be called once, before there are other threads.
@@ -52,26 +60,48 @@ impl Sockets {
     /// # Errors
     /// See [`SocketError`].
     pub fn take() -> Result<Sockets, SocketError> {
+        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+        let mut names = names.split(':');
         let mut fds = listenfd::ListenFd::from_env();
-        let mut sockets = Vec::new();
+        let mut sockets = Sockets::default();
         for index in 0..fds.len() {
+            let name = names.next().unwrap_or_default();
+            if let Some(number) = name.strip_prefix(CONNECTION).and_then(|number| number.parse().ok()) {
+                for (family, is_ipc) in
+                    [(libc::AF_UNIX, true), (libc::AF_INET, false), (libc::AF_INET6, false)]
+                {
+                    // Of another family, it stays where it is.
+                    if let Ok(Some(socket)) =
+                        fds.take_custom::<OwnedFd>(index, family, libc::SOCK_STREAM, "a client's connection")
+                    {
+                        sockets.connections.push((number, socket, is_ipc));
+                        break;
+                    }
+                }
+                continue;
+            }
             let Some(listener) = fds.take_unix_listener(index).map_err(SocketError::Kind)? else { continue };
             let address = listener.local_addr().map_err(SocketError::Kind)?;
             let path = address.as_pathname().ok_or(SocketError::Unnamed)?.to_owned();
-            sockets.push((path, listener));
+            sockets.listeners.push((path, listener));
         }
-        Ok(Sockets(sockets))
+        Ok(sockets)
     }
 
     /// The one at `path`.
     pub fn at(&mut self, path: &Path) -> Option<UnixListener> {
-        let index = self.0.iter().position(|(other, _)| other == path)?;
-        Some(self.0.swap_remove(index).1)
+        let index = self.listeners.iter().position(|(other, _)| other == path)?;
+        Some(self.listeners.swap_remove(index).1)
     }
 
     /// Those that nobody has asked for.
-    pub fn rest(self) -> impl Iterator<Item = (PathBuf, UnixListener)> {
-        self.0.into_iter()
+    pub fn rest(&mut self) -> impl Iterator<Item = (PathBuf, UnixListener)> {
+        std::mem::take(&mut self.listeners).into_iter()
+    }
+
+    /// Connections of an earlier daemon: number, socket, whether it is a Unix socket.
+    pub fn connections(&mut self) -> Vec<(u64, OwnedFd, bool)> {
+        std::mem::take(&mut self.connections)
     }
 }
 
@@ -82,6 +112,8 @@ enum Message {
     Stopping(oneshot::Sender<()>),
     Progress(String),
     Ping,
+    Store(u64, OwnedFd),
+    Forget(u64),
 }
 
 /// Talks to the service manager, on a thread of its own: a manager that does not read must not stop the daemon.
@@ -89,24 +121,48 @@ enum Message {
 pub struct Supervisor {
     queue: Option<SyncSender<Message>>,
     watchdog: Option<Duration>,
+    stores: bool,
 }
 
 impl Supervisor {
     /// One that talks if there is somebody to talk to.
     pub fn from_env() -> Supervisor {
         if std::env::var_os("NOTIFY_SOCKET").is_none() {
-            return Supervisor { queue: None, watchdog: None };
+            return Supervisor::nobody();
         }
+        // How many descriptors the manager keeps (FileDescriptorStoreMax=); it says so since systemd 254.
+        let stores =
+            std::env::var("FDSTORE").is_ok_and(|most| most.parse::<u32>().is_ok_and(|most| most > 0));
         let watchdog = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
         let (queue, messages) = mpsc::sync_channel(QUEUE);
         let thread = std::thread::Builder::new().name("lmcached-notify".into());
         match thread.spawn(move || talk(&messages)) {
-            Ok(_) => Supervisor { queue: Some(queue), watchdog },
+            Ok(_) => Supervisor { queue: Some(queue), watchdog, stores },
             Err(error) => {
                 tracing::error!(%error, "no thread to talk to the service manager; it will think that the daemon does not start");
-                Supervisor { queue: None, watchdog: None }
+                Supervisor::nobody()
             }
         }
+    }
+
+    /// One that talks to nobody.
+    pub fn nobody() -> Supervisor {
+        Supervisor { queue: None, watchdog: None, stores: false }
+    }
+
+    /// Whether the manager keeps descriptors for the next daemon.
+    pub fn stores(&self) -> bool {
+        self.stores
+    }
+
+    /// Gives the manager a connection to keep. One that it does not get, because it does not read, is an ordinary one.
+    pub fn store(&self, connection: u64, socket: OwnedFd) {
+        self.send(Message::Store(connection, socket));
+    }
+
+    /// The connection has ended. Its socket has been shut down: the manager sees that even if it does not hear this.
+    pub fn forget(&self, connection: u64) {
+        self.send(Message::Forget(connection));
     }
 
     /// The daemon is ready for traffic.
@@ -193,6 +249,15 @@ fn talk(messages: &Receiver<Message>) {
                 NotifyState::ExtendTimeoutUsec(EXTENSION.as_micros() as u32),
             ]),
             Message::Ping => sd_notify::notify(&[NotifyState::Watchdog]),
+            Message::Store(number, socket) => {
+                let name = format!("{CONNECTION}{number}");
+                let state = [NotifyState::FdStore, NotifyState::FdName(&name)];
+                sd_notify::notify_with_fds(&state, &[socket.as_fd()])
+            }
+            Message::Forget(number) => {
+                let name = format!("{CONNECTION}{number}");
+                sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)])
+            }
         };
         match result {
             Ok(()) => failed = false,

@@ -120,6 +120,21 @@ impl Dealer {
         Answer { number, operation, frame: frames.get(2).cloned() }
     }
 
+    /// The answer to request `number`, which all requests before it have had. An answer may come twice: a daemon that was killed
+    /// just after it had answered could not say so to the next.
+    ///
+    /// # Panics
+    /// As [`Dealer::answer`].
+    pub async fn answer_to(&mut self, number: u64) -> Answer {
+        loop {
+            let answer = self.answer().await;
+            if answer.number >= number {
+                assert_eq!(answer.number, number, "{answer:?} came before it");
+                return answer;
+            }
+        }
+    }
+
     /// Waits until the daemon has ended the connection.
     ///
     /// # Panics

@@ -212,7 +212,9 @@ async fn serve(
     }
     tokio::spawn(deaths.run(on_death(engine.clone())));
     let ring_timer = RingTimer::start(engine.ring().clone());
-    let server = Server::new(engine.clone(), server_config(config));
+    let supervisor = Supervisor::from_env();
+    let server = Server::new(engine.clone(), server_config(config), supervisor.clone());
+    server.number_from(engine.journal().next_connection());
     telemetry.attach(bus.clone(), Arc::new(DaemonGauges { engine: engine.clone(), server: server.clone() }));
     announce(config, &l1, &listeners, &admin_listener, metrics_listener.as_ref());
     if let Guard::Closed = guard {
@@ -241,6 +243,7 @@ async fn serve(
         server.number_from(heir.next_connection());
         server.take_up(heir.connections());
     }
+    server.revive(sockets.connections());
     for listener in listeners {
         doors.accepting.push(tokio::spawn(server.clone().accept(listener)));
     }
@@ -255,7 +258,6 @@ async fn serve(
         }
     }
     tokio::spawn(history::keep(admin.history.clone(), admin.clone()));
-    let supervisor = Supervisor::from_env();
     tokio::spawn(supervisor.clone().watch(systemd::probe(&l1)));
     let pool = l1.clone();
     tokio::spawn(

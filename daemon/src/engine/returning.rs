@@ -17,7 +17,7 @@ use serde_bytes::ByteBuf;
 use super::instances::{Instance, Kind, Mode};
 use super::{Client, Engine, Failure, Refusal};
 use crate::device::Registration;
-use crate::journal::{Claim, Journal};
+use crate::journal::{Claim, Journal, Survivor};
 use crate::process::ProcessId;
 use crate::roster::{Kept, MemoryFile};
 
@@ -163,6 +163,16 @@ impl Engine {
         }
         client.owed.lock().extend(owed);
         client.owes.store(true, Ordering::Relaxed);
+    }
+
+    /// A connection that the service manager has kept over a restart. Its worker misses nothing: what was under way is
+    /// answered.
+    pub fn survivor(&self, connection: u64) -> Option<Survivor> {
+        let survivor = self.journal.survivor(connection)?;
+        if let Some(instance) = survivor.instance {
+            self.returning.need_not_tell(instance);
+        }
+        Some(survivor)
     }
 
     /// A worker has been heard: if an earlier daemon knew it, it is known again.

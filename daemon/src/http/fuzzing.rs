@@ -74,6 +74,7 @@ fn world() -> World {
             handshake_timeout: HOUR,
             message_timeout: HOUR,
         },
+        crate::systemd::Supervisor::nobody(),
     );
     let admin = |guard: Guard| {
         let parts = AdminParts {

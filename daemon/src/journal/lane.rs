@@ -38,6 +38,11 @@ pub(super) const KNOWS_PROCESS: u64 = 2;
 /// It asks what only schedulers ask.
 pub(super) const ASKS: u64 = 4;
 
+/// Bytes may have been taken from the socket that are not noted.
+pub(super) const READING: u64 = 8;
+/// Part of an answer may be with the kernel, and the rest is not.
+pub(super) const WRITING: u64 = 16;
+
 /// Words of an entry: lengths of both frames, two words of uid, five of operation.
 pub(super) const ENTRY_WORDS: usize = 8;
 /// Entries of a page; LMCache's clients have some tens of requests under way.
@@ -160,11 +165,6 @@ impl Lane {
         if is_schedulers(operation) && words[FLAGS].load(Ordering::Relaxed) & ASKS == 0 {
             words[FLAGS].fetch_or(ASKS, Ordering::Release);
         }
-        if operation == Operation::SubscribeKvEvents {
-            // Clients end their streams themselves when a connection breaks.
-            self.count(uid);
-            return None;
-        }
         let ticket = self.entry(uid, op_frame);
         if ticket.is_none() {
             words[UNNOTED].fetch_add(1, Ordering::Release);
@@ -173,6 +173,44 @@ impl Lane {
         failpoint::hit("journal.noted");
         self.count(uid);
         ticket
+    }
+
+    /// Bytes are about to be taken from the socket; or all that were taken are noted.
+    pub fn reading(&self, now: bool) {
+        self.flag(READING, now);
+    }
+
+    /// Answers are about to be given to the kernel; or it has all of them.
+    pub fn writing(&self, now: bool) {
+        self.flag(WRITING, now);
+    }
+
+    fn flag(&self, flag: u64, now: bool) {
+        let flags = &self.words()[FLAGS];
+        // Release, so that what was noted before is seen with it; Acquire, so that what comes next is not done before.
+        if now {
+            flags.fetch_or(flag, Ordering::AcqRel);
+        } else {
+            flags.fetch_and(!flag, Ordering::AcqRel);
+        }
+    }
+
+    /// No request of the connection is without an answer: none is that had no entry, either.
+    pub fn all_answered(&self) {
+        if self.words()[UNNOTED].load(Ordering::Relaxed) != 0 {
+            self.set(UNNOTED, 0);
+        }
+    }
+
+    /// The connection goes on after requests up to number `last`.
+    pub(super) fn continues(&self, past: &Past) {
+        self.set(NEXT, past.last.map_or(0, |last| last.saturating_add(1)));
+        if past.asks {
+            self.words()[FLAGS].fetch_or(ASKS, Ordering::Release);
+        }
+        if let Some(instance) = past.instance {
+            self.speaks_for(instance);
+        }
     }
 
     fn count(&self, uid: &[u8]) {

@@ -68,6 +68,25 @@ struct Orphan {
     lane: Option<Arc<Lane>>,
 }
 
+/// A connection of an earlier daemon that goes on.
+#[derive(Debug)]
+pub struct Survivor {
+    /// The worker for which it speaks.
+    pub instance: Option<u64>,
+    /// Its process, where it is known.
+    pub process: Option<ProcessId>,
+    /// Its requests that have no answer.
+    pub owed: Vec<Owed>,
+    past: Past,
+}
+
+impl Survivor {
+    /// The connection's new lane takes up where the old one ended.
+    pub fn goes_on_in(&self, lane: &Lane) {
+        lane.continues(&self.past);
+    }
+}
+
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
@@ -213,13 +232,29 @@ impl Journal {
         self.left.store(orphans.len(), Ordering::Relaxed);
         drop(orphans);
         let complete = past.unnoted == 0 && past.last.and_then(|last| last.checked_add(1)) == Some(first);
-        let owed = past.requests.into_iter().enumerate().map(|(at, request)| Owed {
-            uid: request.uid,
-            op_frame: request.op_frame,
-            operation: request.operation,
-            ticket: lane.as_ref().map(|lane| lane.ticket(at)),
-        });
-        Claim { owed: owed.collect(), complete }
+        Claim { owed: past.owed(lane.as_ref()), complete }
+    }
+
+    /// A connection whose socket the service manager has kept: what it was, with its requests that have no answer. `None`: where
+    /// its stream stands is not known, and it must end; its client may come back on another one.
+    pub fn survivor(&self, connection: u64) -> Option<Survivor> {
+        let mut orphans = self.orphans.lock();
+        let usable = |past: &Past| past.connection == connection && past.clean && past.unnoted == 0;
+        let Some(at) = orphans.iter().position(|orphan| usable(&orphan.past)) else {
+            let past = orphans.iter().map(|orphan| &orphan.past).find(|past| past.connection == connection);
+            tracing::debug!(connection, ?past, "where a connection's stream stands is not known");
+            return None;
+        };
+        let Orphan { past, lane } = orphans.swap_remove(at);
+        self.left.store(orphans.len(), Ordering::Relaxed);
+        let owed = past.owed(lane.as_ref());
+        Some(Survivor { instance: past.instance, process: past.peer.process, owed, past })
+    }
+
+    /// The number after those of all connections that are remembered.
+    pub fn next_connection(&self) -> u64 {
+        let highest = self.orphans.lock().iter().map(|orphan| orphan.past.connection).max();
+        highest.map_or(1, |highest| highest.saturating_add(1))
     }
 
     /// Gives up those that do not come back: their process is dead, or so much time has gone by since `started` that their

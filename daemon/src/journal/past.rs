@@ -5,16 +5,17 @@ use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use lmcache_proto::wire::{OpCode, Operation};
 
-use super::Peer;
 use super::lane::{
     ASKS, CONNECTION, ENTRIES, ENTRY_WORDS, FLAGS, HOST, INSTANCE, KNOWS_INSTANCE, KNOWS_PROCESS, NEXT,
-    OP_BYTES, PID, PRESENT, START, UID_BYTES, UNNOTED, uid_number,
+    OP_BYTES, PID, PRESENT, READING, START, UID_BYTES, UNNOTED, WRITING, uid_number,
 };
 use super::memory::{HEADER, LANE_BYTES, LANE_WORDS, MAGIC, VERSION};
+use super::{Lane, Owed, Peer};
 use crate::process::ProcessId;
 
 /// Most bytes that are read: some sixteen thousand lanes, more than any limit of connections makes.
@@ -41,7 +42,22 @@ pub(super) struct Past {
     pub(super) last: Option<u64>,
     /// Requests that may be without answer and are not among these.
     pub(super) unnoted: u64,
+    /// Where its stream stands is known: behind all that was noted, and in front of whole answers.
+    pub(super) clean: bool,
     pub(super) requests: Vec<Request>,
+}
+
+impl Past {
+    /// Its requests as they are owed, noted in `lane` until they are answered.
+    pub(super) fn owed(&self, lane: Option<&Arc<Lane>>) -> Vec<Owed> {
+        let owed = self.requests.iter().enumerate().map(|(at, request)| Owed {
+            uid: request.uid.clone(),
+            op_frame: request.op_frame.clone(),
+            operation: request.operation,
+            ticket: lane.map(|lane| lane.ticket(at)),
+        });
+        owed.collect()
+    }
 }
 
 /// What is in the file `path` for `pool`; nothing if there is none, or it is another pool's or release's.
@@ -103,6 +119,7 @@ fn connection(page: &[u8; LANE_BYTES]) -> Option<Past> {
         peer: Peer { process: process.flatten(), host: word(HOST) },
         last: word(NEXT).checked_sub(1).into_iter().chain(noted).max(),
         unnoted: word(UNNOTED),
+        clean: flags & (READING | WRITING) == 0,
         requests,
     })
 }

@@ -34,6 +34,8 @@ const TURN: usize = 128;
 /// Answers that may wait for a peer before the daemon does no more for it: some ten thousand small ones, or those to some
 /// retrieves of the longest prompts. What clients have under way at once is far less.
 const MAX_UNTAKEN: usize = 1 << 20;
+/// Bytes of answers that go to the kernel as a whole or not at all, see [`Connection::flush_now`].
+const WHOLE: usize = 16 << 10;
 /// What a peer must take of its answers within the message timeout, if more waits for it.
 const MIN_TAKEN: usize = 64 << 10;
 
@@ -135,6 +137,12 @@ pub(super) async fn resume(place: &Place, stream: Stream, resumed: Resumed) {
 async fn go_on(place: &Place, mut reader: Reader, mut writer: Writer, client: Client, resumed: Resumed) {
     let server = &place.server;
     let client = Arc::new(client.noted_in(server.engine.journal()));
+    if server.supervisor.stores() {
+        reader.lane.clone_from(&client.lane);
+    }
+    if let (Some(survivor), Some(lane)) = (&resumed.survivor, &client.lane) {
+        survivor.goes_on_in(lane);
+    }
     if let Some(process) = resumed.process {
         client.set_process(process);
     }
@@ -161,6 +169,10 @@ async fn go_on(place: &Place, mut reader: Reader, mut writer: Writer, client: Cl
         quiet: resumed.quiet,
     };
     let mut inbuf = resumed.unread;
+    if let (Some(lane), false) = (&client.lane, inbuf.is_empty()) {
+        lane.reading(true);
+    }
+    connection.answer_owed(resumed.survivor.map(|survivor| survivor.owed).unwrap_or_default());
     loop {
         match connection.serve(place, &mut reader, &writer, inbuf, &mut inbox).await {
             Over::Left => break,
@@ -173,6 +185,10 @@ async fn go_on(place: &Place, mut reader: Reader, mut writer: Writer, client: Cl
                 Handed::Back(kept, read, write) => (inbuf, reader, writer) = (kept, read, write),
             },
         }
+    }
+    if server.supervisor.stores() && !connection.quiet {
+        reader.shut_down();
+        server.supervisor.forget(client.id);
     }
     drop((reader, writer));
     connection.settle(&mut inbox).await;
@@ -245,6 +261,7 @@ impl Connection<'_> {
                                 }
                                 if std::mem::take(&mut self.quiet) {
                                     place.keep();
+                                    self.keep_socket(reader);
                                 }
                                 if frames.get(1).is_some_and(Bytes::is_empty) {
                                     // The stream that it is about may be among those before it.
@@ -274,6 +291,10 @@ impl Connection<'_> {
                         return Over::Ended(ended, error.to_string());
                     }
                 }
+            }
+            let noted = inbuf.is_empty() && decoder.pending() == 0;
+            if let (Some(lane), true) = (&self.client.lane, noted) {
+                lane.reading(false);
             }
             self.execute(&mut batch);
             let full = full.or_else(|| self.is_full());
@@ -310,7 +331,7 @@ impl Connection<'_> {
             self.note_pause(paused, starved);
             let deadline = [begun, self.unsent.map(|(since, _)| since)].into_iter().flatten().min();
             tokio::select! {
-                read = reader.read(&mut inbuf, room), if room > 0 || hogging => match read {
+                read = reader.read(&mut inbuf, room, noted), if room > 0 || hogging => match read {
                     // Every whole message that came before it is out of the buffer: only then is there a read.
                     Ok(0) | Err(_) => return Over::Left,
                     Ok(_) => {}
@@ -438,8 +459,35 @@ impl Connection<'_> {
         }
     }
 
+    /// Lets the service manager keep the socket for the next daemon.
+    fn keep_socket(&self, reader: &Reader) {
+        let supervisor = &self.server.supervisor;
+        // Without a descriptor, or without a lane that says where its stream stands, it is an ordinary connection.
+        if supervisor.stores()
+            && self.client.lane.is_some()
+            && let Ok(socket) = reader.copy()
+        {
+            supervisor.store(self.client.id, socket);
+        }
+    }
+
+    /// Whether nothing of the peer's is under way.
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+            && self.executing.is_none()
+            && self.parked.is_empty()
+            && self.streams.is_empty()
+            && self.out.is_empty()
+    }
+
     fn flush_now(&mut self, writer: &Writer) {
         let before = self.out.len();
+        // The kernel takes what is small as a whole unless its buffer is all but full: then something was left before, or is
+        // after this write.
+        let lane = self.client.lane.clone().filter(|_| before > 0);
+        if let Some(lane) = lane.as_ref().filter(|_| before > WHOLE || self.unsent.is_some()) {
+            lane.writing(true);
+        }
         // A peer that takes no more replies may have sent more before it went; that is read to its end.
         if writer.flush_now(&mut self.out).is_err() {
             self.go_deaf();
@@ -448,7 +496,16 @@ impl Connection<'_> {
             self.unflushed.clear();
             self.unanswered.clear();
             self.unsent = None;
+            if let Some(lane) = lane {
+                lane.writing(false);
+                if self.is_idle() {
+                    lane.all_answered();
+                }
+            }
         } else {
+            if let Some(lane) = lane {
+                lane.writing(true);
+            }
             let (since, taken) = self.unsent.unwrap_or_else(|| (Instant::now(), 0));
             self.unsent = Some((since, taken + before - self.out.len()));
         }

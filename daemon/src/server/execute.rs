@@ -14,7 +14,7 @@ use super::queue::{Call, Message};
 use super::stats::ServerStats;
 use super::zmtp;
 use crate::engine::{Client, Engine, Outcome, Refusal};
-use crate::journal::Owed;
+use crate::journal::{Owed, Ticket};
 
 /// Requests of one client that may wait for an event (a prefetch) at once.
 const MAX_PARKED: usize = 1024;
@@ -36,6 +36,8 @@ pub(super) enum Event {
 pub(super) struct Subscription {
     /// Tells it from an earlier one under the same id.
     number: u64,
+    /// Until the stream has ended.
+    _ticket: Option<Ticket>,
     credit: Arc<Notify>,
     task: JoinHandle<()>,
 }
@@ -159,7 +161,7 @@ impl Connection<'_> {
                 let number = self.next_stream;
                 let credit = Arc::new(Notify::new());
                 call.own();
-                let Call { uid, op_frame, .. } = call;
+                let Call { uid, op_frame, ticket } = call;
                 let (events, permit, key) = (self.events.clone(), credit.clone(), uid.clone());
                 let task = tokio::spawn(async move {
                     let tell =
@@ -173,7 +175,7 @@ impl Connection<'_> {
                         permit.notified().await;
                     }
                 });
-                self.streams.insert(key, Subscription { number, credit, task });
+                self.streams.insert(key, Subscription { number, _ticket: ticket, credit, task });
             }
         }
     }
@@ -186,7 +188,13 @@ impl Connection<'_> {
 
     /// The peer was found to be one that an earlier daemon owes answers: nobody will ever have better ones.
     fn make_good(&mut self) {
-        for Owed { uid, op_frame, operation, ticket } in self.client.take_owed() {
+        let owed = self.client.take_owed();
+        self.answer_owed(owed);
+    }
+
+    /// Answers what an earlier daemon has not.
+    pub(super) fn answer_owed(&mut self, owed: Vec<Owed>) {
+        for Owed { uid, op_frame, operation, ticket } in owed {
             if let Outcome::Reply(response) = self.server.engine.refuse(operation, Refusal::Restarted) {
                 self.answer(Call { uid, op_frame, ticket }, &response);
             }

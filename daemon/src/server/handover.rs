@@ -18,6 +18,7 @@ use super::queue::Message;
 use super::socket::{self, Reader, Writer};
 use super::zmtp::{self, Decoder};
 use super::{Phase, Place, Server};
+use crate::journal::Survivor;
 use crate::process::ProcessId;
 
 /// A connection between two requests.
@@ -61,6 +62,8 @@ impl Parted {
 pub(super) struct Resumed {
     pub(super) process: Option<ProcessId>,
     pub(super) quiet: bool,
+    /// What an earlier daemon has left unanswered on it.
+    pub(super) survivor: Option<Survivor>,
     pub(super) unread: BytesMut,
     pub(super) unsent: BytesMut,
 }
@@ -181,8 +184,42 @@ impl Server {
             self.next_id.fetch_max(id + 1, std::sync::atomic::Ordering::Relaxed);
             self.connections.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             let place = Place::new(self.clone(), id);
-            let resumed = Resumed { process, quiet, unread: unread[..].into(), unsent: unsent[..].into() };
+            let (unread, unsent) = (unread[..].into(), unsent[..].into());
+            let resumed = Resumed { process, quiet, unread, unsent, survivor: None };
             tokio::spawn(async move { connection::resume(&place, stream, resumed).await });
+        }
+    }
+
+    /// Goes on with connections that the service manager has kept over a crash, as far as it is known where their streams stand.
+    pub fn revive(self: &Arc<Server>, kept: Vec<(u64, OwnedFd, bool)>) {
+        let (mut alive, mut ended, mut owed) = (0, 0, 0);
+        for (id, socket, is_ipc) in kept {
+            let revived = self.engine.survivor(id).map(|survivor| {
+                let copy = socket.try_clone().ok();
+                (survivor, copy.and_then(|socket| Parted::stream(socket, is_ipc).ok()))
+            });
+            let Some((survivor, Some(stream))) = revived else {
+                // The peer sees an end, and connects again.
+                let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
+                self.supervisor.forget(id);
+                ended += 1;
+                continue;
+            };
+            alive += 1;
+            owed += survivor.owed.len();
+            self.connections.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let place = Place::new(self.clone(), id);
+            let process = survivor.process;
+            let resumed = Resumed { process, survivor: Some(survivor), ..Resumed::default() };
+            tokio::spawn(async move { connection::resume(&place, stream, resumed).await });
+        }
+        if alive + ended > 0 {
+            tracing::info!(
+                alive,
+                ended,
+                owed,
+                "connections of the earlier daemon were kept by the service manager; those in the middle of a message were ended, and what was under way is answered negatively"
+            );
         }
     }
 

@@ -47,7 +47,7 @@ pub(super) async fn greet(
 }
 
 async fn read_some(reader: &mut Reader, inbuf: &mut BytesMut) -> Result<(), Stranger> {
-    match reader.read(inbuf, READ).await {
+    match reader.read(inbuf, READ, true).await {
         Ok(0) | Err(_) if inbuf.is_empty() => Err(Stranger::Silent),
         Ok(0) => Err(refused("closed during the handshake")),
         Ok(_) => Ok(()),

@@ -46,6 +46,7 @@ pub use stats::{BadMessage, Ended, Paused, ServerStats};
 
 use crate::engine::Engine;
 use crate::log_limit::LogLimit;
+use crate::systemd::Supervisor;
 
 /// Pause after a failed accept. What it waits for, a free descriptor of the process, has no event.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -77,6 +78,8 @@ pub struct ServerConfig {
 #[derive(Debug)]
 pub struct Server {
     engine: Arc<Engine>,
+    /// Keeps sockets for the next daemon.
+    supervisor: Supervisor,
     config: ServerConfig,
     budget: Arc<Budget>,
     stats: Arc<ServerStats>,
@@ -109,8 +112,9 @@ enum Phase {
 
 impl Server {
     /// A server for `engine`; nothing listens yet.
-    pub fn new(engine: Arc<Engine>, config: ServerConfig) -> Arc<Server> {
+    pub fn new(engine: Arc<Engine>, config: ServerConfig, supervisor: Supervisor) -> Arc<Server> {
         Arc::new(Server {
+            supervisor,
             engine,
             // The largest message must fit with what its frames cost, or a peer alone could never send it.
             budget: Arc::new(Budget::new(config.max_total_bytes.max(

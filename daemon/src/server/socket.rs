@@ -1,13 +1,16 @@
 //! The two halves of a peer's socket, of either kind.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use bytes::{Buf, BufMut, BytesMut};
+use rustix::net::{RecvFlags, Shutdown};
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::{tcp, unix};
 
 use super::budget::READ_BYTES;
+use crate::journal::Lane;
 
 /// First read buffer of a connection. A read that fills the room it was given doubles it, up to [`READ_BYTES`]: a
 /// request of 4 k tokens then takes one read.
@@ -21,6 +24,8 @@ pub(super) enum Half {
 
 pub(super) struct Reader {
     half: Half,
+    /// Told before bytes are taken, see [`Lane::reading`]; `None` where nobody would keep the socket over a crash.
+    pub(super) lane: Option<Arc<Lane>>,
     /// Room to offer to the next read: grows while reads fill it.
     room: usize,
 }
@@ -32,11 +37,12 @@ pub(super) enum Writer {
 
 impl Reader {
     pub(super) fn new(half: Half) -> Reader {
-        Reader { half, room: QUIET_BUFFER }
+        Reader { half, lane: None, room: QUIET_BUFFER }
     }
 
-    /// Reads at most `most` bytes; 0 is the end. With `most` at 0 nothing is read and only the end is waited for.
-    pub(super) async fn read(&mut self, buf: &mut BytesMut, most: usize) -> io::Result<usize> {
+    /// Reads at most `most` bytes; 0 is the end. With `most` at 0 nothing is read and only the end is waited for. `noted`: all
+    /// that was read before is.
+    pub(super) async fn read(&mut self, buf: &mut BytesMut, most: usize, noted: bool) -> io::Result<usize> {
         if most == 0 {
             self.closed().await;
             return Ok(0);
@@ -45,9 +51,24 @@ impl Reader {
         // The buffer grows by doubling, but only over bytes that are here, never from an announced length.
         buf.reserve(room);
         let mut buf = buf.limit(room);
-        let read = match &mut self.half {
-            Half::Tcp(half) => half.read_buf(&mut buf).await?,
-            Half::Ipc(half) => half.read_buf(&mut buf).await?,
+        let read = loop {
+            if self.lane.is_some() {
+                // Nothing is said while there is nothing to read: a kill leaves the stream where it is known to be.
+                self.something().await?;
+            }
+            // From here to where what was read is noted there is no await.
+            self.reading(true);
+            let read = match &mut self.half {
+                Half::Tcp(half) if self.lane.is_none() => half.read_buf(&mut buf).await,
+                Half::Ipc(half) if self.lane.is_none() => half.read_buf(&mut buf).await,
+                Half::Tcp(half) => half.try_read_buf(&mut buf),
+                Half::Ipc(half) => half.try_read_buf(&mut buf),
+            };
+            match read {
+                // Nobody else reads it, so this does not happen.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.reading(!noted),
+                read => break read?,
+            }
         };
         if read == self.room {
             self.room = (self.room * 2).min(READ_BYTES);
@@ -57,6 +78,49 @@ impl Reader {
 }
 
 impl Reader {
+    fn reading(&self, now: bool) {
+        if let Some(lane) = &self.lane {
+            lane.reading(now);
+        }
+    }
+
+    /// Resolves when there is a byte to read, or the end, and takes nothing. That a socket is readable is only a hint.
+    async fn something(&self) -> io::Result<()> {
+        loop {
+            let peeked = match &self.half {
+                Half::Tcp(half) => {
+                    half.readable().await?;
+                    half.as_ref().try_io(Interest::READABLE, || peek(half.as_ref()))
+                }
+                Half::Ipc(half) => {
+                    half.readable().await?;
+                    half.as_ref().try_io(Interest::READABLE, || peek(half.as_ref()))
+                }
+            };
+            match peeked {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                peeked => return peeked,
+            }
+        }
+    }
+
+    /// The same socket for the service manager.
+    pub(super) fn copy(&self) -> io::Result<OwnedFd> {
+        match &self.half {
+            Half::Tcp(half) => half.as_ref().as_fd().try_clone_to_owned(),
+            Half::Ipc(half) => half.as_ref().as_fd().try_clone_to_owned(),
+        }
+    }
+
+    /// Ends the connection for the peer, whoever else has the socket open.
+    pub(super) fn shut_down(&self) {
+        // Fails if the peer has ended it before.
+        let _ = match &self.half {
+            Half::Tcp(half) => rustix::net::shutdown(half.as_ref(), Shutdown::Both),
+            Half::Ipc(half) => rustix::net::shutdown(half.as_ref(), Shutdown::Both),
+        };
+    }
+
     /// Resolves when the peer has closed its end, also while what it sent before that is unread.
     async fn closed(&self) {
         // tokio counts the end of the other side as part of each read interest, and of these two only `READABLE` is met by
@@ -69,6 +133,11 @@ impl Reader {
             std::future::pending::<()>().await;
         }
     }
+}
+
+fn peek(socket: impl AsFd) -> io::Result<()> {
+    rustix::net::recv(socket, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(())
 }
 
 /// The socket of both halves, for another process.
