@@ -34,7 +34,7 @@ use crate::process::{self, ProcessId};
 use crate::ring::{RingError, RingTimer};
 use crate::server::{BindError, Listener, Server};
 use crate::systemd::{self, Sockets, Supervisor};
-use crate::telemetry::{self, DaemonGauges, Outlet};
+use crate::telemetry::{self, DaemonGauges, HttpCounters, Outlet};
 use crate::trace::{self, RecordError, Recorder};
 use maintain::maintain;
 use open::{access, hash_algorithm, open_engine, server_config};
@@ -215,7 +215,9 @@ async fn serve(
     let supervisor = Supervisor::from_env();
     let server = Server::new(engine.clone(), server_config(config), supervisor.clone());
     server.number_from(engine.journal().next_connection());
-    telemetry.attach(bus.clone(), Arc::new(DaemonGauges { engine: engine.clone(), server: server.clone() }));
+    let http_counters = Arc::new(HttpCounters::default());
+    let gauges = DaemonGauges { engine: engine.clone(), server: server.clone(), http: http_counters.clone() };
+    telemetry.attach(bus.clone(), Arc::new(gauges));
     announce(config, &l1, &listeners, &admin_listener, metrics_listener.as_ref());
     if let Guard::Closed = guard {
         tracing::warn!(
@@ -236,6 +238,7 @@ async fn serve(
             levels: levels.clone(),
             guard,
             hash_algorithm: hash_algorithm(config).name(),
+            http: http_counters,
         },
     ));
     let mut doors = upgrade::Doors::of(&listeners, &admin_listener, metrics_listener.as_ref());

@@ -9,9 +9,8 @@ use warp::Stream;
 use warp::http::{HeaderMap, StatusCode, header};
 
 use super::answer::{Answer, detail};
+use crate::telemetry::{HttpCounters, HttpRefusal};
 
-/// Largest request body: a checksum request for every block of a large worker is a tenth of it.
-const MAX_BODY: usize = 4 << 20;
 /// Time for a body to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -19,28 +18,38 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) async fn read<B: Buf, E: std::fmt::Display>(
     headers: &HeaderMap,
     stream: impl Stream<Item = Result<B, E>>,
+    most: usize,
+    counters: &HttpCounters,
 ) -> Result<Bytes, Answer> {
+    let refused = |reason: HttpRefusal, answer: Answer| {
+        counters.refuse(reason);
+        answer
+    };
     let length =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > MAX_BODY as u64) {
-        return Err(too_large(MAX_BODY));
+    if length.is_some_and(|length| length > most as u64) {
+        return Err(refused(HttpRefusal::TooLarge, too_large(most)));
     }
-    match tokio::time::timeout(BODY_TIMEOUT, collect(stream, MAX_BODY)).await {
-        Ok(result) => result,
-        Err(_) => Err(detail(StatusCode::REQUEST_TIMEOUT, "the body did not come in time".into())),
+    match tokio::time::timeout(BODY_TIMEOUT, collect(stream, most)).await {
+        Ok(result) => result.map_err(|(reason, answer)| refused(reason, answer)),
+        Err(_) => {
+            let answer = detail(StatusCode::REQUEST_TIMEOUT, "the body did not come in time".into());
+            Err(refused(HttpRefusal::Slow, answer))
+        }
     }
 }
 
 async fn collect<B: Buf, E: std::fmt::Display>(
     stream: impl Stream<Item = Result<B, E>>,
     most: usize,
-) -> Result<Bytes, Answer> {
+) -> Result<Bytes, (HttpRefusal, Answer)> {
     let mut stream = pin!(stream);
     let mut body = BytesMut::new();
     while let Some(piece) = poll_fn(|context| stream.as_mut().poll_next(context)).await {
-        let piece = piece.map_err(|error| detail(StatusCode::BAD_REQUEST, error.to_string()))?;
+        let piece = piece
+            .map_err(|error| (HttpRefusal::Broken, detail(StatusCode::BAD_REQUEST, error.to_string())))?;
         if body.len() + piece.remaining() > most {
-            return Err(too_large(most));
+            return Err((HttpRefusal::TooLarge, too_large(most)));
         }
         bytes::BufMut::put(&mut body, piece);
     }

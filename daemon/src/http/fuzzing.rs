@@ -86,6 +86,7 @@ fn world() -> World {
             periodic: Arc::new(Periodic::default()),
             levels: logging::unheard_levels(),
             guard,
+            http: Arc::default(),
             hash_algorithm: "blake3",
         };
         Arc::new(Admin::new(&config, parts))

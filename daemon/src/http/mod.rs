@@ -19,6 +19,7 @@ mod loglevel;
 mod objects;
 mod own;
 mod page;
+mod places;
 mod prefetches;
 mod quota;
 mod routes;
@@ -45,7 +46,7 @@ use crate::logging::Levels;
 use crate::net;
 use crate::periodic::Periodic;
 use crate::server::Server;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{HttpCounters, Telemetry};
 pub use drain::DrainOrder;
 pub use events::EventStreams;
 pub use guard::{Guard, Token, TokenError};
@@ -73,6 +74,8 @@ pub struct AdminParts {
     pub guard: Guard,
     /// `/status` says it.
     pub hash_algorithm: &'static str,
+    /// Of both ports.
+    pub http: Arc<HttpCounters>,
 }
 
 /// What the routes look at.
@@ -87,6 +90,9 @@ pub struct Admin {
     levels: Levels,
     guard: Guard,
     hash_algorithm: &'static str,
+    http: Arc<HttpCounters>,
+    max_connections: usize,
+    max_body: usize,
     eviction_policy: &'static str,
     /// The page of `/config`.
     config: Value,
@@ -124,8 +130,18 @@ impl Source for Admin {
 impl Admin {
     /// The admin API of a daemon.
     pub fn new(config: &Config, parts: AdminParts) -> Admin {
-        let AdminParts { engine, server, telemetry, bus, events, periodic, levels, guard, hash_algorithm } =
-            parts;
+        let AdminParts {
+            engine,
+            server,
+            telemetry,
+            bus,
+            events,
+            periodic,
+            levels,
+            guard,
+            hash_algorithm,
+            http,
+        } = parts;
         // Tiers are numbered as on the command line.
         let shared = (0..).zip(&config.l2.adapters).filter(|(_, tier)| tier.shared).map(|(index, _)| index);
         Admin {
@@ -139,6 +155,9 @@ impl Admin {
             levels,
             guard,
             hash_algorithm,
+            http,
+            max_connections: config.server.limits.http_max_connections,
+            max_body: config.server.limits.http_max_body_bytes,
             eviction_policy: config.eviction.policy.name(),
             config: config_page::page(config),
             event_capacity: config.observability.event_bus_queue_size.get(),
@@ -189,10 +208,12 @@ pub async fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
 
 /// Serves the whole admin API.
 pub async fn serve_admin(listener: TcpListener, admin: Arc<Admin>) {
-    serve::serve(listener, routes::admin(admin)).await;
+    let (most, counters) = (admin.max_connections, admin.http.clone());
+    serve::serve(listener, routes::admin(admin), most, counters).await;
 }
 
 /// Serves `/metrics` alone.
 pub async fn serve_metrics(listener: TcpListener, admin: Arc<Admin>) {
-    serve::serve(listener, routes::metrics(admin)).await;
+    let (most, counters) = (admin.max_connections, admin.http.clone());
+    serve::serve(listener, routes::metrics(admin), most, counters).await;
 }

@@ -136,7 +136,7 @@ async fn dispatch<B: bytes::Buf, E: std::fmt::Display>(
         let body = if method == Method::GET {
             Bytes::new()
         } else {
-            match body::read(headers, body).await {
+            match body::read(headers, body, admin.max_body, &admin.http).await {
                 Ok(body) => body,
                 Err(answer) => return answer.into_response(),
             }

@@ -11,14 +11,13 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use warp::http::{Request, Uri};
 use warp::{Filter, Rejection, Reply};
 
+use super::places::{Asks, Places};
 use crate::log_limit::LogLimit;
+use crate::telemetry::HttpCounters;
 
-/// Connections at once; more wait to be accepted.
-const MAX_CONNECTIONS: usize = 128;
 /// Time for a request's head, from the accept or from the answer before it. A scraper with a longer period connects anew.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for one connection. A client that takes no answer would hold its place for ever; one that is served meanwhile is
@@ -28,25 +27,29 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until the process ends.
-pub(super) async fn serve<F>(listener: TcpListener, filter: F)
+pub(super) async fn serve<F>(listener: TcpListener, filter: F, most: usize, counters: Arc<HttpCounters>)
 where
     F: Filter<Error = Rejection> + Clone + Send + Sync + 'static,
     F::Extract: Reply,
 {
-    serve_within(listener, filter, MAX_CONNECTIONS, HEAD_TIMEOUT).await;
+    serve_within(listener, filter, most, HEAD_TIMEOUT, counters).await;
 }
 
-async fn serve_within<F>(listener: TcpListener, filter: F, most: usize, head_timeout: Duration)
-where
+async fn serve_within<F>(
+    listener: TcpListener,
+    filter: F,
+    most: usize,
+    head_timeout: Duration,
+    counters: Arc<HttpCounters>,
+) where
     F: Filter<Error = Rejection> + Clone + Send + Sync + 'static,
     F::Extract: Reply,
 {
-    let places = Arc::new(Semaphore::new(most));
-    let errors = LogLimit::default();
+    let places = Places::new(most, counters);
+    let (errors, full) = (LogLimit::default(), LogLimit::default());
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(head_timeout);
     loop {
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -57,11 +60,23 @@ where
                 continue;
             }
         };
-        let service = WithPath(TowerToHyperService::new(warp::service(filter.clone())));
+        let Some(place) = places.take().await else {
+            if let Some(suppressed) = full.pass() {
+                tracing::warn!(suppressed, "HTTP connection turned away: --http-max-connections are open");
+            }
+            places.turn_away(stream);
+            continue;
+        };
+        let inner = WithPath(TowerToHyperService::new(warp::service(filter.clone())));
+        let service = Asks { inner, place: place.clone() };
         let connection = http.serve_connection(TokioIo::new(stream), service);
         tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection);
-            let ended = match tokio::time::timeout(CONNECTION_TIMEOUT, connection.as_mut()).await {
+            let served = tokio::select! {
+                served = tokio::time::timeout(CONNECTION_TIMEOUT, connection.as_mut()) => served,
+                () = place.given_away() => return,
+            };
+            let ended = match served {
                 Ok(ended) => ended,
                 Err(_) => {
                     connection.as_mut().graceful_shutdown();
@@ -101,6 +116,7 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::telemetry::HttpRefusal;
 
     #[tokio::test]
     async fn requests_for_a_proxy_are_answered() {
@@ -110,7 +126,7 @@ mod tests {
         let filter = warp::path::full()
             .and(warp::header::optional::<String>("x-unused"))
             .map(|path: warp::path::FullPath, _: Option<String>| format!("path {}\n", path.as_str()));
-        tokio::spawn(serve_within(listener, filter, 2, Duration::from_secs(60)));
+        tokio::spawn(serve_within(listener, filter, 2, Duration::from_secs(60), Arc::default()));
         for (line, path) in
             [("GET host", "*"), ("CONNECT host:1", "*"), ("OPTIONS *", "*"), ("GET /a?b", "/a")]
         {
@@ -129,12 +145,45 @@ mod tests {
         }
     }
 
+    async fn answer(stream: &mut TcpStream) -> String {
+        let mut some = [0; 1024];
+        let read = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut some)).await;
+        String::from_utf8_lossy(&some[..read.expect("answered").expect("read")]).into_owned()
+    }
+
+    #[tokio::test]
+    async fn who_has_asked_keeps_its_place_and_who_has_not_gives_way() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let filter = warp::path::end().map(|| "here");
+        let counters = Arc::new(HttpCounters::default());
+        tokio::spawn(serve_within(listener, filter, 2, Duration::from_secs(600), counters.clone()));
+        let ask = async || {
+            let mut stream = TcpStream::connect(address).await.expect("connect");
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("send");
+            let said = answer(&mut stream).await;
+            (stream, said)
+        };
+        let (_first, said) = ask().await;
+        assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+        let mut silent = TcpStream::connect(address).await.expect("connect");
+        let (_second, said) = ask().await;
+        assert!(said.starts_with("HTTP/1.1 200"), "the silent one gives way: {said}");
+        assert_eq!(answer(&mut silent).await, "", "closed");
+        let (mut third, said) = ask().await;
+        assert!(said.starts_with("HTTP/1.1 503") && said.contains("--http-max-connections"), "{said}");
+        assert_eq!(answer(&mut third).await, "", "closed");
+        let refused: Vec<_> = counters.refused().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(refused, [(HttpRefusal::Displaced, 1), (HttpRefusal::TooMany, 1)]);
+        assert_eq!(counters.connections(), 2);
+    }
+
     #[tokio::test]
     async fn silent_connections_end_and_leave_their_places() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         let filter = warp::path::end().map(|| "here");
-        tokio::spawn(serve_within(listener, filter, 2, Duration::from_millis(300)));
+        tokio::spawn(serve_within(listener, filter, 2, Duration::from_millis(300), Arc::default()));
         let mut silent = Vec::new();
         for head in ["", "GET / HTTP/1.1\r\nHost: x\r\n", "", ""] {
             let mut stream = TcpStream::connect(address).await.expect("connect");

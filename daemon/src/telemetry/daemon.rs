@@ -8,6 +8,7 @@ use lmcache_proto::wire::Operation;
 use crate::l2::adapter::L2Adapter;
 use crate::l2::control::Attached;
 
+use super::http::HttpCounters;
 use super::readings::{AdapterReading, Gauges, L1Readings, OperationTiming, QuotaReading, Readings};
 use crate::engine::{Engine, OpOutcome};
 use crate::quota::Quota;
@@ -20,6 +21,8 @@ pub struct DaemonGauges {
     pub engine: Arc<Engine>,
     /// The listening side.
     pub server: Arc<Server>,
+    /// The HTTP ports.
+    pub http: Arc<HttpCounters>,
 }
 
 impl DaemonGauges {
@@ -125,6 +128,8 @@ impl Gauges for DaemonGauges {
             adapters: self.adapters(),
             workers: self.engine.workers() as u64,
             sessions: self.engine.session_usage().0 as u64,
+            http_connections: self.http.connections(),
+            http_refused: self.http.refused().map(|(reason, count)| (reason.name(), count)).collect(),
             kv_events_log_depth: self.engine.kv_event_status().depth as u64,
             connections: self.server.connections() as u64,
             queued_bytes: self.server.queued_bytes() as u64,

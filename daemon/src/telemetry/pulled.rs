@@ -87,6 +87,7 @@ impl Pulled {
             (Id::L1QuarantinedObjects, l1.quarantined_objects),
             (Id::L1Leases, l1.leases),
             (Id::L1Pins, l1.pins),
+            (Id::HttpConnections, readings.http_connections),
             (Id::Workers, readings.workers),
             (Id::Sessions, readings.sessions),
             (Id::Connections, readings.connections),
@@ -111,6 +112,9 @@ impl Pulled {
         }
         for (reason, count) in &readings.peers_refused {
             self.count(Id::PeersRefused, &[reason], *count);
+        }
+        for (reason, count) in &readings.http_refused {
+            self.count(Id::HttpRefused, &[reason], *count);
         }
         for (reason, count) in &readings.peer_pauses {
             self.count(Id::PeerPauses, &[reason], *count);

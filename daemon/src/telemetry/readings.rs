@@ -42,6 +42,10 @@ pub struct Readings {
     pub ring_lost: Vec<(u64, u64)>,
     /// Registered workers.
     pub workers: u64,
+    /// Connections to the HTTP ports.
+    pub http_connections: u64,
+    /// HTTP requests that were not read, by reason.
+    pub http_refused: Vec<(&'static str, u64)>,
     /// Requests that the daemon remembers.
     pub sessions: u64,
     /// Open connections.

@@ -30,6 +30,14 @@ pub(crate) struct LimitFlags {
     #[arg(long, default_value_t = 100_000, value_name = "N")]
     pub(crate) max_sessions: i64,
 
+    /// Connections to each HTTP port at the same time; one that has asked for nothing gives way, else the new one gets a 503
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub(crate) http_max_connections: i64,
+
+    /// Largest body of an HTTP request
+    #[arg(long, default_value_t = 4 << 20, value_name = "BYTES")]
+    pub(crate) http_max_body_bytes: i64,
+
     /// Workers that may publish their own timings at the same time, each in a lane of its own; 0 offers no ring
     #[arg(long, default_value_t = 256, value_name = "N")]
     pub(crate) ring_lanes: i64,

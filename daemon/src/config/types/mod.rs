@@ -83,6 +83,10 @@ pub struct Limits {
     pub max_connections: usize,
     /// Remembered request sessions. Default: 100000.
     pub max_sessions: usize,
+    /// Connections to each HTTP port. Default: 128.
+    pub http_max_connections: usize,
+    /// Largest HTTP body. Default: 4 MiB.
+    pub http_max_body_bytes: usize,
     /// Lanes and slots of the shared ring. Default: 256 lanes of 1024 slots; `None` (no lanes) offers no ring.
     pub ring: Option<RingLayout>,
 }

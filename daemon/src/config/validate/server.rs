@@ -139,6 +139,10 @@ fn limits(flags: &LimitFlags) -> Result<Limits, ConfigError> {
         )? as u32,
         max_connections: ranges::count("--max-connections", flags.max_connections, 1 << 20)?.get(),
         max_sessions: ranges::count("--max-sessions", flags.max_sessions, 1 << 30)?.get(),
+        http_max_connections: ranges::count("--http-max-connections", flags.http_max_connections, 1 << 16)?
+            .get(),
+        http_max_body_bytes: ranges::int("--http-max-body-bytes", flags.http_max_body_bytes, 1024..=1 << 30)?
+            as usize,
         ring: ring(flags)?,
     };
     // Otherwise the largest message could never be received.

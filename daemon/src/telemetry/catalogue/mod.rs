@@ -403,6 +403,8 @@ pub enum Id {
     Sessions,
     Connections,
     QueuedBytes,
+    HttpConnections,
+    HttpRefused,
     EventsPublished,
     SeriesOverflow,
     SeriesRetired,

@@ -56,7 +56,7 @@ macro_rules! with {
 }
 
 /// The table.
-pub static OWN: [Metric; 48] = [
+pub static OWN: [Metric; 50] = [
     with!(
         Counter,
         Requests,
@@ -209,6 +209,15 @@ pub static OWN: [Metric; 48] = [
     plain!(Gauge, Sessions, "", "lmcached_sessions", "Requests that the daemon remembers."),
     plain!(Gauge, Connections, "", "lmcached_connections", "Open client connections."),
     plain!(Gauge, QueuedBytes, "By", "lmcached_queued_bytes", "Bytes queued for and from clients."),
+    plain!(Gauge, HttpConnections, "", "lmcached_http_connections", "Open connections to the HTTP ports."),
+    with!(
+        Counter,
+        HttpRefused,
+        "",
+        "lmcached_http_refused_total",
+        ["reason"],
+        "HTTP requests whose body was too large, too slow or broken off, and connections for which there was no place."
+    ),
     plain!(Counter, EventsPublished, "", "lmcached_events_published_total", "Events that the bus accepted."),
     with!(
         Counter,
