@@ -3,9 +3,60 @@
 //! request: `hostile.rs`. Records of a lane: `worker_death.rs`.)
 
 use ipc_tests::daemon::Daemon;
+use ipc_tests::kv_cache::{KvCache, Shape};
+use ipc_tests::worker::{Model, prepare_store, prompt};
 use ipc_tests::{eventually, http};
+use lmcache_proto::wire::{Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+async fn limited(daemon: &Daemon, operation: &str) -> f64 {
+    let operation = format!("operation=\"{operation}\"");
+    daemon.metric("lmcached_requests_total", &[&operation, "outcome=\"limit\""]).await
+}
+
+#[tokio::test]
+async fn so_many_workers_are_registered() {
+    let daemon = Daemon::start(&["--max-registered-workers=2"]).await;
+    let mut client = daemon.connect().await;
+    let model = Model::small("m");
+    let mut register = async |instance| match client.call(&model.registration(instance)).await {
+        Ok(Response::Registered(response)) => response.pool_size > 0,
+        other => panic!("{other:?}"),
+    };
+    assert!(register(1).await && register(2).await && !register(3).await && register(2).await);
+    assert_eq!(daemon.metric("lmcached_workers", &[]).await, 2.0);
+    assert_eq!(limited(&daemon, "register_kv_cache_engine_driven_context").await, 1.0);
+    daemon.says("--max-registered-workers").await;
+    let frame = model.key("r", &prompt(1, 1)).frame(Some(0), 0, 256);
+    assert_eq!(prepare_store(&mut client, &frame, 3).await, None);
+    assert!(prepare_store(&mut client, &frame, 2).await.is_some());
+    client.call(&Request::UnregisterEngineDriven { instance_id: 1 }).await.expect("unregister");
+    assert!(matches!(
+        client.call(&model.registration(3)).await,
+        Ok(Response::Registered(response)) if response.pool_size > 0
+    ));
+}
+
+#[tokio::test]
+async fn registrations_take_so_many_bytes_together() {
+    let daemon = Daemon::start(&["--max-registration-bytes=65536"]).await;
+    let mut client = daemon.connect().await;
+    let layers = |layers| Shape { layers, blocks: 4, block: 16, heads: 1, head: 8 };
+    let (few, many) = (KvCache::new("few", layers(2)), KvCache::new("many", layers(300)));
+    for (kv, instance) in [(&few, 1), (&many, 2)] {
+        let payload = Box::new(kv.registration(instance, "m"));
+        let ack = client.call(&Request::RegisterKvCache(payload)).await.expect("acknowledged");
+        assert_eq!(ack, Response::Nothing);
+    }
+    assert_eq!(daemon.metric("lmcached_workers", &[]).await, 1.0);
+    assert_eq!(limited(&daemon, "register_kv_cache").await, 1.0);
+    let bytes = daemon.metric("lmcached_registration_bytes", &[]).await;
+    assert!((1.0..=65536.0).contains(&bytes), "{bytes}");
+    daemon.says("--max-registration-bytes").await;
+    client.call(&Request::UnregisterKvCache { instance_id: 1 }).await.expect("unregister");
+    assert_eq!(daemon.metric("lmcached_registration_bytes", &[]).await, 0.0);
+}
 
 #[tokio::test]
 async fn an_http_body_has_at_most_so_many_bytes() {

@@ -27,6 +27,8 @@ impl Engine {
             write_ttl: patience,
             lease_grace: patience,
             max_sessions: 100,
+            max_workers: 16,
+            max_registration_bytes: 1 << 20,
             kv_event_log_size,
             watermark: 0.9,
             eviction_ratio: 0.2,

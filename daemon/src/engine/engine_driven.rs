@@ -26,10 +26,7 @@ impl Engine {
     ) -> Result<Response, Failure> {
         let instance = self.engine_driven_instance(payload)?;
         let bytes = instance.groups[0].layout.bytes();
-        let outcome = self
-            .instances
-            .register(instance)
-            .ok_or_else(|| (Refusal::BadValue, "too many workers are registered".to_owned()))?;
+        let outcome = self.instances.register(instance).ok_or_else(super::instances::full)?;
         self.registered(payload.instance_id);
         if outcome == Registered::Replaced {
             // What it reserved had the old shape.

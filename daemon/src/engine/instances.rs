@@ -1,20 +1,18 @@
 //! Registered workers, and what their models' objects look like.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use lmcache_proto::layout::{ObjectLayout, Region};
-use lmcache_proto::wire::RegisterKvCache;
+use lmcache_proto::wire::{DeviceDescriptor, RegisterKvCache};
 use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
 
+use super::Refusal;
 use crate::device::Registration;
 use crate::events::Worker;
 pub(super) use crate::roster::Mode;
-
-/// Most workers at once; their ids come from the wire.
-const MAX_INSTANCES: usize = 4096;
 
 /// One object group of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +101,15 @@ impl Instance {
     pub(super) fn heard(&self, now: Duration) -> (Duration, bool) {
         let seen = Duration::from_millis(self.seen.load(Ordering::Relaxed));
         (now.saturating_sub(seen), self.pinged.load(Ordering::Relaxed))
+    }
+
+    /// Bytes that it takes here: what the worker has sent is kept, and what was made of it has as many tensors.
+    fn bytes(&self) -> usize {
+        let tensors: usize = match &self.kind {
+            Kind::EngineDriven { .. } => 0,
+            Kind::LmcacheDriven { payload, .. } => payload.kv_cache.iter().map(descriptor_bytes).sum(),
+        };
+        size_of::<Instance>() + self.model.len() + self.groups.len() * size_of::<GroupShape>() + tensors
     }
 
     fn same_shape(&self, other: &Instance) -> bool {
@@ -204,14 +211,42 @@ impl Shapes {
 /// By model name, then world size: a borrowed name finds its entry.
 type ModelShapes = FxHashMap<Arc<str>, FxHashMap<u32, Shapes>>;
 
-/// The registered workers.
-#[derive(Debug, Default)]
+/// Bytes of a tensor's descriptor, and of what is made of it.
+fn descriptor_bytes(descriptor: &DeviceDescriptor) -> usize {
+    let DeviceDescriptor::CpuShm { shm_name, metadata, .. } = descriptor else { return 0 };
+    let text = shm_name.len() + metadata.dtype.len() + metadata.device_uuid.len();
+    2 * size_of::<DeviceDescriptor>()
+        + text
+        + 2 * size_of::<u64>() * (metadata.shape.len() + metadata.stride.len())
+}
+
+/// The registered workers: at most so many, whose registrations take at most so many bytes. Their ids come from the wire.
+#[derive(Debug)]
 pub(super) struct Instances {
+    limit: usize,
+    budget: usize,
+    /// Changed under the lock of `map`.
+    bytes: AtomicUsize,
     map: RwLock<FxHashMap<(u64, Mode), Arc<Instance>>>,
     models: RwLock<ModelShapes>,
 }
 
 impl Instances {
+    pub(super) fn new(limit: usize, budget: usize) -> Instances {
+        Instances {
+            limit,
+            budget,
+            bytes: AtomicUsize::new(0),
+            map: RwLock::default(),
+            models: RwLock::default(),
+        }
+    }
+
+    /// Bytes that the registrations take.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
     pub(super) fn get(&self, id: u64, mode: Mode) -> Option<Arc<Instance>> {
         self.map.read().get(&(id, mode)).cloned()
     }
@@ -250,7 +285,7 @@ impl Instances {
         self.models.read().get_key_value(model).map_or_else(|| model.into(), |(name, _)| name.clone())
     }
 
-    /// Adds a worker. `None` when too many are registered.
+    /// Adds a worker. `None` when too many are registered, or their registrations take too many bytes.
     pub(super) fn register(&self, instance: Instance) -> Option<Registered> {
         let mut map = self.map.write();
         let key = (instance.id, instance.mode());
@@ -260,9 +295,15 @@ impl Instances {
                 return Some(Registered::Refreshed);
             }
             Some(_) => Registered::Replaced,
-            None if map.len() >= MAX_INSTANCES => return None,
+            None if map.len() >= self.limit => return None,
             None => Registered::New,
         };
+        let replaced = map.get(&key).map_or(0, |known| known.bytes());
+        let bytes = self.bytes.load(Ordering::Relaxed) - replaced + instance.bytes();
+        if bytes > self.budget {
+            return None;
+        }
+        self.bytes.store(bytes, Ordering::Relaxed);
         let mut models = self.models.write();
         if let Some(old) = map.remove(&key) {
             release_model(&mut models, &old);
@@ -296,6 +337,7 @@ impl Instances {
         let mut map = self.map.write();
         map.get(&(id, mode)).filter(|instance| still(instance))?;
         let removed = map.remove(&(id, mode))?;
+        self.bytes.fetch_sub(removed.bytes(), Ordering::Relaxed);
         release_model(&mut self.models.write(), &removed);
         Some(removed)
     }
@@ -348,6 +390,14 @@ impl Instances {
     }
 }
 
+/// The refusal of a worker for which there is no room.
+pub(super) fn full() -> (Refusal, String) {
+    (
+        Refusal::Limit,
+        "--max-registered-workers are registered, or they take --max-registration-bytes".to_owned(),
+    )
+}
+
 fn release_model(models: &mut ModelShapes, instance: &Instance) {
     let Some(worlds) = models.get_mut(&instance.model) else { return };
     if let Some(shapes) = worlds.get_mut(&instance.world_size) {
@@ -380,7 +430,7 @@ mod tests {
 
     #[test]
     fn a_lookup_accepts_the_layouts_of_all_workers_of_a_model() {
-        let instances = Instances::default();
+        let instances = Instances::new(10, 1 << 20);
         let layouts = || instances.rows("m", 1).first().map_or(0, |row| row.layouts.len());
         instances.register(worker(1, 8));
         instances.register(worker(2, 16));
@@ -396,12 +446,35 @@ mod tests {
 
     #[test]
     fn who_registers_anew_is_not_reaped_for_an_old_silence() {
-        let instances = Instances::default();
+        let instances = Instances::new(10, 1 << 20);
         instances.register(worker(1, 8));
         let (timeout, late) = (Duration::from_secs(1), Duration::from_secs(10));
         instances.register(Instance { seen: AtomicU64::new(10_000), ..worker(1, 16) });
         assert!(instances.reap(late, timeout, timeout).is_empty());
         assert_eq!(instances.reap(late * 2, timeout, timeout).len(), 1);
         assert!(!instances.is_known(1));
+    }
+
+    #[test]
+    fn registrations_have_a_bound_in_number_and_in_bytes() {
+        let two = Instances::new(2, 1 << 20);
+        assert_eq!(two.register(worker(1, 8)), Some(Registered::New));
+        assert_eq!(two.register(worker(2, 8)), Some(Registered::New));
+        assert_eq!(two.register(worker(3, 8)), None);
+        assert_eq!(two.register(worker(2, 16)), Some(Registered::Replaced), "it takes its own place");
+        two.remove(1, Mode::EngineDriven);
+        assert_eq!(two.register(worker(3, 8)), Some(Registered::New));
+
+        let each = worker(1, 8).bytes();
+        let small = Instances::new(100, 2 * each + each / 2);
+        assert_eq!(small.register(worker(1, 8)), Some(Registered::New));
+        assert_eq!(small.register(worker(1, 16)), Some(Registered::Replaced));
+        assert_eq!(small.register(worker(2, 8)), Some(Registered::New));
+        assert_eq!((small.register(worker(3, 8)), small.bytes()), (None, 2 * each));
+        small.remove(2, Mode::EngineDriven);
+        assert_eq!((small.register(worker(3, 8)), small.bytes()), (Some(Registered::New), 2 * each));
+        small.remove(1, Mode::EngineDriven);
+        small.remove(3, Mode::EngineDriven);
+        assert_eq!(small.bytes(), 0);
     }
 }

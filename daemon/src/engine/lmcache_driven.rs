@@ -40,10 +40,7 @@ impl Engine {
         let (model, world_size) = (payload.model_name.clone(), payload.world_size);
         let kind = Kind::LmcacheDriven { payload, registration: OnceLock::from(Arc::new(registration)) };
         let instance = Instance::new(id, &model, world_size, groups, kind, Instances::now(self.started));
-        let outcome = self
-            .instances
-            .register(instance)
-            .ok_or_else(|| (Refusal::BadValue, "too many workers are registered".to_owned()))?;
+        let outcome = self.instances.register(instance).ok_or_else(super::instances::full)?;
         self.registered(id);
         if outcome != Registered::Refreshed {
             tracing::info!(

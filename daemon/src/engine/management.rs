@@ -21,6 +21,11 @@ impl Engine {
         dropped
     }
 
+    /// Bytes that the registrations of all workers take.
+    pub fn registration_bytes(&self) -> usize {
+        self.instances.bytes()
+    }
+
     /// Requests remembered, and the bytes that their prompts and leases take.
     pub fn session_usage(&self) -> (usize, usize) {
         (self.sessions.len(), self.sessions.bytes())

@@ -229,6 +229,10 @@ pub struct EngineConfig {
     pub lease_grace: Duration,
     /// Requests remembered at once.
     pub max_sessions: usize,
+    /// Workers registered at once.
+    pub max_workers: usize,
+    /// Bytes that their registrations may take.
+    pub max_registration_bytes: usize,
     /// Records in the KV event log; 0 turns it off.
     pub kv_event_log_size: usize,
     /// Fill level that starts eviction.
@@ -324,7 +328,7 @@ impl Engine {
             warmed: Mutex::default(),
             no_stores: AtomicBool::new(false),
             me: me.clone(),
-            instances: Instances::default(),
+            instances: Instances::new(config.max_workers, config.max_registration_bytes),
             roster,
             journal,
             returning: Returning::default(),

@@ -103,7 +103,7 @@ impl Refusal {
                 "an earlier reservation of this very store ran out, and its worker may still be writing; it is not cached"
             }
             Refusal::Limit => {
-                "too many requests are in flight; this one goes without cache: raise --max-sessions, or look for an engine that never ends its sessions"
+                "a limit is reached, and this one goes without cache, or with less of it: raise the limit that the detail names, or look for an engine that never ends what it begins"
             }
             Refusal::Pickle => {
                 "the client sends pickled tensors, which would run code here; let it map the shared-memory pool (same host and IPC namespace)"

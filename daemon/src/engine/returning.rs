@@ -83,11 +83,9 @@ impl Engine {
                 self.roster.forget(instance, mode);
                 continue;
             }
-            let registered = self.expected(&kept).and_then(|worker| {
-                self.instances
-                    .register(worker)
-                    .ok_or_else(|| (Refusal::BadValue, "too many workers are registered".to_owned()))
-            });
+            let registered = self
+                .expected(&kept)
+                .and_then(|worker| self.instances.register(worker).ok_or_else(super::instances::full));
             if let Err((_, reason)) = registered {
                 tracing::warn!(
                     instance,

@@ -127,6 +127,7 @@ impl Gauges for DaemonGauges {
             active_prefetch_jobs: self.engine.l2().map_or(0, |l2| l2.opened.loader.jobs()),
             adapters: self.adapters(),
             workers: self.engine.workers() as u64,
+            registration_bytes: self.engine.registration_bytes() as u64,
             sessions: self.engine.session_usage().0 as u64,
             http_connections: self.http.connections(),
             http_refused: self.http.refused().map(|(reason, count)| (reason.name(), count)).collect(),

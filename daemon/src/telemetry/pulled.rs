@@ -87,6 +87,7 @@ impl Pulled {
             (Id::L1QuarantinedObjects, l1.quarantined_objects),
             (Id::L1Leases, l1.leases),
             (Id::L1Pins, l1.pins),
+            (Id::RegistrationBytes, readings.registration_bytes),
             (Id::HttpConnections, readings.http_connections),
             (Id::Workers, readings.workers),
             (Id::Sessions, readings.sessions),

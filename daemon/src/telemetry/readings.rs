@@ -42,6 +42,8 @@ pub struct Readings {
     pub ring_lost: Vec<(u64, u64)>,
     /// Registered workers.
     pub workers: u64,
+    /// Bytes of their registrations.
+    pub registration_bytes: u64,
     /// Connections to the HTTP ports.
     pub http_connections: u64,
     /// HTTP requests that were not read, by reason.

@@ -30,6 +30,14 @@ pub(crate) struct LimitFlags {
     #[arg(long, default_value_t = 100_000, value_name = "N")]
     pub(crate) max_sessions: i64,
 
+    /// Workers registered at the same time
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    pub(crate) max_registered_workers: i64,
+
+    /// Bytes that the registrations of all workers may take
+    #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
+    pub(crate) max_registration_bytes: i64,
+
     /// Connections to each HTTP port at the same time; one that has asked for nothing gives way, else the new one gets a 503
     #[arg(long, default_value_t = 128, value_name = "N")]
     pub(crate) http_max_connections: i64,

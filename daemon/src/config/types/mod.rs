@@ -83,6 +83,10 @@ pub struct Limits {
     pub max_connections: usize,
     /// Remembered request sessions. Default: 100000.
     pub max_sessions: usize,
+    /// Registered workers. Default: 4096.
+    pub max_registered_workers: usize,
+    /// Bytes of all registrations. Default: 64 MiB.
+    pub max_registration_bytes: usize,
     /// Connections to each HTTP port. Default: 128.
     pub http_max_connections: usize,
     /// Largest HTTP body. Default: 4 MiB.

@@ -128,6 +128,9 @@ pub(super) fn absolute(flag: &str, path: Option<&str>) -> Result<Option<PathBuf>
 fn limits(flags: &LimitFlags) -> Result<Limits, ConfigError> {
     let max_message =
         ranges::int("--max-message-bytes", flags.max_message_bytes, MIN_MESSAGE_BYTES..=1 << 40)?;
+    let bytes = |flag, value| {
+        ranges::bytes(flag, value).map(|bytes| usize::try_from(bytes.get()).unwrap_or(usize::MAX))
+    };
     let limits = Limits {
         max_message_bytes: max_message.unsigned_abs(),
         max_peer_bytes: ranges::bytes("--max-peer-bytes", flags.max_peer_bytes)?.get(),
@@ -139,6 +142,13 @@ fn limits(flags: &LimitFlags) -> Result<Limits, ConfigError> {
         )? as u32,
         max_connections: ranges::count("--max-connections", flags.max_connections, 1 << 20)?.get(),
         max_sessions: ranges::count("--max-sessions", flags.max_sessions, 1 << 30)?.get(),
+        max_registered_workers: ranges::count(
+            "--max-registered-workers",
+            flags.max_registered_workers,
+            1 << 20,
+        )?
+        .get(),
+        max_registration_bytes: bytes("--max-registration-bytes", flags.max_registration_bytes)?,
         http_max_connections: ranges::count("--http-max-connections", flags.http_max_connections, 1 << 16)?
             .get(),
         http_max_body_bytes: ranges::int("--http-max-body-bytes", flags.http_max_body_bytes, 1024..=1 << 30)?

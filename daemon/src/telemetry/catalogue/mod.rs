@@ -400,6 +400,7 @@ pub enum Id {
     QuotaLimitBytes,
     QuotaUsageBytes,
     Workers,
+    RegistrationBytes,
     Sessions,
     Connections,
     QueuedBytes,

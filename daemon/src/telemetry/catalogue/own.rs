@@ -56,7 +56,7 @@ macro_rules! with {
 }
 
 /// The table.
-pub static OWN: [Metric; 50] = [
+pub static OWN: [Metric; 51] = [
     with!(
         Counter,
         Requests,
@@ -206,6 +206,13 @@ pub static OWN: [Metric; 50] = [
         "Bytes that they take: tier is l1 or the label of an L2 tier."
     ),
     plain!(Gauge, Workers, "", "lmcached_workers", "Registered workers."),
+    plain!(
+        Gauge,
+        RegistrationBytes,
+        "By",
+        "lmcached_registration_bytes",
+        "Bytes that the registrations of all workers take."
+    ),
     plain!(Gauge, Sessions, "", "lmcached_sessions", "Requests that the daemon remembers."),
     plain!(Gauge, Connections, "", "lmcached_connections", "Open client connections."),
     plain!(Gauge, QueuedBytes, "By", "lmcached_queued_bytes", "Bytes queued for and from clients."),
