@@ -4,8 +4,10 @@
 
 use ipc_tests::daemon::Daemon;
 use ipc_tests::kv_cache::{KvCache, Shape};
-use ipc_tests::worker::{Model, prepare_store, prompt};
+use ipc_tests::pool::Pool;
+use ipc_tests::worker::{Model, lookup, prepare_store, prompt, store};
 use ipc_tests::{eventually, http};
+use lmcache_client::Connection;
 use lmcache_proto::wire::{Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -13,6 +15,66 @@ use tokio::net::TcpStream;
 async fn limited(daemon: &Daemon, operation: &str) -> f64 {
     let operation = format!("operation=\"{operation}\"");
     daemon.metric("lmcached_requests_total", &[&operation, "outcome=\"limit\""]).await
+}
+
+async fn end(client: &mut Connection, request: &str) {
+    client.call(&Request::EndSession { request_id: request }).await.expect("end");
+}
+
+/// A daemon with a worker and a prompt of `chunks` that is stored, under one request that has ended.
+async fn served(flags: &[&str], chunks: usize) -> (Daemon, Connection, Model, Vec<u32>) {
+    let daemon = Daemon::start(flags).await;
+    let mut client = daemon.connect().await;
+    let (model, tokens) = (Model::small("m"), prompt(1, chunks));
+    client.call(&model.registration(7)).await.expect("register");
+    let pool = Pool::open(&daemon.pool_path());
+    assert_eq!(store(&mut client, &pool, &model, "stored", &tokens, 7, 1).await, chunks);
+    end(&mut client, "stored").await;
+    (daemon, client, model, tokens)
+}
+
+#[tokio::test]
+async fn so_many_requests_are_remembered() {
+    let (daemon, mut client, model, tokens) = served(&["--max-sessions=2"], 2).await;
+    for (request, found) in [("a", 2), ("b", 2), ("c", 0)] {
+        assert_eq!(lookup(&mut client, &model, request, &tokens, 1).await, found, "{request}");
+    }
+    assert_eq!((limited(&daemon, "lookup").await, daemon.metric("lmcached_sessions", &[]).await), (1.0, 2.0));
+    assert_eq!(daemon.metric("lmcached_l1_leases", &[]).await, 4.0, "the refused one holds nothing");
+    daemon.says("--max-sessions").await;
+    end(&mut client, "a").await;
+    assert_eq!(lookup(&mut client, &model, "c", &tokens, 1).await, 2);
+}
+
+#[tokio::test]
+async fn requests_take_so_many_bytes_together() {
+    let (daemon, mut client, model, tokens) = served(&["--max-session-bytes=8192"], 200).await;
+    assert_eq!(lookup(&mut client, &model, "long", &tokens, 1).await, 0);
+    assert_eq!(limited(&daemon, "lookup").await, 1.0);
+    assert_eq!(daemon.metric("lmcached_l1_leases", &[]).await, 0.0, "the refused one holds nothing");
+    daemon.says("--max-session-bytes").await;
+    end(&mut client, "long").await;
+    assert_eq!(lookup(&mut client, &model, "short", &tokens[..512], 1).await, 2);
+    let bytes = daemon.metric("lmcached_session_bytes", &[]).await;
+    assert!((1.0..=8192.0).contains(&bytes), "{bytes}");
+    end(&mut client, "short").await;
+    assert_eq!(daemon.metric("lmcached_session_bytes", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn so_many_connections_look_up_one_request() {
+    let (daemon, mut client, model, tokens) = served(&[], 1).await;
+    let mut others = Vec::new();
+    for _ in 0..64 {
+        let mut other = daemon.connect().await;
+        assert_eq!(lookup(&mut other, &model, "r", &tokens, 1).await, 1);
+        others.push(other);
+    }
+    assert_eq!(lookup(&mut client, &model, "r", &tokens, 1).await, 0);
+    assert_eq!(limited(&daemon, "lookup").await, 1.0);
+    assert_eq!(daemon.metric("lmcached_l1_leases", &[]).await, 64.0, "the refused one holds nothing");
+    end(&mut others[0], "r").await;
+    assert_eq!(lookup(&mut client, &model, "r", &tokens, 1).await, 1);
 }
 
 #[tokio::test]

@@ -89,6 +89,7 @@ pub(super) fn open_engine(
         write_ttl: config.liveness.write_ttl,
         lease_grace: config.liveness.lease_grace,
         max_sessions: config.server.limits.max_sessions,
+        max_session_bytes: config.server.limits.max_session_bytes,
         max_workers: config.server.limits.max_registered_workers,
         max_registration_bytes: config.server.limits.max_registration_bytes,
         kv_event_log_size: config.server.kv_event_log_size.map_or(0, |size| size.get() as usize),

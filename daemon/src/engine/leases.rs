@@ -109,6 +109,12 @@ impl Lookup {
         self.cells.len() as u64
     }
 
+    /// Bytes that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let cells = self.cells.len() * CELL_BYTES;
+        size_of::<Lookup>() + size_of_val(&*self.rows) + cells
+    }
+
     /// Objects that it still holds.
     pub(super) fn leases_left(&self) -> usize {
         self.cells.iter().filter(|cell| cell.left > 0).count()

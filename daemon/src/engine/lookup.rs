@@ -8,9 +8,10 @@ use lmcache_proto::hash::{Chain, ChunkHash};
 use lmcache_proto::object_key::kv_rank;
 use lmcache_proto::wire::{CacheKey, Response};
 
-use super::leases::Lookup;
+use super::leases::{CELL_BYTES, Lookup};
 use super::prefetch::{Ask, Job, Shape};
-use super::{Client, Engine, Outcome, Refusal};
+use super::sessions::MAX_LOOKUPS;
+use super::{Client, Engine, Failure, Outcome, Refusal};
 use crate::events::{Cell, Event, Keys, LookupEnd, SessionId};
 use crate::failpoint;
 use crate::l1::{Hit, LeasedCell, ObjectId, Row};
@@ -22,7 +23,7 @@ const MAX_PATIENCE: Duration = Duration::from_secs(3600);
 
 impl Engine {
     /// Leases the longest prefix of the prompt that can be served.
-    pub(super) fn lookup(&self, client: &Client, key: &CacheKey<'_>) -> Result<(), (Refusal, String)> {
+    pub(super) fn lookup(&self, client: &Client, key: &CacheKey<'_>) -> Result<(), Failure> {
         let chunk_size = self.hasher.chunk_size() as u64;
         let chunks = (key.end.min(key.tokens.len() as u64) / chunk_size) as usize;
         let opened = self
@@ -47,7 +48,8 @@ impl Engine {
         } else {
             self.l1.lookup(key.model_name, key.cache_salt, &chain.hashes, &rows)
         };
-        let crowded = !self.sessions.has_room_for(hit.cells.len());
+        let bytes = hit.cells.len() * CELL_BYTES + size_of_val(&*rows);
+        let crowded = !self.sessions.has_room_for(bytes);
         let hit = if crowded {
             self.call_unleased(key, &chain.hashes, &rows, &hit);
             self.l1.end_leases(hit.cells.iter().rev().map(|cell| cell.object));
@@ -59,6 +61,8 @@ impl Engine {
         self.stats.hit_tokens.fetch_add(hit.chunks * chunk_size, Ordering::Relaxed);
         let names = (self.instances.shared_model(key.model_name), self.shared_salt(key.cache_salt));
         let incomplete = hit.chunks < chain.hashes.len() as u64 && !rows.is_empty();
+        // Of what is limited, if something is.
+        let limited = crowded.then_some("--max-session-bytes are used up by the requests in flight");
         let started = match &self.l2 {
             Some(l2) if incomplete && key.num_kv_readers > 0 && !crowded && l2.opened.tiers.any_usable() => {
                 let ask = Ask {
@@ -81,20 +85,23 @@ impl Engine {
         if let Some((job, gate)) = started {
             // The job has leases of its own.
             self.l1.end_leases(hit.cells.iter().rev().map(|cell| cell.object));
-            self.remember(client, key, names, rows, &chain, &Hit::default(), Some(job));
+            self.remember(client, key, names, rows, &chain, &Hit::default(), Some(job))?;
             let _ = gate.send(());
             return Ok(());
         }
         self.tell_prefetched(&names, &chain.hashes, &rows, &hit);
-        self.remember(client, key, names, rows, &chain, &hit, None);
-        match (key.num_kv_readers, crowded) {
+        self.remember(client, key, names, rows, &chain, &hit, None)?;
+        match (key.num_kv_readers, limited) {
             (0, _) => Err((Refusal::BadValue, "num_kv_readers is 0".into())),
-            (_, true) => Err((Refusal::Limit, "the requests in flight hold too many objects".into())),
+            (_, Some(limit)) => Err((Refusal::Limit, limit.into())),
             _ => Ok(()),
         }
     }
 
     /// Puts the lookup's leases, or its job, into its session.
+    ///
+    /// # Errors
+    /// The session has no place for it; it holds nothing then.
     #[expect(clippy::too_many_arguments, reason = "the parts of one lookup")]
     fn remember(
         &self,
@@ -105,10 +112,14 @@ impl Engine {
         chain: &Chain,
         hit: &Hit,
         job: Option<Job>,
-    ) {
+    ) -> Result<(), Failure> {
         let requested = chain.hashes.len() as u64;
         let mut lookup = Lookup::new(client.id, names, rows, requested, hit, key.num_kv_readers);
         lookup.job = job;
+        if !lookup.holds() && !self.sessions.has_room_for(lookup.bytes()) {
+            // They are there for the order of eviction at the request's end.
+            lookup.rows = Vec::new();
+        }
         let mut lookup = Some(lookup);
         let mut replaced = Vec::new();
         let kept = self.sessions.with(key.request_id, |session, _| {
@@ -123,15 +134,27 @@ impl Engine {
                 }
                 !same
             });
-            session.lookups.extend(lookup.take());
+            let others = session.lookups.len();
+            let fits = || self.sessions.has_room_for(size_of::<Lookup>());
+            let room = others == 0 || (others < MAX_LOOKUPS && fits());
+            if room {
+                session.lookups.extend(lookup.take());
+            }
             session.touch();
             self.sessions.charge(session);
+            room
         });
-        if kept.is_none() {
-            // The session was ended meanwhile, and others have taken its place.
-            self.l1.end_leases(hit.cells.iter().rev().map(|cell| cell.object));
-        }
         self.l1.end_leases(replaced.iter().map(|ended| ended.cell.object));
+        let why = match kept {
+            Some(true) => return Ok(()),
+            Some(false) => {
+                format!("{MAX_LOOKUPS} connections have looked it up, or --max-session-bytes are used up")
+            }
+            // The session was ended meanwhile, and others have taken its place.
+            None => "--max-sessions requests are in flight".to_owned(),
+        };
+        self.l1.end_leases(hit.cells.iter().rev().map(|cell| cell.object));
+        Err((Refusal::Limit, format!("request {:?}: {why}", key.request_id)))
     }
 
     /// The rows that a lookup of `key` must find (object groups of the model, group-major, ranks within), and their shapes.

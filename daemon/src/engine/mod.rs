@@ -229,6 +229,8 @@ pub struct EngineConfig {
     pub lease_grace: Duration,
     /// Requests remembered at once.
     pub max_sessions: usize,
+    /// Bytes that they may take.
+    pub max_session_bytes: usize,
     /// Workers registered at once.
     pub max_workers: usize,
     /// Bytes that their registrations may take.
@@ -332,7 +334,7 @@ impl Engine {
             roster,
             journal,
             returning: Returning::default(),
-            sessions: Sessions::new(config.max_sessions),
+            sessions: Sessions::new(config.max_sessions, config.max_session_bytes),
             transfers: Mutex::new(Transfers::new(adopted)),
             liveness: Mutex::new(Liveness::default()),
             kv_events: Arc::new(KvEvents::new(config.kv_event_log_size)),

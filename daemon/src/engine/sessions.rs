@@ -13,15 +13,15 @@ use lmcache_proto::wire::{DecodeError, Tokens};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
-use super::leases::{CELL_BYTES, Lookup};
+use super::leases::Lookup;
 use super::prompt::Prompt;
-
-/// Bytes that prompts and leased cells of all sessions may take.
-const BUDGET_BYTES: usize = 512 << 20;
 
 /// When the map is full: age from which idle sessions without leases are dropped, and how often that is tried.
 const CROWDED_TTL: Duration = Duration::from_secs(10);
 const CROWDED_EVERY: Duration = Duration::from_secs(1);
+
+/// Most lookups of one request. Each is another connection's; an engine has one, or a handful.
+pub(super) const MAX_LOOKUPS: usize = 64;
 
 /// Sessions by request id.
 #[derive(Debug)]
@@ -48,12 +48,13 @@ pub(super) struct Session {
 }
 
 impl Sessions {
-    pub(super) fn new(limit: usize) -> Sessions {
+    /// At most `limit` sessions, whose prompts and leased cells take at most `budget` bytes.
+    pub(super) fn new(limit: usize, budget: usize) -> Sessions {
         Sessions {
             map: Mutex::new(FxHashMap::default()),
             limit,
             used: AtomicUsize::new(0),
-            budget: BUDGET_BYTES,
+            budget,
             crowded: Mutex::new(None),
         }
     }
@@ -177,15 +178,15 @@ impl Sessions {
         chain
     }
 
-    /// Whether leases on `cells` more objects may be remembered.
-    pub(super) fn has_room_for(&self, cells: usize) -> bool {
-        self.used.load(Ordering::Relaxed).saturating_add(cells * CELL_BYTES) <= self.budget
+    /// Whether a lookup may take this much more.
+    pub(super) fn has_room_for(&self, bytes: usize) -> bool {
+        self.used.load(Ordering::Relaxed).saturating_add(bytes) <= self.budget
     }
 
     /// Brings the session's share of the budget up to date. `false`: it grew, and there is not that much left.
     pub(super) fn charge(&self, session: &mut Session) -> bool {
-        let cells: u64 = session.lookups.iter().map(Lookup::hit_objects).sum();
-        let now = session.prompt.bytes() + cells as usize * CELL_BYTES;
+        let lookups: usize = session.lookups.iter().map(Lookup::bytes).sum();
+        let now = session.prompt.bytes() + lookups;
         let before = std::mem::replace(&mut session.charged, now);
         if now <= before {
             self.used.fetch_sub(before - now, Ordering::Relaxed);
@@ -258,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_full_map_drops_idle_sessions_but_none_that_holds() {
-        let sessions = Sessions::new(2);
+        let sessions = Sessions::new(2, 512 << 20);
         sessions.with("held", |session, _| hold(session)).expect("room");
         sessions.with("idle", |_, _| ()).expect("room");
         assert!(sessions.with("third", |_, _| ()).is_none(), "both are in use");
@@ -272,7 +273,7 @@ mod tests {
 
     #[test]
     fn prompts_over_the_budget_are_served_and_not_remembered() {
-        let sessions = Sessions { budget: 4096, ..Sessions::new(10) };
+        let sessions = Sessions { budget: 4096, ..Sessions::new(10, 512 << 20) };
         let hasher = TokenHasher::new(HashAlgorithm::Blake3, 4, None);
         let tokens: Vec<u32> = (0..4000).collect();
         let frame = KeyBuilder::new("m", 1, "r", &tokens).frame(None, 0, 4000);
@@ -286,7 +287,7 @@ mod tests {
 
     #[test]
     fn memory_is_given_back_with_the_session() {
-        let sessions = Sessions::new(10);
+        let sessions = Sessions::new(10, 512 << 20);
         sessions.with("r", |session, _| {
             hold(session);
             sessions.charge(session)

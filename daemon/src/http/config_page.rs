@@ -90,6 +90,7 @@ pub(super) fn page(config: &Config) -> Value {
                 "max_peer_requests_per_second": limits.max_peer_requests_per_second,
                 "max_connections": limits.max_connections,
                 "max_sessions": limits.max_sessions,
+                "max_session_bytes": limits.max_session_bytes,
                 "max_registered_workers": limits.max_registered_workers,
                 "max_registration_bytes": limits.max_registration_bytes,
                 "http_max_connections": limits.http_max_connections,

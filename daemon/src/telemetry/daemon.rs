@@ -129,6 +129,7 @@ impl Gauges for DaemonGauges {
             workers: self.engine.workers() as u64,
             registration_bytes: self.engine.registration_bytes() as u64,
             sessions: self.engine.session_usage().0 as u64,
+            session_bytes: self.engine.session_usage().1 as u64,
             http_connections: self.http.connections(),
             http_refused: self.http.refused().map(|(reason, count)| (reason.name(), count)).collect(),
             kv_events_log_depth: self.engine.kv_event_status().depth as u64,

@@ -88,6 +88,7 @@ impl Pulled {
             (Id::L1Leases, l1.leases),
             (Id::L1Pins, l1.pins),
             (Id::RegistrationBytes, readings.registration_bytes),
+            (Id::SessionBytes, readings.session_bytes),
             (Id::HttpConnections, readings.http_connections),
             (Id::Workers, readings.workers),
             (Id::Sessions, readings.sessions),

@@ -44,6 +44,8 @@ pub struct Readings {
     pub workers: u64,
     /// Bytes of their registrations.
     pub registration_bytes: u64,
+    /// Bytes of the sessions.
+    pub session_bytes: u64,
     /// Connections to the HTTP ports.
     pub http_connections: u64,
     /// HTTP requests that were not read, by reason.

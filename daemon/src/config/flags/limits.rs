@@ -30,6 +30,10 @@ pub(crate) struct LimitFlags {
     #[arg(long, default_value_t = 100_000, value_name = "N")]
     pub(crate) max_sessions: i64,
 
+    /// Bytes that the prompts and leases of all sessions may take; above it prompts are hashed anew and lookups miss
+    #[arg(long, default_value_t = 512 << 20, value_name = "BYTES")]
+    pub(crate) max_session_bytes: i64,
+
     /// Workers registered at the same time
     #[arg(long, default_value_t = 4096, value_name = "N")]
     pub(crate) max_registered_workers: i64,

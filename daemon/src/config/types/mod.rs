@@ -83,6 +83,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// Remembered request sessions. Default: 100000.
     pub max_sessions: usize,
+    /// Bytes of all sessions. Default: 512 MiB.
+    pub max_session_bytes: usize,
     /// Registered workers. Default: 4096.
     pub max_registered_workers: usize,
     /// Bytes of all registrations. Default: 64 MiB.

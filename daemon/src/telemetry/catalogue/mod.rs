@@ -402,6 +402,7 @@ pub enum Id {
     Workers,
     RegistrationBytes,
     Sessions,
+    SessionBytes,
     Connections,
     QueuedBytes,
     HttpConnections,

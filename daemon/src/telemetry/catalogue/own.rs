@@ -56,7 +56,7 @@ macro_rules! with {
 }
 
 /// The table.
-pub static OWN: [Metric; 51] = [
+pub static OWN: [Metric; 52] = [
     with!(
         Counter,
         Requests,
@@ -214,6 +214,13 @@ pub static OWN: [Metric; 51] = [
         "Bytes that the registrations of all workers take."
     ),
     plain!(Gauge, Sessions, "", "lmcached_sessions", "Requests that the daemon remembers."),
+    plain!(
+        Gauge,
+        SessionBytes,
+        "By",
+        "lmcached_session_bytes",
+        "Bytes that the prompts and leases of these requests take."
+    ),
     plain!(Gauge, Connections, "", "lmcached_connections", "Open client connections."),
     plain!(Gauge, QueuedBytes, "By", "lmcached_queued_bytes", "Bytes queued for and from clients."),
     plain!(Gauge, HttpConnections, "", "lmcached_http_connections", "Open connections to the HTTP ports."),
