@@ -5,7 +5,7 @@
 use ipc_tests::daemon::Daemon;
 use ipc_tests::kv_cache::{KvCache, Shape};
 use ipc_tests::pool::Pool;
-use ipc_tests::worker::{Model, lookup, prepare_store, prompt, store};
+use ipc_tests::worker::{Model, lookup, prepare_store, prompt, start_lookup, store};
 use ipc_tests::{eventually, http};
 use lmcache_client::Connection;
 use lmcache_proto::wire::{Request, Response};
@@ -75,6 +75,47 @@ async fn so_many_connections_look_up_one_request() {
     assert_eq!(daemon.metric("lmcached_l1_leases", &[]).await, 64.0, "the refused one holds nothing");
     end(&mut others[0], "r").await;
     assert_eq!(lookup(&mut client, &model, "r", &tokens, 1).await, 1);
+}
+
+#[tokio::test]
+async fn so_many_lookups_wait_for_the_tiers() {
+    const HANGS: &str = r#"--l2-adapter={"type":"fault_inject","inner":{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":100},"fault":"hang","request_timeout":600}"#;
+    let (daemon, mut client, model, tokens) =
+        served(&[HANGS, "--max-prefetch-jobs=2", "--l2-prefetch-deadline-seconds=600"], 2).await;
+    // Two chunks are here; for the third it asks the tier.
+    let longer: Vec<u32> = tokens.iter().copied().chain(prompt(99, 1)).collect();
+    for request in ["a", "b"] {
+        start_lookup(&mut client, &model, request, &longer, 1).await;
+        let status = client.call(&Request::QueryPrefetchStatus { request_id: request }).await;
+        assert_eq!(status.expect("status"), Response::Nothing, "{request} waits");
+    }
+    daemon.metric_becomes("lmcache_mp_active_prefetch_jobs", &[], 2.0).await;
+    let waiting = daemon.metric("lmcached_session_bytes", &[]).await;
+    assert_eq!(lookup(&mut client, &model, "c", &longer, 1).await, 2, "L1 alone answers");
+    assert_eq!(limited(&daemon, "lookup").await, 1.0);
+    daemon.says("--max-prefetch-jobs").await;
+    assert!(daemon.metric("lmcached_session_bytes", &[]).await > waiting);
+    // The admin API's prefetches are of the same number.
+    let body = serde_json::json!({"model_name": "m", "world_size": 1, "token_ids": longer});
+    let (status, answer) =
+        http::post(daemon.http_port(), "/cache/prefetches", &body.to_string()).await.expect("an answer");
+    assert_eq!(status, 503, "{answer}");
+    assert!(answer.contains("--max-prefetch-jobs"), "{answer}");
+    end(&mut client, "a").await;
+    daemon.metric_becomes("lmcache_mp_active_prefetch_jobs", &[], 1.0).await;
+    start_lookup(&mut client, &model, "d", &longer, 1).await;
+    daemon.metric_becomes("lmcache_mp_active_prefetch_jobs", &[], 2.0).await;
+}
+
+#[tokio::test]
+async fn what_a_waiting_lookup_holds_is_of_the_requests_bytes() {
+    const HANGS: &str = r#"--l2-adapter={"type":"fault_inject","inner":{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":100},"fault":"hang","request_timeout":600}"#;
+    let (daemon, mut client, model, tokens) =
+        served(&[HANGS, "--max-session-bytes=16384", "--l2-prefetch-deadline-seconds=600"], 2).await;
+    let longer: Vec<u32> = tokens.iter().copied().chain(prompt(99, 300)).collect();
+    assert_eq!(lookup(&mut client, &model, "a", &longer, 1).await, 2, "L1 alone answers");
+    assert_eq!(limited(&daemon, "lookup").await, 1.0);
+    assert_eq!(daemon.metric("lmcache_mp_active_prefetch_jobs", &[]).await, 0.0);
 }
 
 #[tokio::test]

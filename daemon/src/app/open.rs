@@ -90,6 +90,7 @@ pub(super) fn open_engine(
         lease_grace: config.liveness.lease_grace,
         max_sessions: config.server.limits.max_sessions,
         max_session_bytes: config.server.limits.max_session_bytes,
+        max_prefetch_jobs: config.server.limits.max_prefetch_jobs,
         max_workers: config.server.limits.max_registered_workers,
         max_registration_bytes: config.server.limits.max_registration_bytes,
         kv_event_log_size: config.server.kv_event_log_size.map_or(0, |size| size.get() as usize),

@@ -28,6 +28,7 @@ impl Engine {
             lease_grace: patience,
             max_sessions: 100,
             max_session_bytes: 1 << 20,
+            max_prefetch_jobs: 16,
             max_workers: 16,
             max_registration_bytes: 1 << 20,
             kv_event_log_size,

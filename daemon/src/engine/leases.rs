@@ -111,7 +111,7 @@ impl Lookup {
 
     /// Bytes that it takes.
     pub(super) fn bytes(&self) -> usize {
-        let cells = self.cells.len() * CELL_BYTES;
+        let cells = self.job.as_ref().map_or(self.cells.len() * CELL_BYTES, |job| job.bytes);
         size_of::<Lookup>() + size_of_val(&*self.rows) + cells
     }
 

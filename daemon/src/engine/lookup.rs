@@ -61,8 +61,8 @@ impl Engine {
         self.stats.hit_tokens.fetch_add(hit.chunks * chunk_size, Ordering::Relaxed);
         let names = (self.instances.shared_model(key.model_name), self.shared_salt(key.cache_salt));
         let incomplete = hit.chunks < chain.hashes.len() as u64 && !rows.is_empty();
-        // Of what is limited, if something is.
-        let limited = crowded.then_some("--max-session-bytes are used up by the requests in flight");
+        // Of what is limited, if something is: then L1 alone answers.
+        let mut limited = crowded.then_some("--max-session-bytes are used up by the requests in flight");
         let started = match &self.l2 {
             Some(l2) if incomplete && key.num_kv_readers > 0 && !crowded && l2.opened.tiers.any_usable() => {
                 let ask = Ask {
@@ -78,7 +78,7 @@ impl Engine {
                     shapes,
                     readers: key.num_kv_readers,
                 };
-                self.start_prefetch(l2, ask)
+                self.start_prefetch(l2, ask).inspect_err(|reason| limited = reason.limit()).ok()
             }
             _ => None,
         };

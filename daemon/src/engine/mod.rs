@@ -231,6 +231,8 @@ pub struct EngineConfig {
     pub max_sessions: usize,
     /// Bytes that they may take.
     pub max_session_bytes: usize,
+    /// Lookups and prefetches that wait for the tiers or load from them.
+    pub max_prefetch_jobs: usize,
     /// Workers registered at once.
     pub max_workers: usize,
     /// Bytes that their registrations may take.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lmcache_proto::hash::Chain;
+use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
@@ -16,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Engine;
 use super::instances::GroupRow;
+use super::leases::CELL_BYTES;
 use crate::events::{Cell, During, Event, Keys, PrefetchFailure, SaltCounts, SessionId};
 use crate::l1::{Hit, L1, LeasedCell, ObjectId, Row, first_needed, longest_prefix};
 use crate::l2::control::{Attached, Landed, Loader, Opened, Want};
@@ -34,6 +36,8 @@ pub struct L2 {
 pub(super) struct Job {
     /// Tells the lookups of one session apart.
     pub(super) number: u64,
+    /// Bytes that it holds until it is over, and its lookup after that.
+    pub(super) bytes: usize,
     /// Closed when the job is over.
     pub(super) done: watch::Receiver<()>,
     abort: AbortHandle,
@@ -42,6 +46,31 @@ pub(super) struct Job {
 impl Drop for Job {
     fn drop(&mut self) {
         self.abort.abort();
+    }
+}
+
+/// Why there is no job.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(super) enum NoJob {
+    #[error("the daemon is stopping")]
+    Stopping,
+    #[error("{}", MANY)]
+    TooMany,
+    #[error("{}", FULL)]
+    Full,
+}
+
+const MANY: &str = "--max-prefetch-jobs wait for L2 or load from it already";
+const FULL: &str = "--max-session-bytes have no room for what it could load";
+
+impl NoJob {
+    /// The limit that is in the way.
+    pub(super) fn limit(&self) -> Option<&'static str> {
+        match self {
+            NoJob::Stopping => None,
+            NoJob::TooMany => Some(MANY),
+            NoJob::Full => Some(FULL),
+        }
     }
 }
 
@@ -117,9 +146,15 @@ impl Found {
 
 impl Engine {
     /// Starts the job of a lookup. The caller puts it into the session and then opens the gate.
-    pub(super) fn start_prefetch(&self, l2: &L2, ask: Ask) -> Option<(Job, oneshot::Sender<()>)> {
+    pub(super) fn start_prefetch(&self, l2: &L2, ask: Ask) -> Result<(Job, oneshot::Sender<()>), NoJob> {
         // The job keeps the engine alive, which ends jobs when it drains.
-        let engine = self.me.upgrade()?;
+        let engine = self.me.upgrade().ok_or(NoJob::Stopping)?;
+        // From here on, and not from when the task begins: who asks faster than tasks begin must not get more.
+        let count = l2.opened.loader.job(self.config.max_prefetch_jobs).ok_or(NoJob::TooMany)?;
+        let bytes = ask.bytes();
+        if !self.sessions.has_room_for(bytes) {
+            return Err(NoJob::Full);
+        }
         let cells = self.l1.lease_present(&ask.model, &ask.salt, &ask.chain.hashes, &ask.rows);
         let from_l1 = cells.iter().map(Option::is_some).collect();
         let progress = Progress {
@@ -136,12 +171,13 @@ impl Engine {
         let loader = l2.opened.loader.clone();
         let deadline = Instant::now() + l2.opened.deadline;
         let task = l2.runtime.spawn(async move {
+            let _count = count;
             if opened.await.is_ok() {
                 run(engine, loader, ask, progress, number, deadline).await;
             }
             drop(done_sender);
         });
-        Some((Job { number, done, abort: task.abort_handle() }, gate))
+        Ok((Job { number, bytes, done, abort: task.abort_handle() }, gate))
     }
 
     /// Gives a lookup its result, if its request still waits for it.
@@ -204,7 +240,6 @@ async fn run(
     number: u64,
     deadline: Instant,
 ) {
-    let _count = loader.job();
     let started = Instant::now();
     if timeout_at(deadline, look_and_load(&engine, &loader, &ask, &mut progress)).await.is_err() {
         tracing::warn!(
@@ -298,6 +333,14 @@ async fn look_and_load(engine: &Engine, loader: &Arc<Loader>, ask: &Ask, progres
 }
 
 impl Ask {
+    /// Bytes that a job for it takes.
+    fn bytes(&self) -> usize {
+        let tokens = self.tokens.as_ref().map_or(0, |tokens| tokens.len());
+        let cells = self.chain.hashes.len() * self.rows.len();
+        // What is found becomes the lookup's.
+        tokens + size_of_val(&*self.chain.hashes) + cells * (CELL_BYTES + size_of::<Option<ObjectId>>())
+    }
+
     /// The object of a cell.
     fn want(&self, at: usize) -> Want {
         let (chunk, row) = (at / self.rows.len(), at % self.rows.len());

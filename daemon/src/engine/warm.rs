@@ -135,9 +135,8 @@ impl Engine {
         if !warmed.make_room() {
             return Err(WarmError::Unavailable(format!("{MAX_WARM} prefetches are under way already")));
         }
-        let Some((job, gate)) = self.start_prefetch(l2, ask) else {
-            return Err(WarmError::Unavailable("the daemon is stopping".into()));
-        };
+        let started = self.start_prefetch(l2, ask);
+        let (job, gate) = started.map_err(|reason| WarmError::Unavailable(reason.to_string()))?;
         warmed.map.insert(id.clone(), Warm { _job: job, total, found: None });
         warmed.order.push_back(id.clone());
         drop(warmed);

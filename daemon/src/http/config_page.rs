@@ -91,6 +91,7 @@ pub(super) fn page(config: &Config) -> Value {
                 "max_connections": limits.max_connections,
                 "max_sessions": limits.max_sessions,
                 "max_session_bytes": limits.max_session_bytes,
+                "max_prefetch_jobs": limits.max_prefetch_jobs,
                 "max_registered_workers": limits.max_registered_workers,
                 "max_registration_bytes": limits.max_registration_bytes,
                 "http_max_connections": limits.http_max_connections,

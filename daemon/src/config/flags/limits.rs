@@ -34,6 +34,11 @@ pub(crate) struct LimitFlags {
     #[arg(long, default_value_t = 512 << 20, value_name = "BYTES")]
     pub(crate) max_session_bytes: i64,
 
+    /// Lookups, and prefetches of the admin API, that wait for L2 or load from it at the same time; more lookups are answered
+    /// from L1 alone
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub(crate) max_prefetch_jobs: i64,
+
     /// Workers registered at the same time
     #[arg(long, default_value_t = 4096, value_name = "N")]
     pub(crate) max_registered_workers: i64,

@@ -85,6 +85,8 @@ pub struct Limits {
     pub max_sessions: usize,
     /// Bytes of all sessions. Default: 512 MiB.
     pub max_session_bytes: usize,
+    /// Lookups and prefetches that wait for L2 or load from it. Default: 1024.
+    pub max_prefetch_jobs: usize,
     /// Registered workers. Default: 4096.
     pub max_registered_workers: usize,
     /// Bytes of all registrations. Default: 64 MiB.

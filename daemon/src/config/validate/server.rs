@@ -143,6 +143,7 @@ fn limits(flags: &LimitFlags) -> Result<Limits, ConfigError> {
         max_connections: ranges::count("--max-connections", flags.max_connections, 1 << 20)?.get(),
         max_sessions: ranges::count("--max-sessions", flags.max_sessions, 1 << 30)?.get(),
         max_session_bytes: bytes("--max-session-bytes", flags.max_session_bytes)?,
+        max_prefetch_jobs: ranges::count("--max-prefetch-jobs", flags.max_prefetch_jobs, 1 << 20)?.get(),
         max_registered_workers: ranges::count(
             "--max-registered-workers",
             flags.max_registered_workers,

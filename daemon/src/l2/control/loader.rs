@@ -189,10 +189,11 @@ impl Loader {
         self.jobs.load(Ordering::Relaxed)
     }
 
-    /// Counts a job while the value lives.
-    pub fn job(self: &Arc<Loader>) -> JobCount {
-        self.jobs.fetch_add(1, Ordering::Relaxed);
-        JobCount(self.clone())
+    /// Counts a job while the value lives. `None`: there are `most` already.
+    pub fn job(self: &Arc<Loader>, most: usize) -> Option<JobCount> {
+        let one_more = |jobs: u64| (jobs < most as u64).then_some(jobs + 1);
+        self.jobs.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(JobCount(self.clone()))
     }
 
     /// Waits for a turn to look and load.
