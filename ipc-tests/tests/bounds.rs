@@ -5,7 +5,9 @@
 use ipc_tests::daemon::Daemon;
 use ipc_tests::kv_cache::{KvCache, Shape};
 use ipc_tests::pool::Pool;
-use ipc_tests::worker::{Model, lookup, prepare_store, prompt, start_lookup, store};
+use ipc_tests::worker::{
+    Model, commit_store, lookup, prepare_retrieve, prepare_store, prompt, start_lookup, store,
+};
 use ipc_tests::{eventually, http};
 use lmcache_client::Connection;
 use lmcache_proto::wire::{Request, Response};
@@ -159,6 +161,51 @@ async fn registrations_take_so_many_bytes_together() {
     daemon.says("--max-registration-bytes").await;
     client.call(&Request::UnregisterKvCache { instance_id: 1 }).await.expect("unregister");
     assert_eq!(daemon.metric("lmcached_registration_bytes", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn objects_have_so_many_names() {
+    let daemon = Daemon::start(&["--max-names=4"]).await;
+    let mut client = daemon.connect().await;
+    let (model, tokens) = (Model::small("m"), prompt(1, 1));
+    client.call(&model.registration(7)).await.expect("register");
+    let frame = |salt: &str| model.key(salt, &tokens).salt(salt).frame(Some(0), 0, 256);
+    for n in 0..12 {
+        let frame = frame(&format!("salt-{n}"));
+        assert!(prepare_store(&mut client, &frame, 7).await.is_some(), "{n}");
+        assert!(commit_store(&mut client, &frame, 7).await, "{n}");
+        assert!(daemon.metric("lmcached_l1_names", &[]).await <= 4.0, "{n}");
+    }
+    // The newest are there, the oldest gave way.
+    assert!(prepare_retrieve(&mut client, &frame("salt-11"), 7).await.is_some());
+    assert!(prepare_retrieve(&mut client, &frame("salt-0"), 7).await.is_none());
+    // What is being read gives no name back: then a store is refused.
+    assert!(prepare_retrieve(&mut client, &frame("salt-10"), 7).await.is_some());
+    assert!(prepare_retrieve(&mut client, &frame("salt-9"), 7).await.is_some());
+    assert!(prepare_store(&mut client, &frame("one-more"), 7).await.is_none());
+    let full = ["operation=\"prepare_store\"", "outcome=\"table_full\""];
+    assert_eq!(daemon.metric("lmcached_requests_total", &full).await, 1.0);
+}
+
+#[tokio::test]
+async fn so_many_workers_have_a_lane() {
+    let daemon = Daemon::start(&["--ring-lanes=1"]).await;
+    let mut client = daemon.connect().await;
+    let mut lane = async |instance| {
+        client.call(&Model::small("m").registration(instance)).await.expect("register");
+        let attach = Request::AttachRing { instance_id: instance, process: None };
+        match client.call(&attach).await.expect("an answer") {
+            Response::RingAttached(attached) => !attached.ring_name.is_empty(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(lane(1).await && !lane(2).await);
+    assert_eq!(daemon.metric("lmcached_ring_lanes_used", &[]).await, 1.0);
+    let refused = ["operation=\"lmcached_attach_ring\"", "outcome=\"disabled\""];
+    assert_eq!(daemon.metric("lmcached_requests_total", &refused).await, 1.0);
+    daemon.says("--ring-lanes").await;
+    client.call(&Request::UnregisterEngineDriven { instance_id: 1 }).await.expect("unregister");
+    assert_eq!(daemon.metric("lmcached_ring_lanes_used", &[]).await, 0.0);
 }
 
 #[tokio::test]

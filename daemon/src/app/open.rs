@@ -59,6 +59,7 @@ pub(super) fn open_engine(
         fresh: config.l1.fresh && handed_over.is_none(),
         require_warm: config.l1.require_warm || handed_over.is_some(),
         verify_payload: config.l1.verify_payload,
+        max_names: config.server.limits.max_names,
         group: config.l1.group,
         checksums: config.l1.checksums,
         quotas: quotas.clone(),

@@ -119,6 +119,8 @@ pub struct Stats {
     pub leases: u64,
     /// Pins.
     pub pins: u64,
+    /// Model names and salts in use.
+    pub names: u64,
     /// Counters.
     pub totals: Totals,
 }
@@ -235,6 +237,7 @@ impl<K: Lock<Index>> L1<K> {
             quarantined: index.quarantined_now,
             leases: index.leased_now,
             pins: index.pins_now,
+            names: index.names.len() as u64,
             totals: index.totals,
         }
     }

@@ -107,6 +107,11 @@ impl Names {
         self.limit = limit;
     }
 
+    /// Names in use.
+    pub(super) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
     /// One more user of `id`.
     pub fn hold(&mut self, id: NameId) {
         self.entries[id.0 as usize].1 += 1;

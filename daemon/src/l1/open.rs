@@ -46,6 +46,8 @@ pub struct L1Config {
     pub require_warm: bool,
     /// Hold the bytes of what is taken over against their checksums, where they have one.
     pub verify_payload: bool,
+    /// Model names and salts that objects may have at once.
+    pub max_names: u32,
     /// Group whose members may map the pool.
     pub group: Option<u32>,
     /// Keep a checksum of every object's bytes, and hold them against it when they are read.
@@ -82,6 +84,7 @@ impl L1Config {
             fresh: false,
             require_warm: false,
             verify_payload: false,
+            max_names: 65_535,
             group: None,
             checksums: false,
             quotas: Arc::default(),
@@ -179,8 +182,11 @@ impl<K: Lock<Index>> L1<K> {
         if config.hugepages {
             ask_for_huge_pages(&segment);
         }
-        let mut index =
-            Index::new(Names::new(table.layout().names), Policy::new(config.policy, bytes), align);
+        let mut index = Index::new(
+            Names::new(table.layout().names.min(u64::from(config.max_names) + 1)),
+            Policy::new(config.policy, bytes),
+            align,
+        );
         // What was real memory still is; without it, stores would evict what has just been taken over while the background
         // reservation walks over pages that are there.
         let frontier = if believed { table.frontier().min(bytes) } else { 0 };

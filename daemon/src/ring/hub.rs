@@ -288,6 +288,11 @@ impl RingHub {
         self.by_instance.read().get(&instance).cloned()
     }
 
+    /// Lanes that workers have now.
+    pub fn lanes_used(&self) -> usize {
+        self.attached.load(Ordering::Acquire)
+    }
+
     /// Whether a worker has a lane: then its commits may find its own times.
     pub fn has_lane(&self, instance: u64) -> bool {
         self.of(instance).is_some()

@@ -44,6 +44,8 @@ pub struct Readings {
     pub workers: u64,
     /// Bytes of their registrations.
     pub registration_bytes: u64,
+    /// Lanes of the ring that they have.
+    pub ring_lanes_used: u64,
     /// Bytes of the sessions.
     pub session_bytes: u64,
     /// Connections to the HTTP ports.
@@ -83,6 +85,8 @@ pub struct L1Readings {
     pub leases: u64,
     /// Slots that transfers touch.
     pub pins: u64,
+    /// Model names and salts of objects.
+    pub names: u64,
     /// Bytes evicted by the policy, ever.
     pub evicted_bytes: u64,
     /// Objects replaced by another layout, ever.

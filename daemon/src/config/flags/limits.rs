@@ -47,6 +47,10 @@ pub(crate) struct LimitFlags {
     #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
     pub(crate) max_registration_bytes: i64,
 
+    /// Model names and cache salts that objects in L1 may have at the same time; a new one evicts until one is free
+    #[arg(long, default_value_t = 65_535, value_name = "N")]
+    pub(crate) max_names: i64,
+
     /// Connections to each HTTP port at the same time; one that has asked for nothing gives way, else the new one gets a 503
     #[arg(long, default_value_t = 128, value_name = "N")]
     pub(crate) http_max_connections: i64,

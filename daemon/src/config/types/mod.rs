@@ -91,6 +91,8 @@ pub struct Limits {
     pub max_registered_workers: usize,
     /// Bytes of all registrations. Default: 64 MiB.
     pub max_registration_bytes: usize,
+    /// Model names and salts of objects in L1. Default: 65535.
+    pub max_names: u32,
     /// Connections to each HTTP port. Default: 128.
     pub http_max_connections: usize,
     /// Largest HTTP body. Default: 4 MiB.

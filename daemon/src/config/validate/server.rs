@@ -151,6 +151,8 @@ fn limits(flags: &LimitFlags) -> Result<Limits, ConfigError> {
         )?
         .get(),
         max_registration_bytes: bytes("--max-registration-bytes", flags.max_registration_bytes)?,
+        // A request needs two, and names of objects that are on their way out stay for a moment.
+        max_names: ranges::int("--max-names", flags.max_names, 4..=65_535)? as u32,
         http_max_connections: ranges::count("--http-max-connections", flags.http_max_connections, 1 << 16)?
             .get(),
         http_max_body_bytes: ranges::int("--http-max-body-bytes", flags.http_max_body_bytes, 1024..=1 << 30)?

@@ -56,7 +56,7 @@ macro_rules! with {
 }
 
 /// The table.
-pub static OWN: [Metric; 52] = [
+pub static OWN: [Metric; 54] = [
     with!(
         Counter,
         Requests,
@@ -189,6 +189,7 @@ pub static OWN: [Metric; 52] = [
     ),
     plain!(Gauge, L1Leases, "", "lmcached_l1_leases", "Lookup leases."),
     plain!(Gauge, L1Pins, "", "lmcached_l1_pins", "Slots that transfers are touching."),
+    plain!(Gauge, L1Names, "", "lmcached_l1_names", "Model names and cache salts that objects in L1 have."),
     with!(
         Gauge,
         QuotaLimitBytes,
@@ -212,6 +213,13 @@ pub static OWN: [Metric; 52] = [
         "By",
         "lmcached_registration_bytes",
         "Bytes that the registrations of all workers take."
+    ),
+    plain!(
+        Gauge,
+        RingLanesUsed,
+        "",
+        "lmcached_ring_lanes_used",
+        "Lanes of the shared ring that workers have."
     ),
     plain!(Gauge, Sessions, "", "lmcached_sessions", "Requests that the daemon remembers."),
     plain!(
