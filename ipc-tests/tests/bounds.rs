@@ -6,7 +6,7 @@ use ipc_tests::daemon::Daemon;
 use ipc_tests::kv_cache::{KvCache, Shape};
 use ipc_tests::pool::Pool;
 use ipc_tests::worker::{
-    Model, commit_store, lookup, prepare_retrieve, prepare_store, prompt, start_lookup, store,
+    Model, commit_store, key, lookup, prepare_retrieve, prepare_store, prompt, start_lookup, store,
 };
 use ipc_tests::{eventually, http};
 use lmcache_client::Connection;
@@ -33,6 +33,21 @@ async fn served(flags: &[&str], chunks: usize) -> (Daemon, Connection, Model, Ve
     assert_eq!(store(&mut client, &pool, &model, "stored", &tokens, 7, 1).await, chunks);
     end(&mut client, "stored").await;
     (daemon, client, model, tokens)
+}
+
+#[tokio::test]
+async fn a_message_has_at_most_so_many_bytes() {
+    let (daemon, mut client, model, tokens) = served(&["--max-message-bytes=1048576"], 2).await;
+    let mut other = daemon.connect().await;
+    let long: Vec<u32> = (100_000..500_000).collect();
+    let frame = model.key("long", &long).frame(None, 0, long.len() as u64);
+    other
+        .call(&Request::Lookup { key: key(&frame), tp_size: 1 })
+        .await
+        .expect_err("the connection is closed");
+    daemon.says("--max-message-bytes").await;
+    assert_eq!(daemon.metric("lmcached_peers_refused_total", &["oversized_message"]).await, 1.0);
+    assert_eq!(lookup(&mut client, &model, "r", &tokens, 1).await, 2);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The documentation says what the daemon does: flags, error lines, links.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -176,6 +176,61 @@ fn prose(text: &str) -> impl Iterator<Item = &str> {
         fenced ^= fence;
         !fenced && !fence && !line.starts_with("    ")
     })
+}
+
+/// A number as the guide writes it.
+fn number(text: &str) -> Option<u64> {
+    let mut words = text.split(' ');
+    let number: u64 = words.next()?.replace(',', "").parse().ok()?;
+    let shift = match words.next() {
+        None => 0,
+        Some("KiB") => 10,
+        Some("MiB") => 20,
+        Some("GiB") => 30,
+        Some(_) => return None,
+    };
+    Some(number << shift)
+}
+
+/// Every limit against those outside has a row in the guide, with the default that it has and a metric that exists.
+#[test]
+fn every_limit_is_in_the_table_of_bounds() {
+    let security = read(&root().join("docs/src/security.md"));
+    let (_, table) = security.split_once("### Bounds").expect("the table");
+    let (table, _) = table.split_once("\n### ").expect("its end");
+    let rows: Vec<&str> =
+        table.lines().filter(|line| line.starts_with("| ") && line.contains("`--")).collect();
+    let instrumentation = read(&root().join("docs/INSTRUMENTATION.md"));
+    let output = Command::new(binary()).arg("--help").env_remove("COLUMNS").output().expect("runs");
+    let help = String::from_utf8(output.stdout).expect("UTF-8");
+    // Each flag, with its text up to the next one.
+    let heads: Vec<usize> = help.match_indices("\n      --").map(|(at, _)| at + 7).collect();
+    let ends = heads.iter().skip(1).copied().chain([help.len()]);
+    let flags: BTreeMap<&str, &str> =
+        heads.iter().zip(ends).filter_map(|(from, to)| help[*from..to].split_once([' ', '\n'])).collect();
+    let mut in_the_table = BTreeSet::new();
+    for row in &rows {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [_, flag, default, answer, metrics] = cells[..] else { panic!("{row}") };
+        let flag = flag.trim_matches('`');
+        let text = flags.get(flag).unwrap_or_else(|| panic!("{flag} is no flag"));
+        let told = if default == "no limit" { Some(0) } else { number(default) };
+        let (_, real) = text.split_once("[default: ").unwrap_or_else(|| panic!("{flag} has no default"));
+        let (real, _) = real.split_once(']').expect("its end");
+        assert_eq!(told.map(|told| told.to_string()).as_deref(), Some(real), "{flag}: {default}");
+        assert!(!answer.is_empty(), "{flag}");
+        let metric = metrics.trim_start_matches('`').split(['`', '{']).next().unwrap_or_default();
+        assert!(metric.starts_with("lmcache"), "{row}");
+        assert!(instrumentation.contains(&format!("`{metric}`")), "{metric} is no metric");
+        in_the_table.insert(flag);
+    }
+    // Threads of the peer's: accepted, and without effect here.
+    let threads = ["--max-workers", "--max-cpu-workers", "--max-gpu-workers"];
+    let limits = flags.keys().filter(|flag| flag.starts_with("--max-") || flag.starts_with("--http-max-"));
+    let missing: Vec<_> =
+        limits.filter(|flag| !in_the_table.contains(**flag) && !threads.contains(*flag)).collect();
+    assert!(missing.is_empty(), "{missing:?} have no row");
+    assert!(in_the_table.len() > 15, "{in_the_table:?}");
 }
 
 #[test]
