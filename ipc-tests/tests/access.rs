@@ -128,11 +128,23 @@ async fn members_of_the_group_map_the_pool_and_others_do_not() {
 
     daemon.crash_and_restart().await;
     assert_eq!((inode(), mode(&pool)), (before, (0o660, GROUP)), "its own pool, also with the group");
-    assert!(daemon.log().iter().any(|line| line.contains("took over") && line.contains("objects=1")));
+    daemon
+        .says("took over what the earlier daemon left; dropped is what was unfinished or damaged objects=1")
+        .await;
 
     // Another group: those of the first one may still have the old memory mapped.
     daemon.restart_with(&["--shm-group=54322"]).await;
     assert_ne!(inode(), before);
     assert_eq!(mode(&pool), (0o660, 54_322));
     daemon.says("was open to a group that --shm-group does not name").await;
+}
+
+#[tokio::test]
+async fn tcp_off_loopback_is_asked_for_and_said_loudly() {
+    let remote = "can be reached from other machines";
+    let daemon = Daemon::start(&[]).await;
+    assert!(!daemon.log().iter().any(|line| line.contains(remote)), "the default is for this machine");
+    let daemon = Daemon::start(&["--host=0.0.0.0"]).await;
+    daemon.says(remote).await;
+    assert!(daemon.log().iter().any(|line| line.contains("WARN") && line.contains(remote)));
 }
