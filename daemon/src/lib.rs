@@ -23,6 +23,7 @@ pub mod process;
 pub mod quota;
 pub mod ring;
 pub mod roster;
+mod secret_file;
 pub mod server;
 pub mod systemd;
 pub mod telemetry;

@@ -9,9 +9,7 @@
 //! A browser that shows another site's page could reach a loopback address, too: requests that a browser marks as coming
 //! from another site are refused whatever else they carry.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +21,7 @@ use warp::{Filter, Rejection};
 
 use super::Admin;
 use super::answer::{Answer, detail};
+use crate::secret_file::{self, SecretFileError};
 
 /// Shortest token: one that is guessed in no time is no guard.
 const MIN_TOKEN: usize = 16;
@@ -83,21 +82,10 @@ impl Token {
     /// # Errors
     /// See [`TokenError`].
     pub fn read(path: &Path) -> Result<Token, TokenError> {
-        let failed = |source| TokenError::Read { path: path.to_owned(), source };
-        // Not blocking: a pipe that nobody writes must not hold the start up.
-        let mut options = std::fs::OpenOptions::new();
-        options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
-        let file: File = options.open(path).map_err(failed)?;
-        let meta = file.metadata().map_err(failed)?;
-        if !meta.is_file() {
-            return Err(failed(io::Error::other("not a regular file")));
-        }
-        let mode = meta.mode() & 0o777;
-        if mode & 0o027 != 0 {
-            return Err(TokenError::Mode { path: path.to_owned(), mode });
-        }
-        let mut text = String::new();
-        file.take(MAX_TOKEN + 1).read_to_string(&mut text).map_err(failed)?;
+        let text = secret_file::read(path, MAX_TOKEN).map_err(|error| match error {
+            SecretFileError::Read(source) => TokenError::Read { path: path.to_owned(), source },
+            SecretFileError::Mode(mode) => TokenError::Mode { path: path.to_owned(), mode },
+        })?;
         let token = text.trim_end_matches(['\r', '\n']);
         let good = (MIN_TOKEN..=MAX_TOKEN as usize).contains(&token.len())
             && token.bytes().all(|byte| byte.is_ascii_graphic());
