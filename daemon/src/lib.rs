@@ -27,4 +27,5 @@ mod secret_file;
 pub mod server;
 pub mod systemd;
 pub mod telemetry;
+pub mod tenants;
 pub mod trace;

@@ -9,6 +9,7 @@
 mod maintain;
 mod open;
 mod stop;
+mod tenancy;
 mod upgrade;
 
 use std::io;
@@ -35,6 +36,7 @@ use crate::ring::{RingError, RingTimer};
 use crate::server::{BindError, Listener, Server};
 use crate::systemd::{self, Sockets, Supervisor};
 use crate::telemetry::{self, DaemonGauges, HttpCounters, Outlet};
+use crate::tenants::TenantsError;
 use crate::trace::{self, RecordError, Recorder};
 use maintain::maintain;
 use open::{access, hash_algorithm, open_engine, server_config};
@@ -69,6 +71,9 @@ pub enum AppError {
         /// Why.
         source: io::Error,
     },
+    /// The tokens of the tenants.
+    #[error(transparent)]
+    Tenants(#[from] TenantsError),
     /// The token of the admin API.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -146,6 +151,7 @@ async fn serve(
     }
     let mut term = signal(SignalKind::terminate()).map_err(AppError::Runtime)?;
     let mut int = signal(SignalKind::interrupt()).map_err(AppError::Runtime)?;
+    let hangup = tenancy::hangup(config).map_err(AppError::Runtime)?;
 
     // Endpoints first: a second daemon by mistake must not touch the first one's pool.
     let access = access(config);
@@ -187,6 +193,7 @@ async fn serve(
     };
 
     let token = config.http.token_file.as_deref().map(Token::read).transpose()?;
+    let gate = tenancy::open(config)?;
     let loopback = admin_listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     let guard = Guard::new(loopback, token);
     let streams = Arc::new(EventStreams::default());
@@ -206,7 +213,7 @@ async fn serve(
         (Bus::disabled(), None)
     };
     let (death_watch, deaths) = DeathWatch::new();
-    let (l1, engine) = open_engine(config, bus.clone(), death_watch, heir.as_mut())?;
+    let (l1, engine) = open_engine(config, bus.clone(), death_watch, gate.clone(), heir.as_mut())?;
     if let Some(recording) = recording {
         recording.begin(bus.clone(), trace::storage_config(config, l1.stats().capacity))?;
     }
@@ -219,6 +226,10 @@ async fn serve(
     let gauges = DaemonGauges { engine: engine.clone(), server: server.clone(), http: http_counters.clone() };
     telemetry.attach(bus.clone(), Arc::new(gauges));
     announce(config, &l1, &listeners, &admin_listener, metrics_listener.as_ref());
+    if let Some(gate) = gate {
+        tenancy::announce(&gate, &guard);
+        tokio::spawn(tenancy::reload(gate, hangup));
+    }
     if let Guard::Closed = guard {
         tracing::warn!(
             host = config.http.listen.host,
@@ -410,7 +421,12 @@ fn announce(
     for listener in listeners {
         tracing::info!(endpoint = %listener.endpoint(), "listening for LMCache 0.5.6 clients");
         if listener.is_remote() {
-            tracing::warn!(endpoint = %listener.endpoint(), "this endpoint can be reached from other machines, and the protocol has no authentication: anybody who reaches it can read and clear the cache");
+            let who = if config.server.tenant_tokens_file.is_some() {
+                "requests for the cache need a token of --tenant-tokens-file, which travels unencrypted"
+            } else {
+                "the protocol has no authentication: anybody who reaches it can read and clear the cache"
+            };
+            tracing::warn!(endpoint = %listener.endpoint(), "this endpoint can be reached from other machines, and {who}");
         }
     }
     let address = |listener: &tokio::net::TcpListener| {

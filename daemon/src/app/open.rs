@@ -19,6 +19,7 @@ use crate::quota::Quotas;
 use crate::ring::{RingConfig, RingHub};
 use crate::roster::Roster;
 use crate::server::{Access, ServerConfig};
+use crate::tenants::Gate;
 
 /// Time for a ZMTP greeting.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,6 +30,7 @@ pub(super) fn open_engine(
     config: &Config,
     bus: Arc<Bus>,
     death_watch: Arc<DeathWatch>,
+    tenants: Option<Arc<Gate>>,
     heir: Option<&mut Heir>,
 ) -> Result<(Arc<L1>, Arc<Engine>), AppError> {
     let chunk_size = config.server.chunk_size.get();
@@ -127,7 +129,7 @@ pub(super) fn open_engine(
     );
     let engine = {
         let (l1, adopted, deaths) = (l1.clone(), recovered.pins, death_watch);
-        let parts = Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster, journal };
+        let parts = Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster, journal, tenants };
         Engine::new(engine_config, hasher, parts)
     };
     engine.expect_workers(workers, state.is_some());

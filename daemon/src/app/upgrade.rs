@@ -161,10 +161,10 @@ fn gather(
 ) -> std::io::Result<(Estate, Vec<OwnedFd>)> {
     let [pool, table] = engine.l1().hand_over()?;
     let connections = connections.into_iter().map(|parted| {
-        let Parted { id, socket, is_ipc, process, quiet, unread, unsent } = parted;
+        let Parted { id, socket, is_ipc, process, token, quiet, unread, unsent } = parted;
         let process = process.map(|process| (process.pid, process.start_time));
         let (unread, unsent) = (unread.into(), unsent.into());
-        (SocketRole::Connection { id, is_ipc, process, quiet, unread, unsent }, socket)
+        (SocketRole::Connection { id, is_ipc, process, token, quiet, unread, unsent }, socket)
     });
     let segments = [(SocketRole::Pool, pool), (SocketRole::Table, table)];
     let (roles, descriptors) = segments.into_iter().chain(sockets).chain(connections).unzip();

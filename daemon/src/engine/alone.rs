@@ -13,6 +13,7 @@ use crate::l1::L1;
 use crate::liveness_watch::DeathWatch;
 use crate::ring::RingHub;
 use crate::roster::Roster;
+use crate::tenants::Gate;
 
 /// Tokens of a chunk: short prompts have many.
 pub(crate) const CHUNK: u32 = 16;
@@ -20,6 +21,16 @@ pub(crate) const CHUNK: u32 = 16;
 impl Engine {
     /// No events, ring, tiers or earlier daemon; nothing runs out before `patience` is over.
     pub(crate) fn alone(l1: Arc<L1>, patience: Duration, kv_event_log_size: usize) -> Arc<Engine> {
+        Engine::alone_with(l1, patience, kv_event_log_size, None)
+    }
+
+    /// The same, where salts have tenants.
+    pub(crate) fn alone_with(
+        l1: Arc<L1>,
+        patience: Duration,
+        kv_event_log_size: usize,
+        tenants: Option<Arc<Gate>>,
+    ) -> Arc<Engine> {
         let config = EngineConfig {
             reap_timeout: patience,
             registration_grace: patience,
@@ -50,6 +61,7 @@ impl Engine {
             deaths: DeathWatch::new().0,
             l2: None,
             quotas: Arc::default(),
+            tenants,
             roster: Roster::none(),
             journal: Journal::none(),
         };

@@ -22,9 +22,10 @@ impl Engine {
     /// Registers a worker and tells it where the pool is.
     pub(super) fn register_engine_driven(
         &self,
+        client: &Client,
         payload: &RegisterEngineDrivenPayload,
     ) -> Result<Response, Failure> {
-        let instance = self.engine_driven_instance(payload)?;
+        let instance = self.engine_driven_instance(payload)?.of(self.tenant_of(client));
         let bytes = instance.groups[0].layout.bytes();
         let outcome = self.instances.register(instance).ok_or_else(super::instances::full)?;
         self.registered(payload.instance_id);

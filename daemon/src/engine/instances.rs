@@ -13,6 +13,7 @@ use super::Refusal;
 use crate::device::Registration;
 use crate::events::Worker;
 pub(super) use crate::roster::Mode;
+use crate::tenants::TenantId;
 
 /// One object group of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub(super) struct Instance {
     pub(super) kind: Kind,
     /// As its events name it.
     pub(super) worker: Arc<Worker>,
+    /// Whose worker it is.
+    pub(super) owner: Option<TenantId>,
     seen: AtomicU64,
     pinged: AtomicBool,
 }
@@ -78,9 +81,15 @@ impl Instance {
             groups: groups.into(),
             kind,
             worker,
+            owner: None,
             seen: AtomicU64::new(now.as_millis() as u64),
             pinged: AtomicBool::new(false),
         }
+    }
+
+    /// The same worker, of a tenant.
+    pub(super) fn of(self, owner: Option<TenantId>) -> Instance {
+        Instance { owner, ..self }
     }
 
     /// The same worker as one that an earlier daemon has registered. Its pings were answered before, so it is expected to be
@@ -125,6 +134,7 @@ impl Instance {
             _ => false,
         };
         same_kind
+            && self.owner == other.owner
             && (&self.model, self.world_size, &self.groups) == (&other.model, other.world_size, &other.groups)
     }
 }

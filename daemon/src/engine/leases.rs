@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::handover::begun;
 use super::prefetch::{Found, Job};
+use super::tenancy::Caller;
 use crate::l1::{Hit, LeasedCell, ObjectId, Row};
 
 /// Most readers that a lookup may announce per object; the wire's ranks are a byte, and real deployments have a handful.
@@ -19,8 +20,8 @@ pub(super) const CELL_BYTES: usize = size_of::<Cell>() + 16;
 /// One lookup of a request, and the leases it holds.
 #[derive(Debug)]
 pub(super) struct Lookup {
-    /// The connection that looked up.
-    pub(super) client: u64,
+    /// Who looked up.
+    pub(super) caller: Caller,
     pub(super) model: Arc<str>,
     pub(super) salt: Arc<str>,
     pub(super) rows: Vec<Row>,
@@ -67,7 +68,7 @@ impl Cell {
 impl Lookup {
     /// A lookup that holds the cells of `hit` for `readers` readers each.
     pub(super) fn new(
-        client: u64,
+        caller: Caller,
         (model, salt): (Arc<str>, Arc<str>),
         rows: Vec<Row>,
         requested_chunks: u64,
@@ -75,7 +76,7 @@ impl Lookup {
         readers: u32,
     ) -> Lookup {
         Lookup {
-            client,
+            caller,
             model,
             salt,
             early_exit: match (rows.is_empty(), requested_chunks) {
@@ -159,7 +160,7 @@ impl Lookup {
 /// A [`Lookup`] as plain data.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct LookupState {
-    client: u64,
+    caller: Caller,
     model: String,
     salt: String,
     rows: Vec<RowState>,
@@ -207,7 +208,7 @@ impl LookupState {
         };
         let found = lookup.job.is_none();
         LookupState {
-            client: lookup.client,
+            caller: lookup.caller,
             model: (*lookup.model).to_owned(),
             salt: (*lookup.salt).to_owned(),
             rows: lookup.rows.iter().map(row).collect(),
@@ -241,7 +242,7 @@ impl LookupState {
             taken_by: cell.taken_by,
         });
         let mut lookup = Lookup::new(
-            self.client,
+            self.caller,
             (self.model.into(), self.salt.into()),
             rows,
             self.requested_chunks,
@@ -314,7 +315,14 @@ mod tests {
             .map(|position| LeasedCell { row: position % 2, chunk: position / 2, object: object(position) })
             .collect();
         let hit = Hit { chunks: 2, cells };
-        Lookup::new(client, ("m".into(), "".into()), vec![row(0), row(1)], 2, &hit, readers)
+        Lookup::new(
+            Caller { client, tenant: None },
+            ("m".into(), "".into()),
+            vec![row(0), row(1)],
+            2,
+            &hit,
+            readers,
+        )
     }
 
     #[test]

@@ -164,7 +164,7 @@ impl Engine {
                 let live = self.liveness.lock();
                 let (lookups, hashes) = session.lookups_and_hashes();
                 lookups.retain_mut(|lookup| {
-                    let gone = live.gone_for(lookup.client, self.config.lease_grace, self.started);
+                    let gone = live.gone_for(lookup.caller.client, self.config.lease_grace, self.started);
                     if gone {
                         let leases = lookup.end_leases(0..u64::MAX);
                         self.call_released(lookup, hashes, &leases);
@@ -216,8 +216,13 @@ impl Engine {
     /// A worker re-registers when its view of us turns from unhealthy to healthy. One that we do not know (we were
     /// restarted faster than it noticed) is therefore answered `false`, `true`, `false` … until it registers. A known
     /// one never gets `false`: it would report its pending loads as failed.
-    pub(super) fn ping(&self, instance: Option<u64>) -> bool {
+    ///
+    /// Another tenant's worker under the same id is none that it knows.
+    pub(super) fn ping(&self, client: &Client, instance: Option<u64>) -> bool {
         let Some(id) = instance else { return true };
+        if !self.may_speak_for(client, id) {
+            return self.liveness.lock().unknown.answer(id);
+        }
         self.tell_of_restart(id);
         if self.instances.is_known(id) {
             self.instances.touch(id, Instances::now(self.started), true);

@@ -39,7 +39,8 @@ impl Engine {
         let (id, layers) = (payload.instance_id, payload.kv_cache.len());
         let (model, world_size) = (payload.model_name.clone(), payload.world_size);
         let kind = Kind::LmcacheDriven { payload, registration: OnceLock::from(Arc::new(registration)) };
-        let instance = Instance::new(id, &model, world_size, groups, kind, Instances::now(self.started));
+        let instance = Instance::new(id, &model, world_size, groups, kind, Instances::now(self.started))
+            .of(self.tenant_of(client));
         let outcome = self.instances.register(instance).ok_or_else(super::instances::full)?;
         self.registered(id);
         if outcome != Registered::Refreshed {

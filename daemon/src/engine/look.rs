@@ -85,7 +85,7 @@ impl Engine {
                 .iter()
                 .map(|lookup| {
                     json!({
-                        "connection": lookup.client,
+                        "connection": lookup.caller.client,
                         "model": &*lookup.model,
                         "cache_salt": &*lookup.salt,
                         "requested_chunks": lookup.requested_chunks,
@@ -113,8 +113,8 @@ impl Engine {
             for lookup in session.lookups.iter().filter(|lookup| lookup.holds()) {
                 leases.push(json!({
                     "request_id": &*session.id,
-                    "connection": lookup.client,
-                    "connected": live.is_connected(lookup.client),
+                    "connection": lookup.caller.client,
+                    "connected": live.is_connected(lookup.caller.client),
                     "model": &*lookup.model,
                     "cache_salt": &*lookup.salt,
                     "objects": lookup.leases_left(),

@@ -11,6 +11,7 @@ use lmcache_proto::wire::{CacheKey, Response};
 use super::leases::{CELL_BYTES, Lookup};
 use super::prefetch::{Ask, Job, Shape};
 use super::sessions::MAX_LOOKUPS;
+use super::tenancy::Caller;
 use super::{Client, Engine, Failure, Outcome, Refusal};
 use crate::events::{Cell, Event, Keys, LookupEnd, SessionId};
 use crate::failpoint;
@@ -114,7 +115,7 @@ impl Engine {
         job: Option<Job>,
     ) -> Result<(), Failure> {
         let requested = chain.hashes.len() as u64;
-        let mut lookup = Lookup::new(client.id, names, rows, requested, hit, key.num_kv_readers);
+        let mut lookup = Lookup::new(self.caller(client), names, rows, requested, hit, key.num_kv_readers);
         lookup.job = job;
         if !lookup.holds() && !self.sessions.has_room_for(lookup.bytes()) {
             // They are there for the order of eviction at the request's end.
@@ -126,7 +127,7 @@ impl Engine {
             // The same client looks up the same request again: the new result replaces the old one.
             let (lookups, hashes) = session.lookups_and_hashes();
             lookups.retain_mut(|old| {
-                let same = old.client == client.id;
+                let same = old.caller.client == client.id;
                 if same {
                     let mut leases = old.end_leases(0..u64::MAX);
                     self.call_released(old, hashes, &leases);
@@ -176,14 +177,14 @@ impl Engine {
 
     /// Chunks that the request's lookup found; nothing while it waits for L2. The first time it is told, the lookup counts
     /// as used.
-    pub(super) fn query_status(&self, client: u64, request_id: &str) -> Response {
+    pub(super) fn query_status(&self, caller: Caller, request_id: &str) -> Response {
         // Unknown means 0, and final: the client's lookup has been executed before (order), so there is none.
         let Some(session) = self.sessions.get(request_id) else { return Response::Count(0) };
         let mut session = session.lock();
         session.touch();
         let id = session.id.clone();
         let is_connected = |client| self.liveness.lock().is_connected(client);
-        let Some(lookup) = session.lookup_of(client, is_connected) else { return Response::Count(0) };
+        let Some(lookup) = session.lookup_of(caller, is_connected) else { return Response::Count(0) };
         if lookup.job.is_some() {
             return Response::Nothing;
         }
@@ -194,25 +195,26 @@ impl Engine {
 
     /// The same, with patience: the answer comes when the lookup is done, or after `timeout` seconds.
     pub(super) fn wait_status(&self, client: &Client, request_id: &str, timeout: f64) -> Outcome {
-        let now = self.query_status(client.id, request_id);
+        let caller = self.caller(client);
+        let now = self.query_status(caller, request_id);
         let waits = (now == Response::Nothing).then(|| {
             let session = self.sessions.get(request_id)?;
             let mut session = session.lock();
             let is_connected = |client| self.liveness.lock().is_connected(client);
-            let job = session.lookup_of(client.id, is_connected)?.job.as_ref()?;
+            let job = session.lookup_of(caller, is_connected)?.job.as_ref()?;
             Some((self.me.upgrade()?, job.done.clone()))
         });
         let Some(Some((engine, mut done))) = waits else {
             // Done between the two looks, or not known at all.
-            let again = if now == Response::Nothing { self.query_status(client.id, request_id) } else { now };
+            let again = if now == Response::Nothing { self.query_status(caller, request_id) } else { now };
             return Outcome::Reply(again);
         };
-        let (client, request_id) = (client.id, request_id.to_owned());
+        let request_id = request_id.to_owned();
         let patience = Duration::try_from_secs_f64(timeout).unwrap_or(MAX_PATIENCE).min(MAX_PATIENCE);
         let wait = async move {
             // An error means that the job is over, which is what we wait for.
             let _ = tokio::time::timeout(patience, done.changed()).await;
-            engine.query_status(client, &request_id)
+            engine.query_status(caller, &request_id)
         };
         Outcome::Later { wait: Box::pin(wait), otherwise: Response::Nothing }
     }
@@ -250,7 +252,7 @@ impl Engine {
             let mut session = session.lock();
             session.touch();
             let (id, hashes) = (session.id.clone(), session.known_hashes().to_vec());
-            for lookup in session.lookups.iter_mut().filter(|lookup| lookup.client == client.id) {
+            for lookup in session.lookups.iter_mut().filter(|lookup| lookup.caller.client == client.id) {
                 if lookup.job.is_none() {
                     self.consume(lookup, &id);
                 }
@@ -270,7 +272,7 @@ impl Engine {
     /// The request is over: its leases end, pins of transfers that still run stay.
     pub(super) fn end_session(&self, client: &Client, request_id: &str) {
         failpoint::hit("engine.end_session");
-        let session = self.sessions.get(request_id);
+        let (session, caller) = (self.sessions.get(request_id), self.caller(client));
         if let Some(session) = &session {
             let mut ended = Vec::new();
             let mut over: Option<Lookup> = None;
@@ -278,8 +280,11 @@ impl Engine {
                 let mut session = session.lock();
                 let live = self.liveness.lock();
                 for mut lookup in std::mem::take(&mut session.lookups) {
-                    // Another live client may use the same request id; what belongs to a dead connection goes.
-                    if lookup.client == client.id || !live.is_connected(lookup.client) {
+                    // Another live client may use the same request id; what belongs to a dead connection goes, unless that
+                    // was another tenant's.
+                    let left = !live.is_connected(lookup.caller.client);
+                    let own = lookup.caller.client == caller.client;
+                    if own || (left && lookup.caller.tenant == caller.tenant) {
                         let leases = lookup.end_leases(0..u64::MAX);
                         self.call_released(&lookup, session.known_hashes(), &leases);
                         ended.extend(leases.iter().map(|ended| ended.cell.object));

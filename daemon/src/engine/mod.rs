@@ -1,7 +1,7 @@
 //! What the operations mean. The engine knows objects, workers and requests; it knows no sockets.
 //!
 //! One file per group of operations: `lookup`, `engine_driven`, `lmcache_driven`, `liveness`, `kv_events`,
-//! `handover` (what goes on in another process), `management` and `look` (what operators ask), `warm` (prefetches that operators ask for), `quotas`. State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
+//! `handover` (what goes on in another process), `management` and `look` (what operators ask), `warm` (prefetches that operators ask for), `quotas`, `tenancy` (who may ask for what). State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
 //! `prompt`s, `leases` and `prefetch` jobs), `transfers` (slots that workers are touching). `changes` is what follows when the cache changes,
 //! `publish` what the events say, `calls` what a recording gets.
 //!
@@ -32,6 +32,7 @@ mod returning;
 mod ring;
 mod sessions;
 mod stats;
+mod tenancy;
 mod transfers;
 mod warm;
 
@@ -61,6 +62,7 @@ use crate::process::ProcessId;
 use crate::quota::Quotas;
 use crate::ring::RingHub;
 use crate::roster::Roster;
+use crate::tenants::{Gate, TokenHash};
 use instances::Instances;
 use liveness::Liveness;
 use prompt::Prompt;
@@ -99,6 +101,8 @@ pub struct Client {
     /// What an earlier daemon owes it, found since the connection asked last.
     owed: Mutex<Vec<Owed>>,
     owes: AtomicBool,
+    /// The token that it has shown.
+    token: OnceLock<TokenHash>,
     memo: Mutex<TokenMemo>,
     /// The prompt of its last transfer whose request had no session.
     prompt: Mutex<Prompt>,
@@ -119,6 +123,7 @@ impl Client {
             peer,
             process,
             origin,
+            token: OnceLock::new(),
             lane: None,
             first: OnceLock::new(),
             owed: Mutex::default(),
@@ -276,6 +281,8 @@ pub struct Parts {
     pub l2: Option<L2>,
     /// The limits of the salts; L1 and the tiers ask the same.
     pub quotas: Arc<Quotas>,
+    /// Whose the salts are; `None`: everybody's.
+    pub tenants: Option<Arc<Gate>>,
     /// Where registrations are kept for the next daemon.
     pub roster: Roster,
     /// Where requests under way are kept for the next daemon.
@@ -306,6 +313,7 @@ pub struct Engine {
     deaths: Arc<DeathWatch>,
     l2: Option<L2>,
     quotas: Arc<Quotas>,
+    tenants: Option<Arc<Gate>>,
     next_job: AtomicU64,
     /// Prefetches that operators asked for. Taken outside L1's lock; no session is locked under it.
     warmed: Mutex<Warmed>,
@@ -324,10 +332,11 @@ pub struct Engine {
 impl Engine {
     /// An engine over what it works with.
     pub fn new(config: EngineConfig, hasher: TokenHasher, parts: Parts) -> Arc<Engine> {
-        let Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster, journal } = parts;
+        let Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster, journal, tenants } = parts;
         Arc::new_cyclic(|me| Engine {
             l2,
             quotas,
+            tenants,
             next_job: AtomicU64::new(1),
             warmed: Mutex::default(),
             no_stores: AtomicBool::new(false),
@@ -418,10 +427,14 @@ impl Engine {
 
     fn execute(&self, client: &Client, request: Request<'_>) -> Result<Outcome, Failure> {
         let reply = |response| Ok(Outcome::Reply(response));
-        if self.journal.is_waiting() {
+        self.may_ask(client, &request)?;
+        // Another tenant's worker has not come back with whoever pings for it.
+        let instance = instance_of(&request);
+        let speaks = instance.is_none_or(|instance| self.may_speak_for(client, instance));
+        if speaks && self.journal.is_waiting() {
             self.find_owed(client, &request);
         }
-        if let Some(instance) = instance_of(&request) {
+        if let Some(instance) = instance.filter(|_| speaks) {
             if registration_of(&request).is_some() {
                 self.registers_anew(instance, request.operation());
                 self.speaks_for(client, instance);
@@ -431,14 +444,16 @@ impl Engine {
             self.heard(client, instance);
         }
         match request {
-            Request::Ping { instance_id } => reply(Response::Flag(self.ping(instance_id))),
+            Request::Ping { instance_id } => reply(Response::Flag(self.ping(client, instance_id))),
             Request::Noop => reply(Response::Text("OK")),
             Request::GetChunkSize => reply(Response::Count(self.hasher.chunk_size() as u64)),
             Request::GetExperimental => reply(Response::Names(self.capabilities())),
             Request::Lookup { key, .. } => {
                 self.lookup(client, &key).map(|()| Outcome::Reply(Response::Nothing))
             }
-            Request::QueryPrefetchStatus { request_id } => reply(self.query_status(client.id, request_id)),
+            Request::QueryPrefetchStatus { request_id } => {
+                reply(self.query_status(self.caller(client), request_id))
+            }
             Request::WaitPrefetchStatus { request_id, timeout } => {
                 Ok(self.wait_status(client, request_id, timeout))
             }
@@ -451,7 +466,7 @@ impl Engine {
                 reply(Response::Nothing)
             }
             Request::RegisterEngineDriven(payload) => {
-                self.register_engine_driven(&payload).map(Outcome::Reply)
+                self.register_engine_driven(client, &payload).map(Outcome::Reply)
             }
             Request::UnregisterEngineDriven { instance_id } => {
                 self.unregister_engine_driven(instance_id).map(|()| Outcome::Reply(Response::Nothing))
@@ -504,6 +519,7 @@ impl Engine {
                 let source = self.kv_events.subscribe(instance_id, model_name, cursor, max_events as usize);
                 Ok(Outcome::Stream(source))
             }
+            Request::Authenticate { token } => self.authenticate(client, token).map(Outcome::Reply),
             Request::AttachRing { instance_id, process } => {
                 self.attach_ring(client, instance_id, process.as_deref()).map(Outcome::Reply)
             }
@@ -544,7 +560,6 @@ impl Engine {
     }
 }
 
-/// The worker that a request speaks for. `report_block_allocation` is the scheduler's and carries a pid instead.
 /// The worker that a request registers.
 fn registration_of(request: &Request<'_>) -> Option<u64> {
     match request {
@@ -554,6 +569,7 @@ fn registration_of(request: &Request<'_>) -> Option<u64> {
     }
 }
 
+/// The worker that a request speaks for. `report_block_allocation` is the scheduler's and carries a pid instead.
 fn instance_of(request: &Request<'_>) -> Option<u64> {
     match request {
         Request::Ping { instance_id } => *instance_id,

@@ -30,12 +30,13 @@ pub enum Refusal {
     Disabled,
     Draining,
     Restarted,
+    WrongTenant,
     Internal,
 }
 
 impl Refusal {
     /// Every reason, in label order.
-    pub const ALL: [Refusal; 18] = [
+    pub const ALL: [Refusal; 19] = [
         Refusal::Undecodable,
         Refusal::UnknownInstance,
         Refusal::BadValue,
@@ -53,6 +54,7 @@ impl Refusal {
         Refusal::Disabled,
         Refusal::Draining,
         Refusal::Restarted,
+        Refusal::WrongTenant,
         Refusal::Internal,
     ];
 
@@ -76,6 +78,7 @@ impl Refusal {
             Refusal::Disabled => "disabled",
             Refusal::Draining => "draining",
             Refusal::Restarted => "restarted",
+            Refusal::WrongTenant => "wrong_tenant",
             Refusal::Internal => "internal",
         }
     }
@@ -114,7 +117,10 @@ impl Refusal {
             }
             Refusal::Layout => "the worker's KV cache layout is not served; it runs without cache",
             Refusal::Disabled => {
-                "switched off here, or used up; see --supported-transfer-mode and --ring-lanes"
+                "switched off here, or used up; see --supported-transfer-mode, --ring-lanes and --tenant-tokens-file"
+            }
+            Refusal::WrongTenant => {
+                "the cache salt belongs to a tenant whose token this connection has not shown, or it is of another machine and has shown none (--tenant-tokens-file; lmcache-client's option token)"
             }
             Refusal::Draining => "the daemon drains and stores nothing new; the engine goes on without",
             Refusal::Restarted => {
@@ -142,7 +148,9 @@ impl Engine {
             // An empty `slots` would mean "cached already" to the client: the context itself stays empty.
             Operation::PrepareStore => Response::PrepareStore(PrepareStoreResponse { context: None }),
             Operation::PrepareRetrieve => Response::PrepareRetrieve(PrepareRetrieveResponse { slots: None }),
-            Operation::CommitStore | Operation::CommitRetrieve => Response::Flag(false),
+            Operation::CommitStore | Operation::CommitRetrieve | Operation::Authenticate => {
+                Response::Flag(false)
+            }
             // No pool: the worker falls back to sending data inline, which is then refused request by request.
             Operation::RegisterEngineDriven => {
                 Response::Registered(RegisterEngineDrivenResponse { shm_name: String::new(), pool_size: 0 })

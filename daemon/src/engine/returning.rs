@@ -121,9 +121,11 @@ impl Engine {
         };
         match Request::decode(operation, &kept.payload) {
             Ok(Request::RegisterEngineDriven(payload)) => {
-                self.engine_driven_instance(&payload).map(Instance::expected)
+                self.engine_driven_instance(&payload).map(|worker| worker.expected().of(kept.owner))
             }
-            Ok(Request::RegisterKvCache(payload)) => self.expected_kv_cache(payload),
+            Ok(Request::RegisterKvCache(payload)) => {
+                self.expected_kv_cache(payload).map(|worker| worker.of(kept.owner))
+            }
             Ok(_) => Err((Refusal::Undecodable, "not a registration".to_owned())),
             Err(error) => Err((Refusal::Undecodable, error.to_string())),
         }
@@ -264,6 +266,7 @@ impl Engine {
             mode,
             process: client.process().map(|process| (process.pid, process.start_time)),
             memory,
+            owner: self.tenant_of(client),
             payload: payload.iter().map(|frame| ByteBuf::from(frame.as_ref())).collect(),
         });
     }

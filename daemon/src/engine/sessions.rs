@@ -15,6 +15,7 @@ use rustc_hash::FxHashMap;
 
 use super::leases::Lookup;
 use super::prompt::Prompt;
+use super::tenancy::Caller;
 
 /// When the map is full: age from which idle sessions without leases are dropped, and how often that is tried.
 const CROWDED_TTL: Duration = Duration::from_secs(10);
@@ -230,14 +231,16 @@ impl Session {
     }
 
     /// The lookup that a status query of `client` is about: its own, or else the newest of a connection that is gone (the
-    /// client has come back on another one).
+    /// client has come back on another one), never another tenant's.
     pub(super) fn lookup_of(
         &mut self,
-        client: u64,
+        caller: Caller,
         is_connected: impl Fn(u64) -> bool,
     ) -> Option<&mut Lookup> {
-        let own = self.lookups.iter().rposition(|lookup| lookup.client == client);
-        let at = own.or_else(|| self.lookups.iter().rposition(|lookup| !is_connected(lookup.client)))?;
+        let own = self.lookups.iter().rposition(|lookup| lookup.caller.client == caller.client);
+        let left =
+            |lookup: &Lookup| lookup.caller.tenant == caller.tenant && !is_connected(lookup.caller.client);
+        let at = own.or_else(|| self.lookups.iter().rposition(left))?;
         self.lookups.get_mut(at)
     }
 }
@@ -254,7 +257,14 @@ mod tests {
         let cell = LeasedCell { row: 0, chunk: 0, object: ObjectId { index: 0, generation: 1 } };
         let row = Row { rank: 0, group: 0, window: None, layouts: [1].into() };
         let hit = Hit { chunks: 1, cells: vec![cell] };
-        session.lookups.push(Lookup::new(1, ("m".into(), "".into()), vec![row], 1, &hit, 1));
+        session.lookups.push(Lookup::new(
+            Caller { client: 1, tenant: None },
+            ("m".into(), "".into()),
+            vec![row],
+            1,
+            &hit,
+            1,
+        ));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::FORMAT;
 use crate::config::{Config, Endpoint};
 use crate::engine::EngineState;
+use crate::tenants::TokenHash;
 
 /// The successor's first word.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +99,8 @@ pub enum SocketRole {
         is_ipc: bool,
         /// The process that the client said it is: pid and start time.
         process: Option<(u32, u64)>,
+        /// What the token that it has shown is compared by.
+        token: Option<TokenHash>,
         /// It has asked for nothing yet.
         quiet: bool,
         /// Sent by the client and not executed.

@@ -116,12 +116,12 @@ impl Heir {
             .partition(|(role, _)| matches!(role, SocketRole::Connection { .. }));
         self.left = others;
         let connection = |(role, socket)| {
-            let SocketRole::Connection { id, is_ipc, process, quiet, unread, unsent } = role else {
+            let SocketRole::Connection { id, is_ipc, process, token, quiet, unread, unsent } = role else {
                 return None;
             };
             let process = process.map(|(pid, start_time)| ProcessId { pid, start_time });
             let (unread, unsent) = (unread.into_vec(), unsent.into_vec());
-            Some(Parted { id, socket, is_ipc, process, quiet, unread, unsent })
+            Some(Parted { id, socket, is_ipc, process, token, quiet, unread, unsent })
         };
         Vec::into_iter(connections).filter_map(connection).collect()
     }

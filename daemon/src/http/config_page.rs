@@ -182,6 +182,8 @@ fn mp(config: &Config) -> Value {
         "compute_threads": server.compute_threads,
         "state_dir": server.state_dir,
         "ipc_allow_uid": server.ipc_allow_uids,
+        "tenant_tokens_file": server.tenant_tokens_file,
+        "tenant_token_required": server.tenant_token_required,
     })
 }
 

@@ -19,7 +19,7 @@ use crate::l1::pool::SHM_DIR;
 
 const MAGIC: [u8; 8] = *b"LMCDWRK\0";
 /// Changes with the format of the file or of an entry.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Magic, version, reserved, inode of the pool.
 const HEADER: usize = 24;
 /// Most bytes of registrations in force; a thousand of the largest that vLLM sends are less.

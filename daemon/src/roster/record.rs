@@ -8,6 +8,8 @@ use lmcache_proto::fnv::Fnv;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::tenants::TenantId;
+
 /// Bytes before the body.
 const HEAD: usize = 12;
 /// Longest body: a registration has at most 4 MiB.
@@ -44,6 +46,8 @@ pub struct Kept {
     pub process: Option<(u32, u64)>,
     /// The files that its memory was, in the order of its tensors' segments.
     pub memory: Vec<MemoryFile>,
+    /// Whose worker it is, where workers are tenants'.
+    pub owner: Option<TenantId>,
     /// The frames of its request after the operation.
     pub payload: Vec<ByteBuf>,
 }

@@ -31,6 +31,7 @@ fn kept(instance: u64, bytes: usize) -> Kept {
         mode: Mode::LmcacheDriven,
         process: Some((7, 99)),
         memory: vec![MemoryFile { device: 1, inode: instance, size: 4096 }],
+        owner: None,
         payload: vec![ByteBuf::from(vec![instance as u8; bytes]), ByteBuf::new()],
     }
 }

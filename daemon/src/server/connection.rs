@@ -146,6 +146,7 @@ async fn go_on(place: &Place, mut reader: Reader, mut writer: Writer, client: Cl
     if let Some(process) = resumed.process {
         client.set_process(process);
     }
+    client.has_shown(resumed.token);
     server.engine.client_arrived(&client);
     let arrived = Arrived { server, client: &client };
     let (events, mut inbox) = mpsc::unbounded_channel();

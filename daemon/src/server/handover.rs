@@ -20,6 +20,7 @@ use super::zmtp::{self, Decoder};
 use super::{Phase, Place, Server};
 use crate::journal::Survivor;
 use crate::process::ProcessId;
+use crate::tenants::TokenHash;
 
 /// A connection between two requests.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct Parted {
     pub is_ipc: bool,
     /// The process that the peer said it is.
     pub process: Option<ProcessId>,
+    /// The token that it has shown.
+    pub token: Option<TokenHash>,
     /// It has asked for nothing yet.
     pub quiet: bool,
     /// What was read and not executed, in front of what the socket still has.
@@ -61,6 +64,7 @@ impl Parted {
 #[derive(Debug, Default)]
 pub(super) struct Resumed {
     pub(super) process: Option<ProcessId>,
+    pub(super) token: Option<TokenHash>,
     pub(super) quiet: bool,
     /// What an earlier daemon has left unanswered on it.
     pub(super) survivor: Option<Survivor>,
@@ -127,6 +131,7 @@ impl Connection<'_> {
             socket,
             is_ipc,
             process: self.client.process(),
+            token: self.client.shown(),
             quiet: self.quiet,
             unread: unread.to_vec(),
             unsent: std::mem::take(&mut self.out).to_vec(),
@@ -172,7 +177,7 @@ impl Server {
 
     /// Goes on with connections that were taken out, here or in another process.
     pub fn take_up(self: &Arc<Server>, parted: Vec<Parted>) {
-        for Parted { id, socket, is_ipc, process, quiet, unread, unsent } in parted {
+        for Parted { id, socket, is_ipc, process, token, quiet, unread, unsent } in parted {
             let stream = match Parted::stream(socket, is_ipc) {
                 Ok(stream) => stream,
                 // It has gone meanwhile.
@@ -185,7 +190,7 @@ impl Server {
             self.connections.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             let place = Place::new(self.clone(), id);
             let (unread, unsent) = (unread[..].into(), unsent[..].into());
-            let resumed = Resumed { process, quiet, unread, unsent, survivor: None };
+            let resumed = Resumed { process, token, quiet, unread, unsent, survivor: None };
             tokio::spawn(async move { connection::resume(&place, stream, resumed).await });
         }
     }

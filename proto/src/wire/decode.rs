@@ -4,7 +4,7 @@ use super::frame::{self, exactly};
 use super::key::{CacheKey, TokenMemo};
 use super::operation::Operation;
 use super::reader::{DecodeError, NIL};
-use super::request::Request;
+use super::request::{Request, Secret};
 use super::ring::ProcessIdentity;
 use super::structs::{BlockAllocationRecord, RegisterEngineDrivenPayload, RegisterKvCache};
 
@@ -150,6 +150,9 @@ impl<'a> Request<'a> {
                     max_events: frame::i64(max_events)?,
                 }
             }
+            Operation::Authenticate => Request::Authenticate {
+                token: Secret(frame::name(exactly::<1, _>(payload)?[0], "length of token")?),
+            },
             Operation::AttachRing => {
                 let [instance, process] = exactly(payload)?;
                 Request::AttachRing {

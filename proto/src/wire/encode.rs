@@ -90,6 +90,7 @@ pub fn encode_request(request: &Request<'_>) -> Vec<Vec<u8>> {
                 w.int(*max_events);
             }),
         ],
+        Request::Authenticate { token } => vec![str(token.0)],
         Request::AttachRing { instance_id, process } => vec![uint(*instance_id), to_frame(process)],
     }
 }

@@ -30,7 +30,7 @@ pub use key::{
 };
 pub use operation::{ForeignRelease, OpCode, Operation};
 pub use reader::{DecodeError, Reader};
-pub use request::Request;
+pub use request::{Request, Secret};
 pub use response::{
     KvEventBatch, KvEventRecord, PrepareRetrieveResponse, PrepareStoreResponse, RegisterEngineDrivenResponse,
     Response, Slot, StoreContext,

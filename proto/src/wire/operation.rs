@@ -35,12 +35,13 @@ pub enum Operation {
     GetExperimental,
     SubscribeKvEvents,
     AttachRing,
+    Authenticate,
 }
 
 use Operation as O;
 
 /// `(operation, id, name)`; an id of 0 means "by name only".
-const TABLE: [(Operation, u32, &str); 23] = [
+const TABLE: [(Operation, u32, &str); 24] = [
     (O::RegisterKvCache, 1, "register_kv_cache"),
     (O::UnregisterKvCache, 2, "unregister_kv_cache"),
     (O::Store, 6, "store"),
@@ -65,6 +66,7 @@ const TABLE: [(Operation, u32, &str); 23] = [
     (O::SubscribeKvEvents, 0, "subscribe_kv_events"),
     // Ours: no release of LMCache has it.
     (O::AttachRing, 0, "lmcached_attach_ring"),
+    (O::Authenticate, 0, "lmcached_authenticate"),
 ];
 
 /// Operations of 0.5.6 that belong to features this daemon does not have; named so that the log can say so. An id of 0

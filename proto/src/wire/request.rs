@@ -5,6 +5,16 @@ use super::operation::Operation;
 use super::ring::ProcessIdentity;
 use super::structs::{BlockAllocationRecord, RegisterEngineDrivenPayload, RegisterKvCache};
 
+/// Text that no log line shows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Secret<'a>(pub &'a str);
+
+impl std::fmt::Debug for Secret<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
 /// A decoded request.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "variants and fields are the protocol's arguments, see ARCHITECTURE.md")]
@@ -89,6 +99,9 @@ pub enum Request<'a> {
         instance_id: u64,
         process: Option<Box<ProcessIdentity>>,
     },
+    Authenticate {
+        token: Secret<'a>,
+    },
 }
 
 impl Request<'_> {
@@ -118,6 +131,7 @@ impl Request<'_> {
             Request::GetExperimental => Operation::GetExperimental,
             Request::SubscribeKvEvents { .. } => Operation::SubscribeKvEvents,
             Request::AttachRing { .. } => Operation::AttachRing,
+            Request::Authenticate { .. } => Operation::Authenticate,
         }
     }
 }

@@ -191,9 +191,10 @@ impl Response {
             Operation::QueryPrefetchStatus | Operation::WaitPrefetchStatus | Operation::GetChunkSize => {
                 Response::Count(reader.u64()?)
             }
-            Operation::Ping | Operation::CommitStore | Operation::CommitRetrieve => {
-                Response::Flag(reader.bool()?)
-            }
+            Operation::Ping
+            | Operation::CommitStore
+            | Operation::CommitRetrieve
+            | Operation::Authenticate => Response::Flag(reader.bool()?),
             Operation::Noop => match reader.str()? {
                 "OK" => Response::Text("OK"),
                 _ => return Err(DecodeError::Invalid("noop did not answer OK")),

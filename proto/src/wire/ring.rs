@@ -54,7 +54,7 @@ pub struct AttachRingResponse {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{OpCode, Operation, Request, Response, encode_request};
+    use super::super::{OpCode, Operation, Request, Response, Secret, encode_request};
     use super::*;
 
     #[test]
@@ -71,6 +71,11 @@ mod tests {
             let frames = encode_request(&request);
             assert_eq!(Request::decode(Operation::AttachRing, &frames).expect("own frames"), request);
         }
+        let request = Request::Authenticate { token: Secret("visible to nobody") };
+        assert!(!format!("{request:?}").contains("visible"));
+        let frames = encode_request(&request);
+        assert_eq!(Operation::Authenticate.id(), None);
+        assert_eq!(Request::decode(Operation::Authenticate, &frames).expect("own frames"), request);
         let attached = AttachRingResponse { ring_name: "r".into(), epoch: u64::MAX, ..Default::default() };
         let response = Response::RingAttached(attached);
         let frame = response.encode().expect("a frame");

@@ -18,6 +18,15 @@ pub(crate) struct ServerFlags {
     #[arg(long, value_name = "UID")]
     pub(crate) ipc_allow_uid: Vec<i64>,
 
+    /// File that binds connections to cache salts: lines of a token of at least 16 characters and the salts that it opens,
+    /// readable by nobody else; clients show it with lmcached_authenticate, SIGHUP reads it again
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tenant_tokens_file: Option<String>,
+
+    /// Serve only connections that have shown a token, those of this machine too; LMCache's own client has none
+    #[arg(long)]
+    pub(crate) tenant_token_required: bool,
+
     /// Host or address to listen on for workers; 0.0.0.0 is every IPv4 interface
     #[arg(long, default_value = "localhost")]
     pub(crate) host: String,

@@ -66,6 +66,10 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// Users that may connect to Unix sockets, besides the daemon's own and root.
     pub ipc_allow_uids: Vec<u32>,
+    /// File with the tokens of tenants and their cache salts. Default: none; all salts are everybody's.
+    pub tenant_tokens_file: Option<PathBuf>,
+    /// Whether connections of this machine have to show one too. Default: no.
+    pub tenant_token_required: bool,
 }
 
 /// Budgets of the request server. A message never exceeds a worker's budget, nor that the daemon's.

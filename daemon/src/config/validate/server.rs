@@ -48,6 +48,8 @@ pub(super) fn server(
         compute_threads: threads(server.compute_threads)?,
         state_dir: absolute("--state-dir", server.state_dir.as_deref())?,
         limits: limits(&flags.limits)?,
+        tenant_token_required: token_required(server)?,
+        tenant_tokens_file: absolute("--tenant-tokens-file", server.tenant_tokens_file.as_deref())?,
         ipc_allow_uids: server
             .ipc_allow_uid
             .iter()
@@ -123,6 +125,16 @@ pub(super) fn absolute(flag: &str, path: Option<&str>) -> Result<Option<PathBuf>
         Some(path) if path.starts_with('/') => Ok(Some(PathBuf::from(path))),
         Some(path) => Err(ConfigError::value(flag, path, "must be an absolute path")),
     }
+}
+
+fn token_required(server: &ServerFlags) -> Result<bool, ConfigError> {
+    if server.tenant_token_required && server.tenant_tokens_file.is_none() {
+        return Err(ConfigError::Conflict {
+            flags: "--tenant-token-required".into(),
+            line: "there is no token that a connection could show; give --tenant-tokens-file, too".into(),
+        });
+    }
+    Ok(server.tenant_token_required)
 }
 
 fn limits(flags: &LimitFlags) -> Result<Limits, ConfigError> {
