@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lmcache_proto::wire::{
-    AttachRingResponse, Operation, RegisterEngineDrivenResponse, Request, Response, encode_request,
+    AttachRingResponse, Operation, RegisterEngineDrivenResponse, Request, Response, Secret, encode_request,
 };
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
@@ -35,6 +35,18 @@ pub struct Options {
     pub call_timeout: Duration,
     /// Ask for a lane of the shared ring. Default: yes; a daemon without a ring is no error.
     pub publish: bool,
+    /// The tenant's token, for a daemon with `--tenant-tokens-file`. Default: none.
+    pub token: Option<Token>,
+}
+
+/// A tenant's token; not shown by `Debug`.
+#[derive(Clone)]
+pub struct Token(String);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token")
+    }
 }
 
 impl Default for Options {
@@ -43,6 +55,7 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(5),
             call_timeout: Duration::from_secs(30),
             publish: true,
+            token: None,
         }
     }
 }
@@ -52,6 +65,13 @@ impl Options {
     #[must_use]
     pub fn timeouts(mut self, connect: Duration, call: Duration) -> Options {
         (self.connect_timeout, self.call_timeout) = (connect, call);
+        self
+    }
+
+    /// Sets the token that every connection shows before anything else.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<String>) -> Options {
+        self.token = Some(Token(token.into()));
         self
     }
 
@@ -349,6 +369,7 @@ impl Inner {
             let left = until.saturating_duration_since(Instant::now());
             let limit = self.options.connect_timeout.min(left);
             let mut connection = Connection::connect(&self.endpoint, limit).await?;
+            self.authenticate(&mut connection, until).await?;
             self.restore(&mut connection, operation, until).await?;
             link.connection = Some(connection);
         }
@@ -367,6 +388,16 @@ impl Inner {
         }
         let uid = connection.send_until(operation, frames.into_iter(), until).await?;
         connection.wait_until(operation, &uid, until).await
+    }
+
+    /// Says whose we are. A daemon that does not know the token serves nothing of what it is for, so that is an error.
+    async fn authenticate(&self, connection: &mut Connection, until: Instant) -> Result<(), ClientError> {
+        let Some(Token(token)) = &self.options.token else { return Ok(()) };
+        match ask(connection, &Request::Authenticate { token: Secret(token) }, until).await? {
+            Response::Flag(true) => Ok(()),
+            Response::Flag(false) => Err(ClientError::Refused(Operation::Authenticate)),
+            _ => Err(ClientError::WrongKind(Operation::Authenticate)),
+        }
     }
 
     /// Says again what a daemon must know that has not heard of us: perhaps it is another one.

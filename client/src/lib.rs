@@ -39,7 +39,7 @@ mod registration;
 mod ring;
 mod transfer;
 
-pub use client::{Client, Options};
+pub use client::{Client, Options, Token};
 pub use connection::{Connection, operation_frame};
 pub use error::{ClientError, PoolError, RingError, SlotError};
 pub use identity::{monotonic_nanos, own_process};

@@ -83,6 +83,20 @@ async fn publishing_makes_no_system_call() {
 }
 
 #[tokio::test]
+async fn a_token_is_shown() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "0123456789abcdef-a one\n").expect("written");
+    let daemon = Daemon::start(&[&format!("--tenant-tokens-file={}", file.path().display())]).await;
+    let program = compile(&capi().join("tests/token.c"), daemon.dir());
+    let output =
+        Command::new(&program).args([&daemon.endpoint(), "0123456789abcdef-a"]).output().expect("it runs");
+    let err = String::from_utf8_lossy(&output.stderr);
+    // LMCACHE_STATUS_REFUSED twice, then LMCACHE_STATUS_OK.
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "without 5\nunknown 5\ntenant 0\n", "{err}");
+    assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 1.0);
+}
+
+#[tokio::test]
 async fn the_python_example_publishes_its_times() {
     let python = Command::new("python3").arg("--version").output();
     if !python.is_ok_and(|output| output.status.success()) {

@@ -9,10 +9,10 @@ use std::time::Duration;
 use ipc_tests::daemon::{Daemon, binary};
 use ipc_tests::dealer::Dealer;
 use ipc_tests::pool::Pool;
-use ipc_tests::worker::{Model, key, lookup, prepare_store, prompt, store};
+use ipc_tests::worker::{Model, commit_store, key, lookup, prepare_store, prompt, store};
 use ipc_tests::{eventually, http};
 use lmcache_client::Connection;
-use lmcache_proto::wire::{Request, Response};
+use lmcache_proto::wire::{Request, Response, Secret};
 
 const INSTANCE: u64 = 7;
 
@@ -265,4 +265,36 @@ async fn another_chunk_size_is_refused_before_anything_is_stopped() {
         "{answer}"
     );
     assert_eq!(client.call(&Request::GetChunkSize).await.expect("same connection"), Response::Count(256));
+}
+
+#[tokio::test]
+async fn a_connection_stays_its_tenant_s() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "0123456789abcdef-a one\n0123456789abcdef-b two\n").expect("written");
+    let mut installed = Installed::start(&[&format!("--tenant-tokens-file={}", file.path().display())]).await;
+    let daemon = &mut installed.daemon;
+    let (mut a, mut b, mut nobody) = (daemon.connect().await, daemon.connect().await, daemon.connect().await);
+    for (client, token) in [(&mut a, "0123456789abcdef-a"), (&mut b, "0123456789abcdef-b")] {
+        let shown = client.call(&Request::Authenticate { token: Secret(token) }).await.expect("an answer");
+        assert_eq!(shown, Response::Flag(true));
+    }
+    let model = Model::small("m");
+    a.call(&model.registration(INSTANCE)).await.expect("register");
+    let frame =
+        |request: &str, n| model.key(request, &prompt(n, 1)).salt("one").readers(1).frame(Some(0), 0, 256);
+    assert!(prepare_store(&mut a, &frame("s", 1), INSTANCE).await.is_some());
+    assert!(commit_store(&mut a, &frame("s", 1), INSTANCE).await);
+    a.call(&Request::Lookup { key: key(&frame("l", 1)), tp_size: 1 }).await.expect("lookup");
+    assert_eq!(upgrade(daemon).await.0, 200);
+    for other in [&mut b, &mut nobody] {
+        assert_eq!(prepare_store(other, &frame("s", 2), INSTANCE).await, None);
+        other.call(&Request::EndSession { request_id: "l" }).await.expect("end");
+        assert_eq!(daemon.metric("lmcached_l1_leases", &[]).await, 1.0);
+    }
+    assert!(prepare_store(&mut a, &frame("s", 3), INSTANCE).await.is_some(), "without showing it again");
+    let status = a.call(&Request::QueryPrefetchStatus { request_id: "l" }).await.expect("status");
+    assert_eq!(status, Response::Count(1));
+    // What it has shown is what counts: another token is refused on this connection.
+    let other = Request::Authenticate { token: Secret("0123456789abcdef-b") };
+    assert_eq!(a.call(&other).await.expect("an answer"), Response::Flag(false));
 }

@@ -158,6 +158,17 @@ lmcache_status lmcache_client_connect(const char *endpoint,
                                       uint64_t call_timeout_ms,
                                       lmcache_client **out);
 
+// The same with the token of a tenant, for a daemon with --tenant-tokens-file: every connection shows it first, and may use
+// the cache salts that it opens. LMCACHE_STATUS_REFUSED: the daemon does not know the token.
+//
+// # Safety
+// `endpoint` and `token` are strings; `out` is valid for a write.
+lmcache_status lmcache_client_connect_with_token(const char *endpoint,
+                                                 const char *token,
+                                                 uint64_t connect_timeout_ms,
+                                                 uint64_t call_timeout_ms,
+                                                 lmcache_client **out);
+
 // Frees a client. Stores and retrieves that are under way stay valid. Null is nothing.
 //
 // # Safety

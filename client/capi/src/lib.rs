@@ -91,13 +91,42 @@ pub unsafe extern "C" fn lmcache_client_connect(
         // SAFETY: this function's contract.
         let endpoint = unsafe { text(endpoint, "endpoint") }?;
         let options = Options::default().timeouts(millis(connect_timeout_ms), millis(call_timeout_ms));
-        let client = Client::connect(endpoint, options)?;
-        let handle = Box::into_raw(Box::new(CClient(client)));
         // SAFETY: this function's contract.
-        unsafe { put(out, handle) }.inspect_err(|_| {
-            // SAFETY: made two lines above, and given to nobody.
-            drop(unsafe { Box::from_raw(handle) });
-        })
+        unsafe { connect(endpoint, options, out) }
+    })
+}
+
+/// The same with the token of a tenant, for a daemon with --tenant-tokens-file: every connection shows it first, and may use
+/// the cache salts that it opens. LMCACHE_STATUS_REFUSED: the daemon does not know the token.
+///
+/// # Safety
+/// `endpoint` and `token` are strings; `out` is valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmcache_client_connect_with_token(
+    endpoint: *const c_char,
+    token: *const c_char,
+    connect_timeout_ms: u64,
+    call_timeout_ms: u64,
+    out: *mut *mut CClient,
+) -> Status {
+    bound(|| {
+        // SAFETY: this function's contract.
+        let (endpoint, token) = unsafe { (text(endpoint, "endpoint")?, text(token, "token")?) };
+        let options = Options::default().timeouts(millis(connect_timeout_ms), millis(call_timeout_ms));
+        // SAFETY: this function's contract.
+        unsafe { connect(endpoint, options.token(token), out) }
+    })
+}
+
+/// # Safety
+/// `out` is null or valid for a write.
+unsafe fn connect(endpoint: &str, options: Options, out: *mut *mut CClient) -> Result<(), Failure> {
+    let client = Client::connect(endpoint, options)?;
+    let handle = Box::into_raw(Box::new(CClient(client)));
+    // SAFETY: this function's contract.
+    unsafe { put(out, handle) }.inspect_err(|_| {
+        // SAFETY: made two lines above, and given to nobody.
+        drop(unsafe { Box::from_raw(handle) });
     })
 }
 
