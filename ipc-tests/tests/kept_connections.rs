@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -14,7 +15,7 @@ use ipc_tests::dealer::Dealer;
 use ipc_tests::kv_cache::{KvCache, Shape};
 use ipc_tests::worker::{Model, key, prompt};
 use ipc_tests::{eventually, http};
-use lmcache_proto::wire::{PrepareStoreResponse, Request, Response};
+use lmcache_proto::wire::{PrepareStoreResponse, Request, Response, Secret};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
@@ -26,12 +27,17 @@ struct Unit {
     name: String,
     port: u16,
     http_port: u16,
+    flags: Vec<String>,
     store: Store,
     dir: tempfile::TempDir,
 }
 
 impl Unit {
     async fn start(failpoint: &str) -> Unit {
+        Unit::start_with(failpoint, Vec::new()).await
+    }
+
+    async fn start_with(failpoint: &str, flags: Vec<String>) -> Unit {
         let dir = tempfile::tempdir().expect("directory");
         let notify = UnixDatagram::bind(dir.path().join("notify")).expect("notify socket");
         let store = Store::default();
@@ -39,7 +45,7 @@ impl Unit {
         std::thread::spawn(move || listen(&notify, &kept));
         let (port, http_port) = (free_port(), free_port());
         let name = format!("kept{}_{port}", std::process::id());
-        let mut unit = Unit { child: None, name, port, http_port, store, dir };
+        let mut unit = Unit { child: None, name, port, http_port, flags, store, dir };
         unit.launch(failpoint).await;
         unit
     }
@@ -70,6 +76,7 @@ impl Unit {
                 format!("--shm-name={}", self.name),
                 "--l1-size-gb=0.0625".into(),
             ])
+            .args(&self.flags)
             .env("NOTIFY_SOCKET", self.dir.path().join("notify"))
             .env("FDSTORE", "16")
             .env("LISTEN_FDNAMES", names.join(":"))
@@ -219,6 +226,28 @@ async fn half_a_message_that_was_read_ends_the_connection() {
     let answer = worker.answer().await;
     assert!(answer.number == number && answer.says(&Response::Flag(true)), "{answer:?}");
     unit.keeps(1).await;
+}
+
+/// What a token opened must not stay open, nor become nobody's: its connection ends, and the client shows it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_with_a_token_ends_with_the_daemon() {
+    const TOKEN: &str = "0123456789abcdef-a";
+    let dir = tempfile::tempdir().expect("directory");
+    let file = dir.path().join("tokens");
+    std::fs::write(&file, format!("{TOKEN} one\n")).expect("written");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o400)).expect("chmod");
+    let mut unit = Unit::start_with("", vec![format!("--tenant-tokens-file={}", file.display())]).await;
+    let mut tenant = Dealer::connect(&unit.endpoints()[0]).await;
+    tenant.ask(&[Request::Authenticate { token: Secret(TOKEN) }]).await;
+    assert!(tenant.answer().await.says(&Response::Flag(true)));
+    let mut other = Dealer::connect(&unit.endpoints()[0]).await;
+    other.ask(&[ping(7)]).await;
+    other.answer().await;
+    unit.keeps(2).await;
+    unit.crash().await;
+    tenant.ends().await;
+    let number = other.ask(&[Request::GetChunkSize]).await;
+    assert!(other.answer_to(number).await.says(&Response::Count(256)), "the other one goes on");
 }
 
 /// A worker whose memory the daemon copies goes on without a word of the restart: nothing of its was lost.

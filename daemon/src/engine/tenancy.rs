@@ -25,8 +25,17 @@ impl Client {
     /// What another process has been shown over this connection.
     pub(crate) fn has_shown(&self, token: Option<TokenHash>) {
         if let Some(token) = token {
-            self.token.get_or_init(|| token);
+            self.keep_token(token);
         }
+    }
+
+    /// Returns the one that was shown first.
+    fn keep_token(&self, token: TokenHash) -> TokenHash {
+        if let Some(lane) = &self.lane {
+            // Before it counts: a crash in between must not leave a connection that is nobody's.
+            lane.has_token();
+        }
+        *self.token.get_or_init(|| token)
     }
 
     /// What this one has been shown.
@@ -45,7 +54,7 @@ impl Engine {
         if gate.now().of(hash).is_none() {
             return Err((Refusal::WrongTenant, "nobody's token".into()));
         }
-        if *client.token.get_or_init(|| hash) != hash {
+        if client.keep_token(hash) != hash {
             return Err((Refusal::WrongTenant, "this connection has shown another token before".into()));
         }
         Ok(Response::Flag(true))

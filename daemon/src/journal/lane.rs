@@ -43,6 +43,9 @@ pub(super) const READING: u64 = 8;
 /// Part of an answer may be with the kernel, and the rest is not.
 pub(super) const WRITING: u64 = 16;
 
+/// It has shown a token, which is not noted.
+pub(super) const TOKEN: u64 = 32;
+
 /// Words of an entry: lengths of both frames, two words of uid, five of operation.
 pub(super) const ENTRY_WORDS: usize = 8;
 /// Entries of a page; LMCache's clients have some tens of requests under way.
@@ -193,6 +196,11 @@ impl Lane {
         } else {
             flags.fetch_and(!flag, Ordering::AcqRel);
         }
+    }
+
+    /// The connection has shown a token. Without it, it would be somebody else after a crash.
+    pub fn has_token(&self) {
+        self.flag(TOKEN, true);
     }
 
     /// No request of the connection is without an answer: none is that had no entry, either.

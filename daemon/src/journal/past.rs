@@ -12,7 +12,7 @@ use lmcache_proto::wire::{OpCode, Operation};
 
 use super::lane::{
     ASKS, CONNECTION, ENTRIES, ENTRY_WORDS, FLAGS, HOST, INSTANCE, KNOWS_INSTANCE, KNOWS_PROCESS, NEXT,
-    OP_BYTES, PID, PRESENT, READING, START, UID_BYTES, UNNOTED, WRITING, uid_number,
+    OP_BYTES, PID, PRESENT, READING, START, TOKEN, UID_BYTES, UNNOTED, WRITING, uid_number,
 };
 use super::memory::{HEADER, LANE_BYTES, LANE_WORDS, MAGIC, VERSION};
 use super::{Lane, Owed, Peer};
@@ -42,7 +42,8 @@ pub(super) struct Past {
     pub(super) last: Option<u64>,
     /// Requests that may be without answer and are not among these.
     pub(super) unnoted: u64,
-    /// Where its stream stands is known: behind all that was noted, and in front of whole answers.
+    /// It may go on in another process: where its stream stands is known, behind all that was noted and in front of whole
+    /// answers; and it has shown no token.
     pub(super) clean: bool,
     pub(super) requests: Vec<Request>,
 }
@@ -119,7 +120,7 @@ fn connection(page: &[u8; LANE_BYTES]) -> Option<Past> {
         peer: Peer { process: process.flatten(), host: word(HOST) },
         last: word(NEXT).checked_sub(1).into_iter().chain(noted).max(),
         unnoted: word(UNNOTED),
-        clean: flags & (READING | WRITING) == 0,
+        clean: flags & (READING | WRITING | TOKEN) == 0,
         requests,
     })
 }
