@@ -63,7 +63,14 @@ class Process:
 
     _alive: list["Process"] = []
 
-    def __init__(self, command: list[str], log: pathlib.Path, env: dict[str, str], pipes: bool = False):
+    def __init__(
+        self,
+        command: list[str],
+        log: pathlib.Path,
+        env: dict[str, str],
+        pipes: bool = False,
+        descriptors: tuple[int, ...] = (),
+    ):
         self.log = log
         # Appending: a server that is restarted continues its own log.
         with open(log, "ab") as sink:
@@ -75,6 +82,7 @@ class Process:
                 env=env,
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
+                pass_fds=descriptors,
             )
         Process._alive.append(self)
 

@@ -9,6 +9,7 @@ import typing
 import urllib.error
 import urllib.request
 
+from manager import Manager
 from processes import SHM, Failure, Process, free_ports, until
 
 # The Python server imports torch before it listens; on a busy machine that alone takes most of a minute.
@@ -57,13 +58,19 @@ class Server:
             "PYTHONHASHSEED": "0",
         }
         self.process: Process | None = None
+        # Whoever keeps its descriptors over a crash.
+        self.manager: Manager | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.http_port}"
 
     def start(self) -> "Server":
-        self.process = Process(self.command, self.log, self.env)
+        command, env, descriptors = self.command, self.env, ()
+        if self.manager:
+            command, variables, descriptors = self.manager.start(command)
+            env = env | variables
+        self.process = Process(command, self.log, env, descriptors=descriptors)
         until(self._ready, f"the server's /healthcheck (log: {self.log.name})", START_DEADLINE)
         return self
 
@@ -95,6 +102,8 @@ class Server:
         if self.process:
             self.process.end()
             self.process = None
+        if self.manager:
+            self.manager.forget()
         # lmcached keeps its pool on purpose and the peer leaves it behind when it is killed. The next part of the
         # run must not find it.
         for leftover in SHM.glob(f"*{self.shm_name}*"):

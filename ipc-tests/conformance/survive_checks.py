@@ -3,7 +3,8 @@
 With the load failure policy `recompute` no request may fail or differ from what an engine without a cache says, and after each
 restart everything that was stored before must be found again. What it costs is printed: the seconds from the kill to the
 first batch that is served as before, and how many prompts were computed again meanwhile. With the policy `fail` the engine
-reports a failed load to its client; how many requests that were is printed.
+reports a failed load to its client; how many requests that were is printed. `kept` is `recompute` under a service manager that
+keeps the connections.
 """
 
 import concurrent.futures
@@ -14,13 +15,14 @@ import typing
 
 import prompts
 from engine import Engine, connector, vllm_count, wrong_tokens
+from manager import Manager
 from processes import Failure
 from reference import Reference
 from report import Report
 from server import Server
 
 MODES = ("engine_driven", "lmcache_driven")
-POLICIES = ("recompute", "fail")
+POLICIES = ("recompute", "fail", "kept")
 RESTARTS = 10
 HEARTBEAT = 1
 MQ_TIMEOUT = 5
@@ -61,7 +63,7 @@ class Survive:
         self.name, self.engine, self.server, self.report = name, engine, server, report
         self.batch = prompts.flat(SCENARIOS[name])
         self.outputs = [output for output in reference.outputs[name]]
-        self.tolerant = name.endswith(".recompute")
+        self.tolerant = not name.endswith(".fail")
         # The same kills in every run.
         self.delays = random.Random(name)
         self.problems: list[str] = []
@@ -146,7 +148,12 @@ def run_failing(name: str, start: typing.Callable[[str], Engine], server: Server
 def run_all(server: Server, report: Report, reference: Reference, logs: pathlib.Path, names: list[str]) -> None:
     for name in names:
         _, mode, policy = name.split(".")
-        settings = connector(server, mode, load_failure=policy, timeout=MQ_TIMEOUT, heartbeat=HEARTBEAT)
+        load_failure = "fail" if policy == "fail" else "recompute"
+        # One that is not the service of a manager is started anew as one.
+        if (policy == "kept") != bool(server.manager):
+            server.stop()
+            server.manager = Manager() if policy == "kept" else None
+        settings = connector(server, mode, load_failure=load_failure, timeout=MQ_TIMEOUT, heartbeat=HEARTBEAT)
         if not server.running:
             server.start()
 
