@@ -69,7 +69,7 @@ def main() -> int:
     # that must not fail.
     survivors = []
     if "survive" in wanted and options.server == "lmcached":
-        survivors = [name for name in survive_checks.NAMES if options.only == "survive" or name.endswith((".recompute", ".kept"))]
+        survivors = [name for name in survive_checks.NAMES if options.only == "survive" or name.endswith(".recompute")]
         scenarios |= {name: survive_checks.SCENARIOS[name] for name in survivors}
 
     def with_server(name: str, checks: typing.Callable[[Server], None], flags: typing.Sequence[str] = ()) -> None:
