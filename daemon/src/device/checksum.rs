@@ -12,10 +12,10 @@ use std::fmt::Write as _;
 use lmcache_proto::layout::Dtype;
 use md5::{Digest, Md5};
 
-use super::Memory;
-use super::copy::{CopyError, read};
+use super::copy::CopyError;
 use super::format::View;
 use super::groups::KvGeometry;
+use super::transfer::Device;
 
 /// Bytes read from a worker's memory at once; a multiple of every element size.
 const BUFFER: usize = 64 << 10;
@@ -51,7 +51,7 @@ pub enum Checksums {
 /// [`ChecksumError`]; block ids are checked before anything is read.
 pub fn checksums(
     geometry: &KvGeometry,
-    memory: &Memory,
+    memory: &dyn Device,
     block_ids: &[u64],
     chunk_size: usize,
     layerwise: bool,
@@ -106,7 +106,7 @@ impl Layer<'_> {
     /// Feeds the chosen blocks to `md5` in row-major order.
     fn hash(
         &self,
-        memory: &Memory,
+        memory: &dyn Device,
         ids: &[u64],
         md5: &mut Md5,
         buffer: &mut [u8],
@@ -138,7 +138,7 @@ impl Layer<'_> {
 
     fn piece(
         &self,
-        memory: &Memory,
+        memory: &dyn Device,
         mut offset: u64,
         mut len: u64,
         md5: &mut Md5,
@@ -147,7 +147,7 @@ impl Layer<'_> {
         while len > 0 {
             let part = len.min(buffer.len() as u64);
             let bytes = &mut buffer[..part as usize];
-            read(memory, self.tensor, offset, bytes)?;
+            memory.read(self.tensor, offset, bytes)?;
             if self.view.dtype == Dtype::Bfloat16 {
                 // The value's bits are the upper half of the float's, as torch converts; `half` would quieten NaNs.
                 let wide: Vec<u8> = bytes.chunks_exact(2).flat_map(|pair| [0, 0, pair[0], pair[1]]).collect();

@@ -7,9 +7,8 @@
 use std::marker::PhantomData;
 use std::ptr;
 
-use super::Memory;
-use super::cpu_shm::{Mapped, Segment};
-use super::plan::{ChunkPlan, CopyRun};
+use super::cpu_shm::{CpuShm, Mapped, Segment};
+use super::plan::{ChunkPlan, CopyRun, PlanError};
 use crate::l1::{SlotMut, SlotRef};
 
 /// Why a copy did not happen or does not count.
@@ -26,6 +25,10 @@ pub enum CopyError {
     TensorBounds { tensor: usize, begin: u64, end: u64, len: u64 },
     #[error("bytes {begin}..{end} of the object are planned, it has {len}")]
     ObjectBounds { begin: u64, end: u64, len: u64 },
+    #[error("a held object is gone")]
+    Gone,
+    #[error(transparent)]
+    Plan(#[from] PlanError),
 }
 
 /// An object that a store fills.
@@ -92,7 +95,11 @@ impl ObjectRef<'_> {
 ///
 /// # Errors
 /// [`CopyError`]. The object's content is then undefined and must not be committed.
-pub fn store(memory: &Memory, plan: &ChunkPlan<'_>, object: &mut ObjectMut<'_>) -> Result<u64, CopyError> {
+pub(super) fn store(
+    memory: &CpuShm,
+    plan: &ChunkPlan<'_>,
+    object: &mut ObjectMut<'_>,
+) -> Result<u64, CopyError> {
     let len = object.len;
     for room in plan.untouched() {
         if room.start > room.end || room.end > len {
@@ -117,7 +124,11 @@ pub fn store(memory: &Memory, plan: &ChunkPlan<'_>, object: &mut ObjectMut<'_>) 
 ///
 /// # Errors
 /// [`CopyError`]. Some of the worker's blocks may have been written then.
-pub fn retrieve(memory: &Memory, plan: &ChunkPlan<'_>, object: ObjectRef<'_>) -> Result<u64, CopyError> {
+pub(super) fn retrieve(
+    memory: &CpuShm,
+    plan: &ChunkPlan<'_>,
+    object: ObjectRef<'_>,
+) -> Result<u64, CopyError> {
     execute(memory, plan, object.len, |run, mapped| {
         // SAFETY: `execute` checked both sides of the run; see `strided`.
         unsafe {
@@ -131,12 +142,11 @@ pub fn retrieve(memory: &Memory, plan: &ChunkPlan<'_>, object: ObjectRef<'_>) ->
 /// Hands every run of a plan to `copy`, after checking it against both sides once more, and looks for poison
 /// afterwards.
 fn execute(
-    memory: &Memory,
+    shm: &CpuShm,
     plan: &ChunkPlan<'_>,
     object_len: u64,
     mut copy: impl FnMut(&CopyRun, &Mapped<'_>),
 ) -> Result<u64, CopyError> {
-    let Memory::CpuShm(shm) = memory;
     let need = plan.object_bytes();
     if object_len < need {
         return Err(CopyError::ObjectSize { have: object_len, need });
@@ -179,8 +189,7 @@ fn execute(
 ///
 /// # Errors
 /// [`CopyError`]; `into` may have been written then.
-pub(super) fn read(memory: &Memory, tensor: usize, offset: u64, into: &mut [u8]) -> Result<(), CopyError> {
-    let Memory::CpuShm(shm) = memory;
+pub(super) fn read(shm: &CpuShm, tensor: usize, offset: u64, into: &mut [u8]) -> Result<(), CopyError> {
     let mapped = shm.tensor(tensor).ok_or(CopyError::Unmapped(tensor))?;
     let end = offset.saturating_add(into.len() as u64);
     if end > mapped.len {

@@ -17,11 +17,16 @@ use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap, shm_open};
 use nix::sys::stat::{Mode, fstat};
 
+use super::copy::{self, CopyError};
 use super::groups::KvGeometry;
 use super::sigbus::{Guard, GuardError};
+use super::transfer::{Device, Direction, Done, Moved, Transfer};
 
 /// Prefix of KV segments. The daemon's own pool and everybody else's shared memory have other names.
 const PREFIX: &str = "/lmcache_kv_";
+/// What a transfer on CPU memory answers as its completion event: the client takes any bytes, but none at all would
+/// mean that nothing was submitted.
+const EVENT: &[u8] = b"stub_ipc_handle";
 /// Longest rest of a name.
 const SUFFIX_MAX: usize = 200;
 
@@ -230,6 +235,53 @@ impl CpuShm {
         let (segment, len) = self.tensors.get(tensor).copied().flatten()?;
         let segment = self.segments.get(segment)?;
         Some(Mapped { segment, start: segment.start.as_ptr(), len: len.min(segment.bytes()) })
+    }
+}
+
+impl Device for CpuShm {
+    fn label(&self) -> &str {
+        "cpu"
+    }
+
+    fn identity(&self) -> Vec<SegmentIdentity> {
+        self.segments.iter().map(Segment::identity).collect()
+    }
+
+    fn idle_event(&self) -> Vec<u8> {
+        EVENT.to_vec()
+    }
+
+    /// Copies on the caller's thread: CPU memory has no events, the worker's data is complete when it asks and ours when we
+    /// answer.
+    fn submit(&self, transfer: Transfer, done: Done) {
+        let moved = self.copy(&transfer);
+        // Who is told that it is over finds the objects let go.
+        drop(transfer);
+        done(moved.map(|bytes| Moved { bytes, device_time: None, event: EVENT.to_vec() }));
+    }
+
+    fn read(&self, tensor: usize, offset: u64, into: &mut [u8]) -> Result<(), CopyError> {
+        copy::read(self, tensor, offset, into)
+    }
+}
+
+impl CpuShm {
+    fn copy(&self, transfer: &Transfer) -> Result<u64, CopyError> {
+        let mut bytes = 0;
+        for part in &transfer.parts {
+            let plan = transfer.plan(part)?;
+            bytes += match transfer.direction {
+                Direction::Store => {
+                    let mut object = transfer.objects.writable(part.object).ok_or(CopyError::Gone)?;
+                    copy::store(self, &plan, &mut object)?
+                }
+                Direction::Retrieve => {
+                    let object = transfer.objects.readable(part.object).ok_or(CopyError::Gone)?;
+                    copy::retrieve(self, &plan, object)?
+                }
+            };
+        }
+        Ok(bytes)
     }
 }
 

@@ -5,7 +5,8 @@
 //! * [`objects`]: kernel groups → object groups, their windows and layouts.
 //! * [`plan`]: block ids of a chunk → runs of bytes to copy; pure.
 //! * [`cpu_shm`]: maps the worker's shared memory; [`sigbus`] keeps us alive when the worker shrinks it.
-//! * [`copy`]: executes runs between a worker's memory and the pool.
+//! * [`copy`]: executes runs between a worker's mapped memory and the pool.
+//! * [`transfer`]: what is the same for all kinds of devices: a transfer is handed over, and told when it is over.
 //! * [`checksum`]: digests of a worker's blocks for tests and operators.
 //!
 //! A [`Registration`] is what a `register_kv_cache` leaves behind. It is immutable, shared between threads, and
@@ -22,26 +23,37 @@ pub mod groups;
 pub mod objects;
 pub mod plan;
 pub mod sigbus;
+pub mod transfer;
 
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use lmcache_proto::wire::{DeviceDescriptor, RegisterKvCache, TensorMetadata};
 
 use checksum::{ChecksumError, Checksums, checksums};
-use copy::{CopyError, ObjectMut, ObjectRef};
 use cpu_shm::{CpuShm, Limits, MapError, SegmentIdentity};
 use format::HeadOrder;
 use groups::{GeometryError, GeometryInput, KvGeometry};
 use plan::{ChunkPlan, PlanError};
 pub(crate) use sigbus::Guard as SigbusGuard;
 pub use sigbus::GuardError as SigbusGuardError;
+use transfer::{Device, Done, Transfer};
 
 /// Memory of a registered worker. One variant per kind of device.
 #[derive(Debug)]
 pub enum Memory {
     /// POSIX shared memory.
     CpuShm(CpuShm),
+}
+
+impl Memory {
+    fn device(&self) -> &dyn Device {
+        match self {
+            Memory::CpuShm(memory) => memory,
+        }
+    }
 }
 
 /// What the daemon's configuration adds to a registration.
@@ -59,7 +71,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Registration {
     /// How blocks and objects correspond.
-    pub geometry: KvGeometry,
+    pub geometry: Arc<KvGeometry>,
     /// Where the blocks are.
     pub memory: Memory,
 }
@@ -154,12 +166,11 @@ impl Registration {
 
     /// The files that its memory is, in the order of its segments.
     pub fn files(&self) -> Vec<SegmentIdentity> {
-        let Memory::CpuShm(memory) = &self.memory;
-        memory.segments().iter().map(cpu_shm::Segment::identity).collect()
+        self.memory.device().identity()
     }
 
     fn try_new(request: &RegisterKvCache, options: &Options) -> Result<Registration, RegisterReason> {
-        let geometry = Registration::try_geometry(request, options)?;
+        let geometry = Arc::new(Registration::try_geometry(request, options)?);
         let memory = Memory::CpuShm(CpuShm::map(&request.kv_cache, &geometry, &options.limits)?);
         Ok(Registration { geometry, memory })
     }
@@ -203,20 +214,19 @@ impl Registration {
         ChunkPlan::new(&self.geometry, object_group, block_ids, chunk, skip_tokens)
     }
 
-    /// Worker → object; see [`copy::store`].
-    ///
-    /// # Errors
-    /// [`CopyError`]; the object must not be committed then.
-    pub fn store(&self, plan: &ChunkPlan<'_>, object: &mut ObjectMut<'_>) -> Result<u64, CopyError> {
-        copy::store(&self.memory, plan, object)
+    /// What metrics and events call its device.
+    pub fn label(&self) -> &str {
+        self.memory.device().label()
     }
 
-    /// Object → worker; see [`copy::retrieve`].
-    ///
-    /// # Errors
-    /// [`CopyError`]; the load must be reported as failed then.
-    pub fn retrieve(&self, plan: &ChunkPlan<'_>, object: ObjectRef<'_>) -> Result<u64, CopyError> {
-        copy::retrieve(&self.memory, plan, object)
+    /// What a transfer that moves nothing is answered as its event.
+    pub fn idle_event(&self) -> Vec<u8> {
+        self.memory.device().idle_event()
+    }
+
+    /// Moves what `transfer` says; see [`Device::submit`].
+    pub fn submit(&self, transfer: Transfer, done: Done) {
+        self.memory.device().submit(transfer, done);
     }
 
     /// Digests of blocks; see [`checksum::checksums`].
@@ -229,6 +239,6 @@ impl Registration {
         chunk_size: usize,
         layerwise: bool,
     ) -> Result<Checksums, ChecksumError> {
-        checksums(&self.geometry, &self.memory, block_ids, chunk_size, layerwise)
+        checksums(&self.geometry, self.memory.device(), block_ids, chunk_size, layerwise)
     }
 }

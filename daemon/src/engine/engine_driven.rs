@@ -93,7 +93,7 @@ impl Engine {
             &payload.model_name,
             payload.world_size,
             vec![GroupShape { layout, window: None, aux: false }],
-            Kind::EngineDriven { block_size: payload.block_size, single_plane: payload.use_mla },
+            (Kind::EngineDriven { block_size: payload.block_size, single_plane: payload.use_mla }, "cpu"),
             Instances::now(self.started),
         ))
     }

@@ -58,6 +58,8 @@ pub(super) struct Instance {
     pub(super) worker: Arc<Worker>,
     /// Whose worker it is.
     pub(super) owner: Option<TenantId>,
+    /// Copies of the daemon's for it that are under way.
+    pub(super) copies: AtomicUsize,
     seen: AtomicU64,
     pinged: AtomicBool,
 }
@@ -68,12 +70,11 @@ impl Instance {
         model: &str,
         world_size: u32,
         groups: Vec<GroupShape>,
-        kind: Kind,
+        (kind, device): (Kind, &str),
         now: Duration,
     ) -> Instance {
         let model: Arc<str> = model.into();
-        // CPU shared memory is the one device there is so far.
-        let worker = Arc::new(Worker { engine_id: id, device: "cpu".into(), model: model.clone() });
+        let worker = Arc::new(Worker { engine_id: id, device: device.into(), model: model.clone() });
         Instance {
             id,
             model,
@@ -82,6 +83,7 @@ impl Instance {
             kind,
             worker,
             owner: None,
+            copies: AtomicUsize::new(0),
             seen: AtomicU64::new(now.as_millis() as u64),
             pinged: AtomicBool::new(false),
         }
@@ -104,6 +106,11 @@ impl Instance {
             Kind::EngineDriven { .. } => Mode::EngineDriven,
             Kind::LmcacheDriven { .. } => Mode::LmcacheDriven,
         }
+    }
+
+    /// Whether its device says how long a copy took.
+    pub(super) fn measures_itself(&self) -> bool {
+        *self.worker.device != *"cpu"
     }
 
     /// How long it has been silent at `now`, and whether it pings.
@@ -435,7 +442,7 @@ mod tests {
 
     fn worker(id: u64, width: u64) -> Instance {
         let kind = Kind::EngineDriven { block_size: 16, single_plane: false };
-        Instance::new(id, "m", 1, groups(width), kind, Duration::ZERO)
+        Instance::new(id, "m", 1, groups(width), (kind, "cpu"), Duration::ZERO)
     }
 
     #[test]

@@ -1,24 +1,20 @@
 //! Transfers that the daemon drives: it copies between the worker's memory, which it has mapped, and the pool.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use lmcache_proto::wire::{CacheKey, RegisterKvCache, Response, validate_model};
+use lmcache_proto::wire::{CacheKey, Operation, RegisterKvCache, Response, validate_model};
 
+use super::copies::{Reading, Subject, Writing};
 use super::engine_driven::rank_of;
 use super::instances::{GroupShape, Instance, Instances, Kind, Mode, Registered};
 use super::transfers::Direction;
-use super::{Client, Engine, Failure, Refusal};
+use super::{Client, Engine, Failure, Outcome, Refusal};
 use crate::device::cpu_shm::Limits;
 use crate::device::groups::KvGeometry;
 use crate::device::plan::{check_coverage, null_chunks, skipped_in_chunk};
+use crate::device::transfer::{self as device, Part, Transfer};
 use crate::device::{Options, Registration};
 use crate::events::Event;
-use crate::l1::{L1, Pin, Pinned, Reserved};
-
-/// What a transfer on CPU memory answers as its completion event: the client takes any bytes, but none at all would
-/// mean that nothing was submitted.
-const CPU_EVENT: &[u8] = b"stub_ipc_handle";
 
 /// Most memory that one worker may have mapped here. Mapping costs address space, not memory; the bound only keeps a
 /// hostile worker from using it up.
@@ -38,9 +34,11 @@ impl Engine {
         let chunk_bytes: u64 = groups.iter().map(|group| group.layout.bytes()).sum();
         let (id, layers) = (payload.instance_id, payload.kv_cache.len());
         let (model, world_size) = (payload.model_name.clone(), payload.world_size);
+        let device = registration.label().to_owned();
         let kind = Kind::LmcacheDriven { payload, registration: OnceLock::from(Arc::new(registration)) };
-        let instance = Instance::new(id, &model, world_size, groups, kind, Instances::now(self.started))
-            .of(self.tenant_of(client));
+        let instance =
+            Instance::new(id, &model, world_size, groups, (kind, &device), Instances::now(self.started))
+                .of(self.tenant_of(client));
         let outcome = self.instances.register(instance).ok_or_else(super::instances::full)?;
         self.registered(id);
         if outcome != Registered::Refreshed {
@@ -51,7 +49,8 @@ impl Engine {
                 layers,
                 chunk_bytes,
                 replaced = outcome == Registered::Replaced,
-                "worker registered (server-driven, CPU memory)"
+                device,
+                "worker registered (server-driven)"
             );
         }
         Ok(())
@@ -64,7 +63,7 @@ impl Engine {
             .map_err(|error| (Refusal::Layout, error.to_string()))?;
         let groups = self.groups_of(&geometry)?;
         let (id, model, world_size) = (payload.instance_id, payload.model_name.clone(), payload.world_size);
-        let kind = Kind::LmcacheDriven { payload, registration: OnceLock::new() };
+        let kind = (Kind::LmcacheDriven { payload, registration: OnceLock::new() }, "cpu");
         Ok(Instance::new(id, &model, world_size, groups, kind, Instances::now(self.started)).expected())
     }
 
@@ -141,16 +140,17 @@ impl Engine {
         client: &Client,
         key: &CacheKey<'_>,
         id: u64,
-        block_ids: &[Vec<u64>],
-    ) -> Result<Response, Failure> {
+        block_ids: Vec<Vec<u64>>,
+        event: &[u8],
+    ) -> Result<Outcome, Failure> {
         let (instance, worker) = self.mapped(id)?;
         let (range, rank) = (self.chunk_range(key)?, rank_of(key)?);
         let chain = self.chain(client, key, range.end)?;
         let hashes = &chain.hashes[range.clone()];
-        check_coverage(&worker.geometry, block_ids, hashes.len() as u64).map_err(bad_blocks)?;
-        let null = null_chunks(&worker.geometry, block_ids, hashes.len() as u64, self.config.null_block_id);
+        check_coverage(&worker.geometry, &block_ids, hashes.len() as u64).map_err(bad_blocks)?;
+        let null = null_chunks(&worker.geometry, &block_ids, hashes.len() as u64, self.config.null_block_id);
 
-        let mut writing = Writing { l1: &self.l1, objects: Vec::new() };
+        let mut writing = Writing::new(&self.l1);
         for (group, shape) in worker.geometry.object_groups.iter().enumerate() {
             let chunks: Vec<usize> = (0..hashes.len()).filter(|chunk| !null[group][*chunk]).collect();
             let cells = chunks.iter().map(|chunk| (hashes[*chunk], rank, group as u32));
@@ -159,58 +159,39 @@ impl Engine {
                 .objects
                 .extend(reserved.into_iter().map(|object| (group, chunks[object.position], object)));
         }
-        if writing.objects.is_empty() {
-            return Ok(Response::Transfer(CPU_EVENT.to_vec(), true));
+        let parts = writing.objects.iter().enumerate().map(|(object, (group, chunk, _))| Part {
+            object,
+            group: *group,
+            chunk: *chunk as u64,
+            skip_tokens: 0,
+        });
+        let parts: Vec<Part> = parts.collect();
+        if parts.is_empty() {
+            return Ok(Outcome::Reply(Response::Transfer(worker.idle_event(), true)));
         }
         let cells = writing.objects.iter().map(|(group, chunk, _)| (hashes[*chunk], rank, *group as u32));
         let told = self.told(key, &instance, Direction::Store, cells);
-        if let Some(told) = &told {
+        let writing = Arc::new(writing);
+        let transfer = Transfer {
+            direction: device::Direction::Store,
+            geometry: worker.geometry.clone(),
+            block_ids,
+            parts,
+            objects: writing.clone(),
+            event: event.to_vec(),
+        };
+        transfer.check().map_err(bad_blocks)?;
+        let with_tokens = key.worker_id == Some(0) && self.kv_events.enabled();
+        let subject = Subject { client, key, instance: &instance, worker: &worker, range, rank, chain, told };
+        let copy = self.copy_of(subject, with_tokens)?;
+        if let Some(told) = &copy.told {
             self.bus.publish(|| Event::L1WriteReserved { keys: told.keys.clone() });
             self.transfer_submitted(told);
             self.transfer_started(told);
         }
-        if let Err(failure) = self.copy_out(&worker, block_ids, &writing.objects) {
-            if let Some(told) = &told {
-                self.tell_stored(key, told, &vec![false; writing.objects.len()], 0, 0);
-            }
-            return Err(failure);
-        }
-        let objects = std::mem::take(&mut writing.objects);
-        let pins: Vec<Pin> = objects.iter().map(|(_, _, object)| object.pin).collect();
-        self.call_finish_write(told.as_deref());
-        let done = self.commit_and_log(key, &chain, &pins, |at| range.start + objects[at].1);
-        for (group, shape) in worker.geometry.object_groups.iter().enumerate() {
-            let of_group = objects.iter().zip(&done).filter(|((at, ..), done)| **done && *at == group);
-            let cells = of_group.map(|((_, chunk, _), _)| (hashes[*chunk], rank, group as u32)).collect();
-            self.offer(key, cells, shape.layout.fingerprint(), shape.layout.bytes());
-        }
-        let tokens = (range.len() * self.hasher.chunk_size()) as u64;
-        self.stats.stored_tokens.fetch_add(tokens, Ordering::Relaxed);
-        if let Some(told) = &told {
-            let bytes =
-                |(group, ..): &(usize, usize, Reserved)| worker.geometry.object_groups[*group].layout.bytes();
-            self.tell_stored(key, told, &done, objects.iter().map(bytes).sum(), tokens);
-        }
-        self.after_change();
-        Ok(Response::Transfer(CPU_EVENT.to_vec(), true))
-    }
-
-    /// Fills reserved objects (group, chunk, object). All plans before the first copy: a bad block id changes nothing.
-    fn copy_out(
-        &self,
-        worker: &Registration,
-        block_ids: &[Vec<u64>],
-        objects: &[(usize, usize, Reserved)],
-    ) -> Result<(), Failure> {
-        let plans = objects
-            .iter()
-            .map(|(group, chunk, _)| worker.plan(*group, block_ids, *chunk as u64, 0).map_err(bad_blocks))
-            .collect::<Result<Vec<_>, _>>()?;
-        for (plan, (_, _, object)) in plans.iter().zip(objects) {
-            let slot = self.l1.slot_mut(object).ok_or_else(gone)?;
-            worker.store(plan, &mut slot.into()).map_err(copy_failed)?;
-        }
-        Ok(())
+        Ok(self.submit(Operation::Store, copy, transfer, move |engine, copy, moved| {
+            engine.store_ended(copy, &writing, moved)
+        }))
     }
 
     /// Copies cached chunks into the worker's blocks.
@@ -219,16 +200,16 @@ impl Engine {
         client: &Client,
         key: &CacheKey<'_>,
         id: u64,
-        block_ids: &[Vec<u64>],
-        skip_first: u64,
-    ) -> Result<Response, Failure> {
+        block_ids: Vec<Vec<u64>>,
+        (skip_first, event): (u64, &[u8]),
+    ) -> Result<Outcome, Failure> {
         let (instance, worker) = self.mapped(id)?;
         let (range, rank) = (self.chunk_range(key)?, rank_of(key)?);
         let chain = self.chain(client, key, range.end)?;
         let hashes = &chain.hashes[range.clone()];
-        check_coverage(&worker.geometry, block_ids, hashes.len() as u64).map_err(bad_blocks)?;
+        check_coverage(&worker.geometry, &block_ids, hashes.len() as u64).map_err(bad_blocks)?;
 
-        let mut reading = Reading { l1: &self.l1, objects: Vec::new() };
+        let mut reading = Reading::new(&self.l1);
         for (group, shape) in worker.geometry.object_groups.iter().enumerate() {
             // Private groups belong to their connector; a lookup does not lease them, a retrieve does not read them.
             if shape.aux {
@@ -241,96 +222,37 @@ impl Engine {
                 .objects
                 .extend(pinned.into_iter().zip(first..).map(|(object, chunk)| (group, chunk, object)));
         }
+        let parts = reading.objects.iter().enumerate().filter_map(|(object, (group, chunk, _))| {
+            // What the engine shares with other requests is left alone.
+            let skip_tokens = skipped_in_chunk(&worker.geometry, *chunk as u64, skip_first)?;
+            Some(Part { object, group: *group, chunk: *chunk as u64, skip_tokens })
+        });
+        let parts: Vec<Part> = parts.collect();
         let cells = reading.objects.iter().map(|(group, chunk, _)| (hashes[*chunk], rank, *group as u32));
         let told = self.told(key, &instance, Direction::Retrieve, cells);
-        if let Some(told) = &told {
+        let reading = Arc::new(reading);
+        let transfer = Transfer {
+            direction: device::Direction::Retrieve,
+            geometry: worker.geometry.clone(),
+            block_ids,
+            parts,
+            objects: reading.clone(),
+            event: event.to_vec(),
+        };
+        // Every block is known to exist before the first is touched.
+        transfer.check().map_err(bad_blocks)?;
+        let subject = Subject { client, key, instance: &instance, worker: &worker, range, rank, chain, told };
+        let copy = self.copy_of(subject, false)?;
+        if let Some(told) = &copy.told {
             self.transfer_submitted(told);
             self.transfer_started(told);
         }
-        let copied = self.copy_in(&worker, block_ids, skip_first, &reading.objects).and_then(|()| {
-            // After the copy: what was written into an object before or during it is found.
-            let damaged = reading.objects.iter().filter(|(_, _, object)| !self.l1.verify(object)).count();
-            if damaged == 0 { Ok(()) } else { Err(self.damaged(key, &instance, damaged as u64)) }
-        });
-        if copied.is_ok() {
-            self.call_finish_read(told.as_deref());
-            let read = |(_, chunk, object): &(usize, usize, Pinned)| {
-                ((range.start + chunk) as u32, object.pin.object)
-            };
-            self.retrieved(key, id, reading.objects.iter().map(read));
-        }
-        let tokens = if copied.is_ok() { (range.len() * self.hasher.chunk_size()) as u64 } else { 0 };
-        if let Some(told) = &told {
-            let (count, bytes) = if copied.is_ok() {
-                (reading.objects.len(), reading.objects.iter().map(|(_, _, object)| object.length).sum())
-            } else {
-                (0, 0)
-            };
-            self.read_finished(told.keys.clone());
-            self.transfer_ended(told, count as u64, bytes, tokens);
-        }
-        self.stats.retrieved_tokens.fetch_add(tokens, Ordering::Relaxed);
-        copied?;
-        Ok(Response::Transfer(CPU_EVENT.to_vec(), true))
-    }
-
-    /// Copies pinned objects (group, chunk, object) into the worker's blocks. Every block is known to exist before the
-    /// first is touched.
-    fn copy_in(
-        &self,
-        worker: &Registration,
-        block_ids: &[Vec<u64>],
-        skip_first: u64,
-        objects: &[(usize, usize, Pinned)],
-    ) -> Result<(), Failure> {
-        let mut plans = Vec::with_capacity(objects.len());
-        for (group, chunk, object) in objects {
-            // What the engine shares with other requests is left alone.
-            let Some(skip) = skipped_in_chunk(&worker.geometry, *chunk as u64, skip_first) else { continue };
-            plans.push((object, worker.plan(*group, block_ids, *chunk as u64, skip).map_err(bad_blocks)?));
-        }
-        for (object, plan) in &plans {
-            let slot = self.l1.slot_ref(object).ok_or_else(gone)?;
-            worker.retrieve(plan, slot.into()).map_err(copy_failed)?;
-        }
-        Ok(())
-    }
-}
-
-/// Reserved objects (group, chunk, object), given up unless they are taken out: on every way out, a panic included.
-struct Writing<'l> {
-    l1: &'l L1,
-    objects: Vec<(usize, usize, Reserved)>,
-}
-
-impl Drop for Writing<'_> {
-    fn drop(&mut self) {
-        if !self.objects.is_empty() {
-            self.l1.abort(self.objects.iter().map(|(_, _, object)| &object.pin));
-        }
-    }
-}
-
-/// Pinned objects (group, chunk, object), let go when it goes.
-struct Reading<'l> {
-    l1: &'l L1,
-    objects: Vec<(usize, usize, Pinned)>,
-}
-
-impl Drop for Reading<'_> {
-    fn drop(&mut self) {
-        self.l1.unpin(self.objects.iter().map(|(_, _, object)| &object.pin));
+        Ok(self.submit(Operation::Retrieve, copy, transfer, move |engine, copy, moved| {
+            engine.retrieve_ended(copy, &reading, moved)
+        }))
     }
 }
 
 fn bad_blocks(error: impl std::fmt::Display) -> Failure {
     (Refusal::BadValue, error.to_string())
-}
-
-fn copy_failed(error: impl std::fmt::Display) -> Failure {
-    (Refusal::CopyFailed, error.to_string())
-}
-
-fn gone() -> Failure {
-    (Refusal::Internal, "a held object is gone".to_owned())
 }

@@ -2,7 +2,7 @@
 //!
 //! One file per group of operations: `lookup`, `engine_driven`, `lmcache_driven`, `liveness`, `kv_events`,
 //! `handover` (what goes on in another process), `management` and `look` (what operators ask), `warm` (prefetches that operators ask for), `quotas`, `tenancy` (who may ask for what). State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
-//! `prompt`s, `leases` and `prefetch` jobs), `transfers` (slots that workers are touching). `changes` is what follows when the cache changes,
+//! `prompt`s, `leases` and `prefetch` jobs), `transfers` (slots that workers are touching), `copies` (what the daemon copies itself). `changes` is what follows when the cache changes,
 //! `publish` what the events say, `calls` what a recording gets.
 //!
 //! Locks, outermost first: a session, then liveness or transfers, then the order lock of `changes`, then L1's index; the
@@ -13,6 +13,7 @@
 pub(crate) mod alone;
 mod calls;
 mod changes;
+mod copies;
 mod engine_driven;
 mod handover;
 mod instances;
@@ -45,6 +46,7 @@ use std::time::{Duration, Instant};
 use lmcache_proto::hash::{Chain, TokenHasher};
 use lmcache_proto::wire::{CacheKey, Operation, Request, Response, TokenMemo};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 pub use handover::EngineState;
 pub use kv_events::{EventSource, KvEvents};
@@ -63,6 +65,7 @@ use crate::quota::Quotas;
 use crate::ring::RingHub;
 use crate::roster::Roster;
 use crate::tenants::{Gate, TokenHash};
+use copies::UnderWay;
 use instances::Instances;
 use liveness::Liveness;
 use prompt::Prompt;
@@ -215,6 +218,9 @@ pub enum Outcome {
         /// The answer if too many requests wait already.
         otherwise: Response,
     },
+    /// The answer comes when a copy of the daemon's is over, and holds nobody up. It is counted by then; how many there may be
+    /// is the engine's business.
+    Pending(oneshot::Receiver<Response>),
     /// A stream of KV event batches.
     Stream(EventSource),
 }
@@ -304,6 +310,7 @@ pub struct Engine {
     returning: Returning,
     sessions: Sessions,
     transfers: Mutex<Transfers>,
+    copies: UnderWay,
     liveness: Mutex<Liveness>,
     kv_events: Arc<KvEvents>,
     /// Order of the KV event log; see `changes`.
@@ -347,6 +354,7 @@ impl Engine {
             returning: Returning::default(),
             sessions: Sessions::new(config.max_sessions, config.max_session_bytes),
             transfers: Mutex::new(Transfers::new(adopted)),
+            copies: UnderWay::default(),
             liveness: Mutex::new(Liveness::default()),
             kv_events: Arc::new(KvEvents::new(config.kv_event_log_size)),
             order: Mutex::new(()),
@@ -405,7 +413,7 @@ impl Engine {
         let request = match decoded {
             Ok(request) => request,
             Err(error) => {
-                self.stats.refused(client, operation, Refusal::Undecodable, error);
+                self.stats.refused(&client.peer, operation, Refusal::Undecodable, error);
                 return self.refuse(operation, Refusal::Undecodable);
             }
         };
@@ -415,11 +423,20 @@ impl Engine {
                 if let Some(instance) = registers {
                     self.keep_registration(client, instance, operation, payload);
                 }
-                self.stats.count(operation, OpOutcome::Ok);
-                outcome
+                match outcome {
+                    // It counts itself when it is over, which it may be.
+                    Outcome::Pending(mut pending) => match pending.try_recv() {
+                        Ok(response) => Outcome::Reply(response),
+                        Err(_) => Outcome::Pending(pending),
+                    },
+                    outcome => {
+                        self.stats.count(operation, OpOutcome::Ok);
+                        outcome
+                    }
+                }
             }
             Err((reason, detail)) => {
-                self.stats.refused(client, operation, reason, detail);
+                self.stats.refused(&client.peer, operation, reason, detail);
                 self.refuse(operation, reason)
             }
         }
@@ -492,12 +509,11 @@ impl Engine {
             Request::UnregisterKvCache { instance_id } => {
                 self.unregister_kv_cache(instance_id).map(|()| Outcome::Reply(Response::Nothing))
             }
-            // CPU memory has no events: the worker's data is complete when it asks, and ours when we answer.
-            Request::Store { key, instance_id, block_ids, .. } => {
-                self.store(client, &key, instance_id, &block_ids).map(Outcome::Reply)
+            Request::Store { key, instance_id, block_ids, event } => {
+                self.store(client, &key, instance_id, block_ids, event)
             }
-            Request::Retrieve { key, instance_id, block_ids, skip_first_n_tokens, .. } => {
-                self.retrieve(client, &key, instance_id, &block_ids, skip_first_n_tokens).map(Outcome::Reply)
+            Request::Retrieve { key, instance_id, block_ids, event, skip_first_n_tokens } => {
+                self.retrieve(client, &key, instance_id, block_ids, (skip_first_n_tokens, event))
             }
             Request::Clear { force } => {
                 self.clear(force);

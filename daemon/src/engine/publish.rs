@@ -1,7 +1,7 @@
 //! Events of requests and transfers. With observability off nothing of this is made.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::transfer_id::{TransferDirection, transfer_id};
@@ -24,8 +24,10 @@ pub(super) struct Told {
     number: u64,
     /// When it was prepared.
     prepared: Instant,
-    /// The worker has a lane: it says itself when it began to copy, so its start is told with its end.
+    /// The worker has a lane, or its device measures: it says itself when it began to copy, so its start is told with its end.
     deferred: bool,
+    /// How long the device was copying, if it measured that itself.
+    device_time: OnceLock<Duration>,
     /// The objects it moves.
     pub(super) keys: Keys,
 }
@@ -34,6 +36,14 @@ impl Told {
     /// The request.
     pub(super) fn session(&self) -> &SessionId {
         &self.session
+    }
+
+    /// The device has measured how long it copied: the transfer's start is told from that.
+    pub(super) fn copied_in(&self, device_time: Option<Duration>) {
+        if let Some(time) = device_time {
+            // Told once, when the copy is over.
+            let _ = self.device_time.set(time);
+        }
     }
 }
 
@@ -74,7 +84,11 @@ impl Engine {
             direction,
             number,
             prepared: Instant::now(),
-            deferred: worker.mode() == Mode::EngineDriven && self.ring.has_lane(worker.id),
+            device_time: OnceLock::new(),
+            deferred: match worker.mode() {
+                Mode::EngineDriven => self.ring.has_lane(worker.id),
+                Mode::LmcacheDriven => worker.measures_itself(),
+            },
             keys: Keys::new(model, self.shared_salt(key.cache_salt), cells),
         }))
     }
@@ -110,7 +124,9 @@ impl Engine {
     /// place of ours. What it said of an earlier attempt at the same transfer is not about this one.
     pub(super) fn transfer_ended(&self, told: &Told, count: u64, total_bytes: u64, num_tokens: u64) {
         let mut end_at = Instant::now();
-        if told.deferred {
+        if let Some(time) = told.device_time.get() {
+            self.transfer_started_at(told, end_at.checked_sub(*time).unwrap_or(told.prepared));
+        } else if told.deferred {
             let timing = self.ring.take_timing(told.worker.engine_id, told.number);
             let timing = timing.filter(|timing| timing.end >= told.prepared);
             let start_at = timing.map_or(told.prepared, |timing| timing.start);

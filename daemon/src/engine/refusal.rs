@@ -140,7 +140,12 @@ impl fmt::Display for Refusal {
 impl Engine {
     /// The negative answer of `operation`. One row per operation in `docs/ARCHITECTURE.md`.
     pub fn refuse(&self, operation: Operation, _reason: Refusal) -> Outcome {
-        Outcome::Reply(match operation {
+        Outcome::Reply(self.negative(operation))
+    }
+
+    /// The same, where nothing but an answer is possible.
+    pub fn negative(&self, operation: Operation) -> Response {
+        match operation {
             // An empty event handle says that no device work was submitted.
             Operation::Store | Operation::Retrieve => Response::Transfer(Vec::new(), false),
             // 0 chunks: a miss, and final.
@@ -173,6 +178,6 @@ impl Engine {
             | Operation::SubscribeKvEvents => Response::Nothing,
             // No name: the worker goes on without a lane.
             Operation::AttachRing => Response::RingAttached(AttachRingResponse::default()),
-        })
+        }
     }
 }

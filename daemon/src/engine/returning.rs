@@ -159,7 +159,7 @@ impl Engine {
             return;
         }
         for owed in &owed {
-            self.stats.refused(client, owed.operation, Refusal::Restarted, "under way at the restart");
+            self.stats.refused(&client.peer, owed.operation, Refusal::Restarted, "under way at the restart");
         }
         client.owed.lock().extend(owed);
         client.owes.store(true, Ordering::Relaxed);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lmcache_proto::wire::Operation;
 
-use super::{Client, Refusal};
+use super::Refusal;
 use crate::log_limit::LogLimit;
 
 /// Outcome label of the request counter.
@@ -76,14 +76,14 @@ impl Stats {
     }
 
     /// A request was not done.
-    pub fn refused(&self, client: &Client, operation: Operation, reason: Refusal, detail: impl Display) {
+    pub fn refused(&self, peer: &str, operation: Operation, reason: Refusal, detail: impl Display) {
         self.count(operation, OpOutcome::Refused(reason));
         if let Some(suppressed) = self.limits[operation.index()][reason as usize].pass() {
             // A miss after a lookup is life; the rest is worth a look.
             if reason == Refusal::NotResident {
-                tracing::info!(%operation, peer = %client.peer, %detail, suppressed, "request refused: {}", reason.advice());
+                tracing::info!(%operation, peer, %detail, suppressed, "request refused: {}", reason.advice());
             } else {
-                tracing::warn!(%operation, peer = %client.peer, %reason, %detail, suppressed, "request refused: {}", reason.advice());
+                tracing::warn!(%operation, peer, %reason, %detail, suppressed, "request refused: {}", reason.advice());
             }
         }
     }

@@ -53,6 +53,8 @@ pub(super) struct Connection<'s> {
     /// The same, as the next daemon would see them.
     pub(super) unanswered: Vec<Ticket>,
     pub(super) parked: JoinSet<()>,
+    /// Requests whose copies are under way.
+    pub(super) copying: usize,
     pub(super) streams: HashMap<Bytes, Subscription>,
     pub(super) next_stream: u64,
     /// Since when replies wait for the peer, and how many bytes of them it has taken since.
@@ -161,6 +163,7 @@ async fn go_on(place: &Place, mut reader: Reader, mut writer: Writer, client: Cl
         unflushed: Vec::new(),
         unanswered: Vec::new(),
         parked: JoinSet::new(),
+        copying: 0,
         streams: HashMap::new(),
         next_stream: 0,
         unsent: None,
@@ -421,7 +424,7 @@ impl Connection<'_> {
             self.client.remember_if(|bytes| self.share.set_memo(bytes));
         }
         let waiting = self.queue.cost() + self.executing.unwrap_or(0) + self.out.len();
-        let parked = (self.parked.len() + self.streams.len()) * PARKED_OVERHEAD;
+        let parked = (self.parked.len() + self.copying + self.streams.len()) * PARKED_OVERHEAD;
         self.share.set(unread + waiting + parked);
     }
 

@@ -2,10 +2,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
-use lmcache_proto::wire::Response;
-use tokio::sync::{Notify, mpsc};
+use lmcache_proto::wire::{Operation, Response};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::InFlight;
@@ -25,12 +26,17 @@ const MAX_STREAMS: usize = 8;
 /// parked request and each stream, so the channel is bounded by what is admitted.
 pub(super) enum Event {
     /// The ordered request on the compute threads is done.
-    Done { call: Call, outcome: Outcome, guard: InFlight },
+    Done { call: Call, asked: Asked, outcome: Outcome, guard: InFlight },
+    /// A copy of the daemon's is over.
+    Copied { call: Call, response: Response, guard: InFlight },
     /// A parked request has its answer.
     Woken { call: Call, response: Response },
     /// A stream has a batch, or has ended (`None`).
     Stream { number: u64, uid: Bytes, op_frame: Bytes, batch: Option<Response> },
 }
+
+/// What was asked, and when it had come.
+pub(super) type Asked = (Operation, Instant);
 
 /// An open stream.
 pub(super) struct Subscription {
@@ -95,23 +101,28 @@ impl Connection<'_> {
         let stats = self.server.stats.clone();
         tokio::task::spawn_blocking(move || {
             let outcome = guarded(&engine, &client, &message, &stats);
+            let Message { call, operation, arrived, .. } = message;
             // Fails when the connection has gone: then nobody waits for the answer.
-            let _ = events.send(Event::Done { call: message.call, outcome, guard });
+            let _ = events.send(Event::Done { call, asked: (operation, arrived), outcome, guard });
         });
     }
 
     pub(super) fn execute_here(&mut self, message: Message) {
         let guard = self.server.begin();
         let outcome = guarded(&self.server.engine, &self.client, &message, &self.server.stats);
-        self.finish(message.call, outcome);
-        self.unflushed.push(guard);
+        let Message { call, operation, arrived, .. } = message;
+        self.finish(call, (operation, arrived), outcome, guard);
     }
 
     pub(super) fn event(&mut self, event: Event) {
         match event {
-            Event::Done { call, outcome, guard } => {
+            Event::Done { call, asked, outcome, guard } => {
                 self.executing = None;
-                self.finish(call, outcome);
+                self.finish(call, asked, outcome, guard);
+            }
+            Event::Copied { call, response, guard } => {
+                self.copying -= 1;
+                self.answer(call, &response);
                 self.unflushed.push(guard);
             }
             Event::Woken { call, response } => {
@@ -132,11 +143,16 @@ impl Connection<'_> {
         }
     }
 
-    fn finish(&mut self, mut call: Call, outcome: Outcome) {
+    fn finish(&mut self, mut call: Call, asked: Asked, outcome: Outcome, guard: InFlight) {
         self.make_good();
+        let outcome = match outcome {
+            Outcome::Pending(pending) => return self.await_copy(call, asked, pending, guard),
+            outcome => outcome,
+        };
+        self.unflushed.push(guard);
         match outcome {
             Outcome::Reply(response) => self.answer(call, &response),
-            Outcome::Silence => {}
+            Outcome::Silence | Outcome::Pending(_) => {}
             // Nobody is there to be told.
             Outcome::Later { .. } | Outcome::Stream(_) if self.deaf => {}
             Outcome::Later { wait, otherwise } => {
@@ -178,6 +194,27 @@ impl Connection<'_> {
                 self.streams.insert(key, Subscription { number, _ticket: ticket, credit, task });
             }
         }
+    }
+
+    /// Waits for the end of a copy, beside the connection: it goes on when the peer has gone, and the daemon does not stop before
+    /// it is over, as far as it waits for requests at all.
+    fn await_copy(
+        &mut self,
+        mut call: Call,
+        (operation, arrived): Asked,
+        pending: oneshot::Receiver<Response>,
+        guard: InFlight,
+    ) {
+        call.own();
+        self.copying += 1;
+        let (server, events) = (self.server.clone(), self.events.clone());
+        tokio::spawn(async move {
+            // Without an answer, which only a bug can leave us with, the copy has failed.
+            let response = pending.await.unwrap_or_else(|_| server.engine.negative(operation));
+            server.stats.timing(operation).total.record(arrived.elapsed());
+            // Fails when the connection has gone: then nobody waits for the answer.
+            let _ = events.send(Event::Copied { call, response, guard });
+        });
     }
 
     /// Answers, and keeps the request noted until the answer is with the kernel.
@@ -227,6 +264,8 @@ fn guarded(engine: &Engine, client: &Client, message: &Message, stats: &ServerSt
         );
         engine.refuse(message.operation, Refusal::Internal)
     });
-    timing.total.record(message.arrived.elapsed());
+    if !matches!(outcome, Outcome::Pending(_)) {
+        timing.total.record(message.arrived.elapsed());
+    }
     outcome
 }

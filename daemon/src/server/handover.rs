@@ -92,7 +92,8 @@ impl Connection<'_> {
         while let Ok(event) = inbox.try_recv() {
             self.event(event);
         }
-        while self.executing.is_some() {
+        // A copy is not broken off: its blocks would be written while their owner takes it for failed.
+        while self.executing.is_some() || self.copying > 0 {
             self.event(inbox.recv().await.expect("we hold a sender"));
         }
         // What that one has left to wait for.

@@ -12,6 +12,11 @@ pub struct Tokens<'a> {
 }
 
 impl<'a> Tokens<'a> {
+    /// A list whose encoded elements have been kept; see [`Tokens::bytes`]. They may be left out where nobody decodes them.
+    pub fn of_checked(count: usize, bytes: &'a [u8]) -> Tokens<'a> {
+        Tokens { count, bytes }
+    }
+
     /// Number of tokens announced by the array head.
     pub fn len(&self) -> usize {
         self.count

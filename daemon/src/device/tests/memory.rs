@@ -40,7 +40,7 @@ fn store(registration: &Registration, ids: &[Vec<u64>]) -> Result<Vec<u8>, CopyE
 fn tensors_of_one_segment_share_a_mapping() {
     let worker = Worker::filled(3 * BYTES);
     let registration = small(&worker, 3);
-    let super::super::Memory::CpuShm(shm) = &registration.memory;
+    let shm = registration.shm();
     let [segment] = shm.segments() else { panic!("one segment") };
     assert_eq!((segment.name(), segment.bytes()), (&worker.name[..], 3 * BYTES));
     let file = worker.file.metadata().expect("stat");

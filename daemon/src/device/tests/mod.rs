@@ -15,8 +15,27 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use lmcache_proto::wire::{DeviceDescriptor, EngineGroupInfo, LayoutHints, RegisterKvCache, TensorMetadata};
 
-use super::cpu_shm::Limits;
-use super::{Options, Registration};
+use super::copy::{self, CopyError, ObjectMut, ObjectRef};
+use super::cpu_shm::{CpuShm, Limits};
+use super::plan::ChunkPlan;
+use super::{Memory, Options, Registration};
+
+impl Registration {
+    fn shm(&self) -> &CpuShm {
+        let Memory::CpuShm(shm) = &self.memory;
+        shm
+    }
+
+    /// One plan, at once.
+    fn store(&self, plan: &ChunkPlan<'_>, object: &mut ObjectMut<'_>) -> Result<u64, CopyError> {
+        copy::store(self.shm(), plan, object)
+    }
+
+    /// One plan, at once.
+    fn retrieve(&self, plan: &ChunkPlan<'_>, object: ObjectRef<'_>) -> Result<u64, CopyError> {
+        copy::retrieve(self.shm(), plan, object)
+    }
+}
 
 /// Byte `index` of test data; also in the script that made [`golden`].
 fn pattern(index: u64) -> u8 {

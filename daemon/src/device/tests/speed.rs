@@ -78,7 +78,7 @@ fn ratio_to_memcpy() {
 
 /// Seconds to copy the same blocks out of and into the same segment with nothing but `memcpy` of a block.
 fn worker_copy(registration: &Registration, ids: &[u64], object: &mut [u8]) -> (f64, f64) {
-    let crate::device::Memory::CpuShm(shm) = &registration.memory;
+    let shm = registration.shm();
     let (mut out, mut back) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..7 {
         for direction in [true, false] {
