@@ -4,7 +4,9 @@
 pub mod crash;
 pub mod daemon;
 pub mod dealer;
+pub mod device_suite;
 pub mod flood;
+pub mod gpu;
 pub mod http;
 pub mod kv_cache;
 pub mod l2_suite;

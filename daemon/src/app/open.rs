@@ -8,6 +8,7 @@ use lmcache_proto::shm::names;
 
 use super::AppError;
 use crate::config::{self, Config};
+use crate::device::cuda::{self, Cuda};
 use crate::engine::{Engine, EngineConfig, L2, Parts};
 use crate::events::Bus;
 use crate::handover::Heir;
@@ -127,9 +128,14 @@ pub(super) fn open_engine(
         config.server.limits.max_connections,
         state.is_some(),
     );
+    let cuda = (config.gpu.enabled && config.server.transfer_modes.lmcache_driven).then(|| {
+        // Loading the driver may take seconds, and nobody waits for what it says.
+        std::thread::spawn(Cuda::announce);
+        Arc::new(Cuda::new(l1.clone(), cuda::Settings { event_timeout: config.gpu.event_timeout }))
+    });
     let engine = {
         let (l1, adopted, deaths) = (l1.clone(), recovered.pins, death_watch);
-        let parts = Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster, journal, tenants };
+        let parts = Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster, journal, tenants, cuda };
         Engine::new(engine_config, hasher, parts)
     };
     engine.expect_workers(workers, state.is_some());

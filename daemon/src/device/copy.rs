@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use std::ptr;
 
 use super::cpu_shm::{CpuShm, Mapped, Segment};
+use super::cuda::CudaError;
 use super::plan::{ChunkPlan, CopyRun, PlanError};
 use crate::l1::{SlotMut, SlotRef};
 
@@ -29,6 +30,16 @@ pub enum CopyError {
     Gone,
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error("on the GPU, {0}")]
+    Cuda(#[from] CudaError),
+    #[error(
+        "the worker's event has {0} bytes and is none that is known (64: a CUDA event, 81: LMCache's isolated IPC); engine and daemon must be of the same LMCache release"
+    )]
+    EventForm(usize),
+    #[error("the worker's GPU was lost for it: {0}; it has to register again")]
+    Lost(String),
+    #[error("the worker has gone")]
+    Closed,
 }
 
 /// An object that a store fills.
@@ -72,6 +83,11 @@ impl<'a> From<SlotRef<'a>> for ObjectRef<'a> {
 }
 
 impl ObjectMut<'_> {
+    /// Where it is, for a device that copies by itself.
+    pub(super) fn place(&mut self) -> (u64, u64) {
+        (self.start as u64, self.len)
+    }
+
     /// # Safety
     /// `len` bytes from `start` are mapped and writable for the lifetime, lie in no worker's segment, and are touched
     /// by nobody else of this process: the pool's slot is reserved.
@@ -81,6 +97,11 @@ impl ObjectMut<'_> {
 }
 
 impl ObjectRef<'_> {
+    /// Where it is, for a device that copies by itself.
+    pub(super) fn place(&self) -> (u64, u64) {
+        (self.start as u64, self.len)
+    }
+
     /// # Safety
     /// `len` bytes from `start` are mapped and readable for the lifetime, lie in no worker's segment, and are written
     /// by nobody of this process: the pool's slot is committed and pinned.
@@ -100,6 +121,20 @@ pub(super) fn store(
     plan: &ChunkPlan<'_>,
     object: &mut ObjectMut<'_>,
 ) -> Result<u64, CopyError> {
+    clear_untouched(plan, object)?;
+    let len = object.len;
+    execute(memory, plan, len, |run, mapped| {
+        // SAFETY: `execute` checked both sides of the run; see `strided`.
+        unsafe {
+            let from = mapped.start.add(run.tensor_offset as usize);
+            let to = object.start.add(run.object_offset as usize);
+            strided(from, run.tensor_step, to, run.object_step, run);
+        }
+    })
+}
+
+/// Clears what no run of the plan writes.
+pub(super) fn clear_untouched(plan: &ChunkPlan<'_>, object: &mut ObjectMut<'_>) -> Result<(), CopyError> {
     let len = object.len;
     for room in plan.untouched() {
         if room.start > room.end || room.end > len {
@@ -110,14 +145,7 @@ pub(super) fn store(
             ptr::write_bytes(object.start.add(room.start as usize), 0, (room.end - room.start) as usize)
         };
     }
-    execute(memory, plan, len, |run, mapped| {
-        // SAFETY: `execute` checked both sides of the run; see `strided`.
-        unsafe {
-            let from = mapped.start.add(run.tensor_offset as usize);
-            let to = object.start.add(run.object_offset as usize);
-            strided(from, run.tensor_step, to, run.object_step, run);
-        }
-    })
+    Ok(())
 }
 
 /// Copies an object into the worker's blocks; returns the bytes copied.
@@ -166,16 +194,7 @@ fn execute(
                 mapped
             }
         };
-        let (tensor, begin) = (run.tensor, run.tensor_offset);
-        let end = end_of(begin, run.tensor_step, &run);
-        if end > mapped.len {
-            return Err(CopyError::TensorBounds { tensor, begin, end, len: mapped.len });
-        }
-        let begin = run.object_offset;
-        let end = end_of(begin, run.object_step, &run);
-        if end > object_len {
-            return Err(CopyError::ObjectBounds { begin, end, len: object_len });
-        }
+        inside(&run, mapped.len, object_len)?;
         copy(&run, &mapped);
         bytes += run.len * run.count;
     }
@@ -202,6 +221,21 @@ pub(super) fn read(shm: &CpuShm, tensor: usize, offset: u64, into: &mut [u8]) ->
 
 fn intact(segment: &Segment) -> Result<(), CopyError> {
     if segment.poisoned() { Err(CopyError::Truncated(segment.name().to_owned())) } else { Ok(()) }
+}
+
+/// Checks a run against both sides.
+pub(super) fn inside(run: &CopyRun, tensor_len: u64, object_len: u64) -> Result<(), CopyError> {
+    let (tensor, begin) = (run.tensor, run.tensor_offset);
+    let end = end_of(begin, run.tensor_step, run);
+    if end > tensor_len {
+        return Err(CopyError::TensorBounds { tensor, begin, end, len: tensor_len });
+    }
+    let begin = run.object_offset;
+    let end = end_of(begin, run.object_step, run);
+    if end > object_len {
+        return Err(CopyError::ObjectBounds { begin, end, len: object_len });
+    }
+    Ok(())
 }
 
 /// One past the last byte of a run; `u64::MAX`, which no memory reaches, if it has no such number.

@@ -5,6 +5,7 @@
 //! * [`objects`]: kernel groups → object groups, their windows and layouts.
 //! * [`plan`]: block ids of a chunk → runs of bytes to copy; pure.
 //! * [`cpu_shm`]: maps the worker's shared memory; [`sigbus`] keeps us alive when the worker shrinks it.
+//! * [`cuda`]: opens the worker's GPU memory, and copies by the GPU.
 //! * [`copy`]: executes runs between a worker's mapped memory and the pool.
 //! * [`transfer`]: what is the same for all kinds of devices: a transfer is handed over, and told when it is over.
 //! * [`checksum`]: digests of a worker's blocks for tests and operators.
@@ -16,6 +17,7 @@
 pub mod checksum;
 pub mod copy;
 pub mod cpu_shm;
+pub mod cuda;
 pub mod format;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
@@ -34,6 +36,7 @@ use lmcache_proto::wire::{DeviceDescriptor, RegisterKvCache, TensorMetadata};
 
 use checksum::{ChecksumError, Checksums, checksums};
 use cpu_shm::{CpuShm, Limits, MapError, SegmentIdentity};
+use cuda::Cuda;
 use format::HeadOrder;
 use groups::{GeometryError, GeometryInput, KvGeometry};
 use plan::{ChunkPlan, PlanError};
@@ -46,25 +49,30 @@ use transfer::{Device, Done, Transfer};
 pub enum Memory {
     /// POSIX shared memory.
     CpuShm(CpuShm),
+    /// GPU memory.
+    Cuda(cuda::Memory),
 }
 
 impl Memory {
     fn device(&self) -> &dyn Device {
         match self {
             Memory::CpuShm(memory) => memory,
+            Memory::Cuda(memory) => memory,
         }
     }
 }
 
 /// What the daemon's configuration adds to a registration.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct Options<'d> {
     /// Tokens of a chunk.
     pub chunk_tokens: u64,
     /// One object group per attention window instead of one for all.
     pub separate_object_groups: bool,
     /// What the worker may map.
     pub limits: Limits,
+    /// The GPUs; `None` serves none.
+    pub cuda: Option<&'d Cuda>,
 }
 
 /// A worker's KV cache, ready for stores and retrieves.
@@ -108,8 +116,12 @@ pub enum RegisterReason {
     Device { tensor: usize, kind: String },
     #[error(transparent)]
     Geometry(#[from] GeometryError),
+    #[error("its tensors are partly in {0} memory and partly in {1} memory")]
+    Mixed(String, String),
     #[error(transparent)]
     Map(#[from] MapError),
+    #[error(transparent)]
+    Cuda(#[from] cuda::OpenError),
 }
 
 impl RegisterReason {
@@ -120,8 +132,10 @@ impl RegisterReason {
                 "Check that the engine has a KV cache before its connector registers it"
             }
             RegisterReason::Device { .. } => {
-                "Run the engine with lmcache.mp.mp_transfer_mode=engine_driven, or on a CPU"
+                "Run the engine with lmcache.mp.mp_transfer_mode=engine_driven, or on a CPU or an NVIDIA GPU"
             }
+            RegisterReason::Mixed(..) => "Register the tensors of each device as a worker of its own",
+            RegisterReason::Cuda(error) => error.advice(),
             RegisterReason::Geometry(GeometryError::Chunk { .. } | GeometryError::Window { .. }) => {
                 "Choose a --chunk-size that the engine's block size and sliding windows divide"
             }
@@ -142,6 +156,38 @@ impl RegisterReason {
     }
 }
 
+/// What opens descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    CpuShm,
+    Cuda,
+}
+
+/// The one kind of all descriptors.
+fn kind_of(descriptors: &[DeviceDescriptor]) -> Result<Kind, RegisterReason> {
+    let kind = |(tensor, descriptor): (usize, &DeviceDescriptor)| match descriptor {
+        DeviceDescriptor::CpuShm { .. } => Ok(Kind::CpuShm),
+        DeviceDescriptor::Cuda { .. } | DeviceDescriptor::CudaRaw { .. } => Ok(Kind::Cuda),
+        DeviceDescriptor::CudaVmm { .. } => Err(cuda::OpenError::Vmm(tensor).into()),
+        DeviceDescriptor::Unsupported { kind } => {
+            Err(RegisterReason::Device { tensor, kind: kind.chars().take(32).collect() })
+        }
+    };
+    let first = descriptors.first().ok_or(RegisterReason::NoTensors)?;
+    let all = kind((0, first))?;
+    for other in descriptors.iter().enumerate() {
+        if kind(other)? != all {
+            return Err(RegisterReason::Mixed(first.kind().to_owned(), other.1.kind().to_owned()));
+        }
+    }
+    Ok(all)
+}
+
+/// Whether a worker's memory is a GPU's.
+pub fn is_on_gpu(request: &RegisterKvCache) -> bool {
+    kind_of(&request.kv_cache).is_ok_and(|kind| kind == Kind::Cuda)
+}
+
 impl Registration {
     /// Whether both map the very same memory, and not only memory of the same names.
     pub fn same_memory(&self, other: &Registration) -> bool {
@@ -152,7 +198,7 @@ impl Registration {
     ///
     /// # Errors
     /// [`RegisterError`] with the first thing that does not hold.
-    pub fn new(request: &RegisterKvCache, options: &Options) -> Result<Registration, RegisterError> {
+    pub fn new(request: &RegisterKvCache, options: &Options<'_>) -> Result<Registration, RegisterError> {
         Registration::try_new(request, options).map_err(|reason| RegisterError::of(request, reason))
     }
 
@@ -160,7 +206,7 @@ impl Registration {
     ///
     /// # Errors
     /// [`RegisterError`] with the first thing that does not hold.
-    pub fn geometry(request: &RegisterKvCache, options: &Options) -> Result<KvGeometry, RegisterError> {
+    pub fn geometry(request: &RegisterKvCache, options: &Options<'_>) -> Result<KvGeometry, RegisterError> {
         Registration::try_geometry(request, options).map_err(|reason| RegisterError::of(request, reason))
     }
 
@@ -169,30 +215,30 @@ impl Registration {
         self.memory.device().identity()
     }
 
-    fn try_new(request: &RegisterKvCache, options: &Options) -> Result<Registration, RegisterReason> {
+    fn try_new(request: &RegisterKvCache, options: &Options<'_>) -> Result<Registration, RegisterReason> {
         let geometry = Arc::new(Registration::try_geometry(request, options)?);
-        let memory = Memory::CpuShm(CpuShm::map(&request.kv_cache, &geometry, &options.limits)?);
+        let memory = match kind_of(&request.kv_cache)? {
+            Kind::CpuShm => Memory::CpuShm(CpuShm::map(&request.kv_cache, &geometry, &options.limits)?),
+            Kind::Cuda => {
+                let none = || cuda::OpenError::NoDriver("GPUs are switched off".to_owned());
+                Memory::Cuda(options.cuda.ok_or_else(none)?.open(&request.kv_cache, &geometry)?)
+            }
+        };
         Ok(Registration { geometry, memory })
     }
 
-    fn try_geometry(request: &RegisterKvCache, options: &Options) -> Result<KvGeometry, RegisterReason> {
-        if request.kv_cache.is_empty() {
-            return Err(RegisterReason::NoTensors);
-        }
-        let mut tensors: Vec<&TensorMetadata> = Vec::with_capacity(request.kv_cache.len());
-        for (tensor, descriptor) in request.kv_cache.iter().enumerate() {
-            let DeviceDescriptor::CpuShm { metadata, .. } = descriptor else {
-                let kind = descriptor.kind().chars().take(32).collect();
-                return Err(RegisterReason::Device { tensor, kind });
-            };
-            tensors.push(metadata);
-        }
+    fn try_geometry(request: &RegisterKvCache, options: &Options<'_>) -> Result<KvGeometry, RegisterReason> {
+        let default_order = match kind_of(&request.kv_cache)? {
+            Kind::CpuShm => HeadOrder::Hnd,
+            Kind::Cuda => HeadOrder::Nhd,
+        };
+        let tensors: Vec<&TensorMetadata> =
+            request.kv_cache.iter().filter_map(DeviceDescriptor::metadata).collect();
         Ok(KvGeometry::build(&GeometryInput {
             tensors: &tensors,
             engine_type: &request.engine_type,
             hints: &request.layout_hints,
-            // All tensors are in CPU memory here; on CUDA the default is NHD.
-            default_order: HeadOrder::Hnd,
+            default_order,
             engine_groups: &request.engine_group_infos,
             chunk_tokens: options.chunk_tokens,
             separate_object_groups: options.separate_object_groups,

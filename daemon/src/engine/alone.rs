@@ -64,6 +64,7 @@ impl Engine {
             tenants,
             roster: Roster::none(),
             journal: Journal::none(),
+            cuda: None,
         };
         Engine::new(config, TokenHasher::new(HashAlgorithm::Blake3, CHUNK as usize, None), parts)
     }

@@ -265,6 +265,7 @@ impl Engine {
         let moved = match moved {
             Ok(moved) => moved,
             Err(error) => {
+                self.is_lost(copy, &error);
                 if let Some(told) = told {
                     self.tell_stored(key, told, &vec![false; objects.len()], 0, 0);
                 }
@@ -301,7 +302,8 @@ impl Engine {
     ) -> Result<Response, Failure> {
         let Copy { range, told, .. } = copy;
         let key = &copy.key.key();
-        let copied = moved.map_err(copy_failed).and_then(|moved| {
+        let noted = moved.inspect_err(|error| self.is_lost(copy, error));
+        let copied = noted.map_err(copy_failed).and_then(|moved| {
             // After the copy: what was written into an object before or during it is found.
             let damaged = reading.objects.iter().filter(|(_, _, object)| !self.l1.verify(object)).count();
             if damaged == 0 { Ok(moved) } else { Err(self.damaged(key, copy.instance(), damaged as u64)) }
@@ -327,6 +329,21 @@ impl Engine {
         }
         self.stats.retrieved_tokens.fetch_add(tokens, Ordering::Relaxed);
         Ok(Response::Transfer(copied?.event, true))
+    }
+
+    /// A device that takes nothing of a worker any more has its worker forgotten: its pings make it register again, and that
+    /// opens everything anew.
+    fn is_lost(&self, copy: &Copy, error: &CopyError) {
+        let instance = copy.instance();
+        if matches!(error, CopyError::Lost(_)) && self.instances.remove_this(instance) {
+            self.forget_registration(instance.id, instance.mode());
+            self.worker_gone(instance.id);
+            tracing::warn!(
+                instance = instance.id,
+                device = &*instance.worker.device,
+                "worker is forgotten because its GPU takes nothing of it any more; its next pings make it register again"
+            );
+        }
     }
 }
 

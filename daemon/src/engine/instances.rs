@@ -339,6 +339,12 @@ impl Instances {
         self.remove_if(id, mode, |_| true)
     }
 
+    /// Removes this very worker, and not one that has registered in its place.
+    pub(super) fn remove_this(&self, instance: &Instance) -> bool {
+        let is_it = |known: &Arc<Instance>| std::ptr::eq(&**known, instance);
+        self.remove_if(instance.id, instance.mode(), is_it).is_some()
+    }
+
     /// Removes a worker that no request is using; none can begin to once it is removed.
     pub(super) fn remove_unused(&self, id: u64, mode: Mode) -> Option<Arc<Instance>> {
         // Requests clone it under the lock that this holds, and keep the clone until they are done.

@@ -79,11 +79,12 @@ impl Engine {
     }
 
     /// How the memory of a worker is mapped whose segments must belong to `owner`.
-    pub(super) fn mapping_options(&self, owner: Option<u32>) -> Options {
+    pub(super) fn mapping_options(&self, owner: Option<u32>) -> Options<'_> {
         Options {
             chunk_tokens: self.hasher.chunk_size() as u64,
             separate_object_groups: self.config.separate_object_groups,
             limits: Limits { max_bytes: MAX_MAPPED_BYTES, owner },
+            cuda: self.cuda.as_deref(),
         }
     }
 

@@ -56,6 +56,7 @@ pub use refusal::Refusal;
 pub use stats::{OpOutcome, Stats};
 pub use warm::{Begun, WarmError, WarmState};
 
+use crate::device::cuda::Cuda;
 use crate::events::{Bus, Event};
 use crate::journal::{self, Journal, Lane, Owed, Peer, Ticket};
 use crate::l1::{L1, Owner};
@@ -293,6 +294,8 @@ pub struct Parts {
     pub roster: Roster,
     /// Where requests under way are kept for the next daemon.
     pub journal: Journal,
+    /// The GPUs; `None` serves none.
+    pub cuda: Option<Arc<Cuda>>,
 }
 
 /// The engine.
@@ -319,6 +322,7 @@ pub struct Engine {
     ring: Arc<RingHub>,
     deaths: Arc<DeathWatch>,
     l2: Option<L2>,
+    cuda: Option<Arc<Cuda>>,
     quotas: Arc<Quotas>,
     tenants: Option<Arc<Gate>>,
     next_job: AtomicU64,
@@ -339,9 +343,10 @@ pub struct Engine {
 impl Engine {
     /// An engine over what it works with.
     pub fn new(config: EngineConfig, hasher: TokenHasher, parts: Parts) -> Arc<Engine> {
-        let Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster, journal, tenants } = parts;
+        let Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster, journal, tenants, cuda } = parts;
         Arc::new_cyclic(|me| Engine {
             l2,
+            cuda,
             quotas,
             tenants,
             next_job: AtomicU64::new(1),
@@ -456,7 +461,7 @@ impl Engine {
                 self.registers_anew(instance, request.operation());
                 self.speaks_for(client, instance);
             } else {
-                self.returned(client, instance);
+                self.returned(client, instance, matches!(request, Request::Ping { .. }));
             }
             self.heard(client, instance);
         }

@@ -16,7 +16,7 @@ use serde_bytes::ByteBuf;
 
 use super::instances::{Instance, Kind, Mode};
 use super::{Client, Engine, Failure, Refusal};
-use crate::device::Registration;
+use crate::device::{Registration, is_on_gpu};
 use crate::journal::{Claim, Journal, Survivor};
 use crate::process::ProcessId;
 use crate::roster::{Kept, MemoryFile};
@@ -176,7 +176,11 @@ impl Engine {
     }
 
     /// A worker has been heard: if an earlier daemon knew it, it is known again.
-    pub(super) fn returned(&self, client: &Client, instance: u64) {
+    pub(super) fn returned(&self, client: &Client, instance: u64, pings: bool) {
+        // A ping tells it of the restart, and then it is no worker any more: nothing is opened for that.
+        if pings && self.returning.is_untold(instance) {
+            return;
+        }
         for mode in [Mode::EngineDriven, Mode::LmcacheDriven] {
             // Others may speak for a worker, a tool that pings for one, say. It has not come back with them.
             let is_its_own = |kept: &Kept| match (process_of(kept), client.process()) {
@@ -207,10 +211,14 @@ impl Engine {
         // Engine-driven workers have mapped the pool, which is the same; there is nothing of theirs to open.
         let Some(instance) = self.instances.get(kept.instance, kept.mode) else { return Ok(()) };
         let Kind::LmcacheDriven { payload, registration } = &instance.kind else { return Ok(()) };
+        // A handle of GPU memory names an allocation of a process: it is opened for that process and no other.
+        if is_on_gpu(payload) && (client.process().is_none() || client.process() != process_of(kept)) {
+            return Err("whose GPU memory its handles name is not certain over TCP".to_owned());
+        }
         let opened = Registration::new(payload, &self.mapping_options(client.owner_of_segments()))
             .map_err(|error| error.to_string())?;
         if files(&opened) != kept.memory {
-            return Err("its segments are other files under the same names".to_owned());
+            return Err("its memory is another under the same names".to_owned());
         }
         // Only whoever took the entry comes here.
         let _ = registration.set(Arc::new(opened));

@@ -100,6 +100,10 @@ pub(super) fn page(config: &Config) -> Value {
                 "ring_lanes": limits.ring.map_or(0, |ring| ring.lanes()),
                 "ring_slots": limits.ring.map_or(0, |ring| ring.slots()),
             },
+            "gpu": {
+                "cuda": if config.gpu.enabled { "auto" } else { "off" },
+                "cuda_event_timeout_seconds": config.gpu.event_timeout.as_secs_f64(),
+            },
             "shutdown": {
                 "drain_seconds": config.shutdown.drain.as_secs_f64(),
                 "discard_on_exit": config.shutdown.discard_on_exit,

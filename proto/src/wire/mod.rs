@@ -20,6 +20,7 @@ mod reader;
 mod request;
 mod response;
 mod ring;
+mod shared_storage;
 mod structs;
 mod writer;
 
@@ -36,6 +37,7 @@ pub use response::{
     Response, Slot, StoreContext,
 };
 pub use ring::{AttachRingResponse, ProcessIdentity};
+pub use shared_storage::SharedStorage;
 pub use structs::{
     BlockAllocationRecord, EngineGroupInfo, LayoutHints, RegisterEngineDrivenPayload, RegisterKvCache,
 };

@@ -5,12 +5,14 @@
 //! Whole numbers are `i64` and durations `f64`, so that a value out of range reaches [`super::validate`], which
 //! knows what to say about it, and not clap's integer parser, which does not.
 
+mod gpu;
 mod l1;
 mod l2;
 mod limits;
 mod observability;
 mod server;
 
+pub(crate) use gpu::GpuFlags;
 pub(crate) use l1::{EvictionFlags, L1Flags, LivenessFlags};
 pub(crate) use l2::L2Flags;
 pub(crate) use limits::{LimitFlags, ShutdownFlags};
@@ -44,6 +46,8 @@ pub(crate) struct Flags {
     pub(crate) eviction: EvictionFlags,
     #[command(flatten)]
     pub(crate) liveness: LivenessFlags,
+    #[command(flatten)]
+    pub(crate) gpu: GpuFlags,
     #[command(flatten)]
     pub(crate) limits: LimitFlags,
     #[command(flatten)]

@@ -35,6 +35,8 @@ pub struct Config {
     pub observability: ObservabilityConfig,
     /// The colder tiers.
     pub l2: L2Config,
+    /// GPUs.
+    pub gpu: GpuConfig,
     /// How the daemon ends.
     pub shutdown: ShutdownConfig,
 }
@@ -219,6 +221,15 @@ pub struct Listen {
     pub port: u16,
     /// The port came from the command line: if it is busy, that is an error. A busy default is only a warning.
     pub port_is_explicit: bool,
+}
+
+/// What the daemon does with GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuConfig {
+    /// Whether workers with a KV cache in GPU memory are served if there is a driver. Default: they are.
+    pub enabled: bool,
+    /// Longest wait for a worker's event. Default: 120 s.
+    pub event_timeout: Duration,
 }
 
 /// How the daemon ends.

@@ -46,6 +46,7 @@ pub(super) fn validate(
         eviction: l1::eviction(&flags.eviction)?,
         liveness: l1::liveness(&flags.liveness)?,
         l2: l2::l2(&flags.l2)?,
+        gpu: server::gpu(&flags.gpu)?,
         shutdown: server::shutdown(&flags.shutdown)?,
         server,
         http,

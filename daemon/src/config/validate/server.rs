@@ -9,8 +9,8 @@ use lmcache_proto::shm::ring::RingLayout;
 use super::{Environment, is_explicit, ranges, variable};
 use crate::config::endpoint::{self, Endpoint};
 use crate::config::error::ConfigError;
-use crate::config::flags::{Flags, LimitFlags, ServerFlags, ShutdownFlags};
-use crate::config::types::{HashAlgorithm, Limits, ServerConfig, ShutdownConfig, TransferModes};
+use crate::config::flags::{Flags, GpuFlags, LimitFlags, ServerFlags, ShutdownFlags};
+use crate::config::types::{GpuConfig, HashAlgorithm, Limits, ServerConfig, ShutdownConfig, TransferModes};
 
 /// Longest chunk in tokens: its KV must stay a sensible allocation.
 const MAX_CHUNK_TOKENS: i64 = 65_536;
@@ -65,6 +65,16 @@ pub(super) fn shutdown(flags: &ShutdownFlags) -> Result<ShutdownConfig, ConfigEr
     Ok(ShutdownConfig {
         drain: ranges::seconds("--drain-seconds", flags.drain_seconds)?,
         discard_on_exit: flags.discard_on_exit,
+    })
+}
+
+pub(super) fn gpu(flags: &GpuFlags) -> Result<GpuConfig, ConfigError> {
+    Ok(GpuConfig {
+        enabled: flags.cuda != "off",
+        event_timeout: ranges::positive_seconds(
+            "--cuda-event-timeout-seconds",
+            flags.cuda_event_timeout_seconds,
+        )?,
     })
 }
 

@@ -14,7 +14,7 @@ use super::*;
 const SHAPE: [u64; 5] = [2, 8, 4, 2, 8];
 const BYTES: u64 = 2 * 8 * 4 * 2 * 8 * 2;
 
-fn one(descriptor: DeviceDescriptor, options: &Options) -> Result<Registration, MapError> {
+fn one(descriptor: DeviceDescriptor, options: &Options<'_>) -> Result<Registration, MapError> {
     match Registration::new(&request(vec![descriptor], hints(Some("NHD"))), options) {
         Ok(registration) => Ok(registration),
         Err(error) => match error.reason {

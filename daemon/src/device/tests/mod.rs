@@ -22,7 +22,7 @@ use super::{Memory, Options, Registration};
 
 impl Registration {
     fn shm(&self) -> &CpuShm {
-        let Memory::CpuShm(shm) = &self.memory;
+        let Memory::CpuShm(shm) = &self.memory else { panic!("CPU memory") };
         shm
     }
 
@@ -132,9 +132,9 @@ fn request(kv_cache: Vec<DeviceDescriptor>, layout_hints: LayoutHints) -> Regist
     }
 }
 
-fn options(chunk_tokens: u64) -> Options {
+fn options(chunk_tokens: u64) -> Options<'static> {
     let limits = Limits { max_bytes: 1 << 32, owner: None };
-    Options { chunk_tokens, separate_object_groups: false, limits }
+    Options { chunk_tokens, separate_object_groups: false, limits, cuda: None }
 }
 
 /// One worker with `layers` K/V-first layers of 8 blocks of 4 slots, 2 heads × 8 float16, and chunks of 16 tokens.

@@ -1,0 +1,252 @@
+//! A device's primary context, and the allocations of workers that are open in it.
+#![allow(unsafe_code)]
+
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cudarc::driver::sys::{CUcontext, CUipcMemHandle, CUuuid};
+use parking_lot::Mutex;
+
+use super::descriptor::{Handle, Uuid};
+use super::driver::{Driver, cuda};
+use super::error::{CudaError, OpenError};
+use super::semaphores::Semaphores;
+
+/// `CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS`, which the driver demands.
+const LAZY_PEER_ACCESS: u32 = 1;
+
+/// A device as this process counts it.
+#[derive(Clone, Debug)]
+pub(super) struct Device {
+    number: i32,
+    /// What metrics call it: `cuda:0`.
+    pub(super) label: String,
+}
+
+/// The device of this UUID.
+pub(super) fn find(driver: &'static Driver, uuid: Uuid) -> Result<Device, OpenError> {
+    let mut seen = Vec::new();
+    for ordinal in 0..driver.devices {
+        let label = format!("cuda:{ordinal}");
+        let failed = |source| OpenError::Driver { device: label.clone(), source };
+        let (mut number, mut raw) = (0, CUuuid { bytes: [0; 16] });
+        // SAFETY: pointers to our own.
+        unsafe {
+            cuda!(driver, cuDeviceGet(&mut number, ordinal)).map_err(failed)?;
+            cuda!(driver, cuDeviceGetUuid_v2(&mut raw, number)).map_err(failed)?;
+        }
+        let this = Uuid(raw.bytes.map(|byte| byte as u8));
+        if this == uuid {
+            return Ok(Device { number, label });
+        }
+        seen.push(this.to_string());
+    }
+    Err(OpenError::NotVisible { uuid: uuid.to_string(), seen: seen.join(", ") })
+}
+
+/// A device's primary context. Kept while a worker on the device is registered.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) driver: &'static Driver,
+    pub(super) device: Device,
+    raw: CUcontext,
+    failed: AtomicBool,
+    /// Held for the calls themselves: an open that finds the allocation must not cross a close that unmaps it.
+    open: Mutex<HashMap<Handle, Opened>>,
+    /// What the device may still be touching after an error; let go when the context is destroyed.
+    graveyard: Mutex<Vec<Held>>,
+    /// For the events of workers in isolated containers; made when the first asks.
+    semaphores: Mutex<Option<Arc<Semaphores>>>,
+    /// A stream waits for something that never comes: destroying the context might wait as well.
+    kept: AtomicBool,
+}
+
+/// Something that is only held.
+struct Held(#[expect(dead_code, reason = "held, and dropped in time")] Box<dyn Send>);
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Held")
+    }
+}
+
+#[derive(Debug)]
+struct Opened {
+    pointer: u64,
+    users: usize,
+}
+
+// SAFETY: a context is used from any thread that makes it current; the pointer is only a name.
+unsafe impl Send for Context {}
+// SAFETY: as above; everything that changes is behind locks or atomic.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Retains the primary context of a device, which makes it if nobody has.
+    pub(super) fn retain(driver: &'static Driver, device: Device) -> Result<Context, CudaError> {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: a device that the driver has numbered, and a pointer to our own.
+        unsafe { cuda!(driver, cuDevicePrimaryCtxRetain(&mut raw, device.number)) }?;
+        Ok(Context {
+            driver,
+            device,
+            raw,
+            failed: AtomicBool::new(false),
+            open: Mutex::default(),
+            graveyard: Mutex::default(),
+            semaphores: Mutex::default(),
+            kept: AtomicBool::new(false),
+        })
+    }
+
+    /// Makes it the calling thread's, until the guard goes.
+    pub(super) fn enter(&self) -> Result<Entered<'_>, CudaError> {
+        // SAFETY: retained while `self` lives.
+        unsafe { cuda!(self.driver, cuCtxPushCurrent_v2(self.raw)) }?;
+        Ok(Entered { context: self, thread: PhantomData })
+    }
+
+    /// Whether it had an error that it does not recover from.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Notes an error; one that sticks is the end of the context. Returns whether it is.
+    pub(super) fn note(&self, error: CudaError) -> bool {
+        if error.sticks() && !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                device = self.device.label,
+                %error,
+                "the GPU context is lost: transfers of all workers on this GPU fail until they have registered again; look at the kernel log for Xid errors"
+            );
+        }
+        self.has_failed()
+    }
+
+    /// Keeps what the device may still touch until the context is destroyed.
+    pub(super) fn bury(&self, held: Box<dyn Send>) {
+        self.graveyard.lock().push(Held(held));
+    }
+
+    /// It is not destroyed any more.
+    pub(super) fn keep(&self) {
+        self.kept.store(true, Ordering::Release);
+    }
+
+    /// The words by which isolated workers are told; made by the first call. The context is current.
+    pub(super) fn semaphores(self: &Arc<Context>) -> Result<Arc<Semaphores>, CudaError> {
+        let mut semaphores = self.semaphores.lock();
+        if let Some(made) = &*semaphores {
+            return Ok(made.clone());
+        }
+        let made = Arc::new(Semaphores::new(self)?);
+        *semaphores = Some(made.clone());
+        Ok(made)
+    }
+
+    /// Opens allocations of workers that are not open yet.
+    pub(super) fn map(self: &Arc<Context>, handle: &Handle) -> Result<Mapping, CudaError> {
+        let mut open = self.open.lock();
+        if let Some(opened) = open.get_mut(handle) {
+            opened.users += 1;
+            return Ok(Mapping { context: self.clone(), handle: *handle, pointer: opened.pointer });
+        }
+        let _current = self.enter()?;
+        let raw = CUipcMemHandle { reserved: handle.map(|byte| byte as std::ffi::c_char) };
+        let mut pointer = 0;
+        // SAFETY: the driver checks the handle; the context is current.
+        unsafe { cuda!(self.driver, cuIpcOpenMemHandle_v2(&mut pointer, raw, LAZY_PEER_ACCESS)) }?;
+        open.insert(*handle, Opened { pointer, users: 1 });
+        Ok(Mapping { context: self.clone(), handle: *handle, pointer })
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if self.kept.load(Ordering::Acquire) {
+            tracing::warn!(
+                device = self.device.label,
+                "the GPU context is kept: a stream of it waits for an event that never came"
+            );
+            std::mem::forget(std::mem::take(&mut *self.graveyard.lock()));
+            return;
+        }
+        // SAFETY: retained by us once; nothing of ours uses it any more.
+        let released = unsafe { cuda!(self.driver, cuDevicePrimaryCtxRelease_v2(self.device.number)) };
+        match released {
+            Ok(()) => tracing::info!(
+                device = self.device.label,
+                "no worker is left on the GPU; its context is released"
+            ),
+            Err(error) => tracing::warn!(device = self.device.label, %error, "cannot release a GPU context"),
+        }
+    }
+}
+
+/// The context is the calling thread's.
+pub(super) struct Entered<'c> {
+    context: &'c Context,
+    /// What is current is the thread's.
+    thread: PhantomData<*mut ()>,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let _ = self.thread;
+        let mut popped = std::ptr::null_mut();
+        // SAFETY: a pointer to our own; `enter` has pushed it.
+        let _ = unsafe { cuda!(self.context.driver, cuCtxPopCurrent_v2(&mut popped)) };
+    }
+}
+
+/// An allocation of a worker's that is open here; closed with its last user.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    context: Arc<Context>,
+    handle: Handle,
+    pointer: u64,
+}
+
+impl Mapping {
+    /// First byte of the allocation.
+    pub(super) fn pointer(&self) -> u64 {
+        self.pointer
+    }
+
+    /// Bytes of the allocation, where the driver says so.
+    pub(super) fn bytes(&self) -> Option<u64> {
+        let driver = self.context.driver;
+        let _current = self.context.enter().ok()?;
+        let (mut base, mut bytes) = (0, 0);
+        // SAFETY: pointers to our own, and one that is open.
+        unsafe { cuda!(driver, cuMemGetAddressRange_v2(&mut base, &mut bytes, self.pointer)) }.ok()?;
+        (base == self.pointer).then_some(bytes as u64)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let mut open = self.context.open.lock();
+        let Some(opened) = open.get_mut(&self.handle) else { return };
+        opened.users -= 1;
+        if opened.users > 0 {
+            return;
+        }
+        open.remove(&self.handle);
+        let closed = self.context.enter().and_then(|_current| {
+            // SAFETY: open, and nobody's any more.
+            unsafe { cuda!(self.context.driver, cuIpcCloseMemHandle(self.pointer)) }
+        });
+        if let Err(error) = closed
+            && !self.context.note(error)
+        {
+            tracing::warn!(
+                device = self.context.device.label,
+                %error,
+                "cannot close GPU memory of a worker; it is not free before this daemon ends"
+            );
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! A worker's KV in GPU memory (`cuda` and `cuda_raw` descriptors), opened by CUDA IPC.
+//!
+//! * [`descriptor`]: what a worker says of its memory, checked;
+//! * [`driver`]: libcuda, loaded when it is there;
+//! * [`context`]: a device's context and the allocations that are open in it, each once;
+//! * [`stream`], [`events`], [`semaphores`]: what is ordered behind what, across processes;
+//! * [`pin`]: the pool, pinned;
+//! * [`pieces`], [`enqueue`]: runs of a plan → copies of the driver's;
+//! * [`job`], [`lane`]: transfers on their way; one thread for each worker.
+//!
+//! Without a driver nothing of this runs. With one, no context is made before a worker registers, and only on its own device:
+//! a GPU is found by its UUID, because every process may number them differently.
+#![deny(unsafe_code)]
+
+mod context;
+mod descriptor;
+mod driver;
+mod enqueue;
+mod error;
+mod events;
+mod job;
+mod lane;
+mod pieces;
+mod pin;
+mod semaphores;
+mod stream;
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use lmcache_proto::wire::DeviceDescriptor;
+use parking_lot::Mutex;
+use xxhash_rust::xxh3::xxh3_64;
+
+pub use error::{CudaError, OpenError};
+
+use super::copy::CopyError;
+use super::cpu_shm::SegmentIdentity;
+use super::groups::KvGeometry;
+use super::transfer::{Device, Done, Transfer};
+use crate::l1::L1;
+use context::Context;
+use descriptor::{Announced, Handle, Uuid};
+use driver::Driver;
+use job::{Finished, Tensor};
+use lane::{Command, Lane, LaneParts};
+use pin::Pin;
+
+/// Longest that a registration waits for the pool to be pinned. A larger pool is pinned on beside the first transfers.
+const PIN_WAIT: Duration = Duration::from_secs(20);
+
+/// What the configuration says of GPUs.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Longest wait for a worker's event.
+    pub event_timeout: Duration,
+}
+
+/// The GPUs of this daemon.
+#[derive(Debug)]
+pub struct Cuda {
+    l1: Arc<L1>,
+    settings: Settings,
+    used: Mutex<Used>,
+}
+
+/// What workers are using now.
+#[derive(Debug, Default)]
+struct Used {
+    contexts: HashMap<Uuid, Weak<Context>>,
+    pin: Weak<Pin>,
+}
+
+impl Cuda {
+    /// GPUs that copy from and to the pool of `l1`. Nothing is loaded yet.
+    pub fn new(l1: Arc<L1>, settings: Settings) -> Cuda {
+        Cuda { l1, settings, used: Mutex::default() }
+    }
+
+    /// Says in one line what there is. Loads the driver if it is there, which may take seconds; makes no context.
+    pub fn announce() {
+        if !Driver::present() {
+            tracing::info!(
+                "no CUDA driver on this machine; workers with a KV cache in GPU memory cannot register"
+            );
+            return;
+        }
+        match Driver::get() {
+            Ok(driver) => tracing::info!(
+                version = driver.version,
+                gpus = driver.devices,
+                batched_copies = driver.batch.is_some(),
+                "CUDA driver found; a GPU is used from the registration of its first worker on"
+            ),
+            Err(error) => tracing::warn!(
+                %error,
+                "the CUDA driver cannot be used; workers with a KV cache in GPU memory cannot register"
+            ),
+        }
+    }
+
+    /// Opens a worker's memory.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing stays open then.
+    pub(super) fn open(
+        &self,
+        descriptors: &[DeviceDescriptor],
+        geometry: &KvGeometry,
+    ) -> Result<Memory, OpenError> {
+        let announced = descriptor::read(descriptors, geometry)?;
+        let driver = Driver::get().map_err(|error| OpenError::NoDriver(error.to_string()))?;
+        let (context, pin) = self.use_device(driver, &announced)?;
+        let label = context.device.label.clone();
+        let failed = |source| OpenError::Driver { device: label.clone(), source };
+        let _current = context.enter().map_err(failed)?;
+        let (mut mappings, mut tensors, mut identity) = (Vec::new(), Vec::new(), Vec::new());
+        let mut open: HashMap<Handle, (u64, Option<u64>)> = HashMap::new();
+        for (tensor, place) in announced.places.iter().enumerate() {
+            let Some(place) = place else {
+                tensors.push(None);
+                continue;
+            };
+            let (pointer, allocated) = match open.get(&place.handle) {
+                Some(known) => *known,
+                None => {
+                    let mapping = context.map(&place.handle).map_err(|source| {
+                        context.note(source);
+                        OpenError::Map { tensor, device: label.clone(), source }
+                    })?;
+                    let known = (mapping.pointer(), mapping.bytes());
+                    mappings.push(mapping);
+                    open.insert(place.handle, known);
+                    identity.push(SegmentIdentity {
+                        device: xxh3_64(&announced.uuid.0),
+                        inode: xxh3_64(&place.handle),
+                        size: known.1.unwrap_or(0),
+                    });
+                    known
+                }
+            };
+            // Checked for overflow where it was read.
+            let bytes = place.offset + place.bytes;
+            if let Some(allocated) = allocated.filter(|allocated| bytes > *allocated) {
+                return Err(OpenError::Allocation { tensor, bytes, allocated });
+            }
+            tensors.push(Some(Tensor { address: pointer + place.offset, bytes: place.bytes }));
+        }
+        if !pin.wait(PIN_WAIT) {
+            tracing::info!("the pool is still being pinned; the first transfers run beside that");
+        }
+        let (sender, commands) = channel();
+        let (finished, over) = channel();
+        let event_timeout = self.settings.event_timeout;
+        let parts = LaneParts {
+            context: context.clone(),
+            pin,
+            mappings,
+            tensors,
+            event_timeout,
+            sender: sender.clone(),
+            finished,
+        };
+        let lane = Lane::new(parts).map_err(failed)?;
+        drop(_current);
+        start("cuda-lane", move || lane.run(&commands));
+        start("cuda-done", move || tell(&over));
+        Ok(Memory { label, identity, lane: sender })
+    }
+
+    /// The context of a worker's device and the pinned pool, made if nobody has them.
+    fn use_device(
+        &self,
+        driver: &'static Driver,
+        announced: &Announced,
+    ) -> Result<(Arc<Context>, Arc<Pin>), OpenError> {
+        let mut used = self.used.lock();
+        let known = used.contexts.get(&announced.uuid).and_then(Weak::upgrade);
+        let context = match known {
+            Some(context) if context.has_failed() => {
+                return Err(OpenError::Failed(context.device.label.clone()));
+            }
+            Some(context) => context,
+            None => {
+                let device = context::find(driver, announced.uuid)?;
+                let label = device.label.clone();
+                let made = Context::retain(driver, device)
+                    .map_err(|source| OpenError::Driver { device: label.clone(), source })?;
+                tracing::info!(device = label, uuid = %announced.uuid, "a GPU is used: its first worker registers");
+                let context = Arc::new(made);
+                used.contexts.insert(announced.uuid, Arc::downgrade(&context));
+                context
+            }
+        };
+        let pin = used.pin.upgrade().filter(|pin| !pin.is_lost()).unwrap_or_else(|| {
+            let pin = Pin::begin(&context, &self.l1);
+            used.pin = Arc::downgrade(&pin);
+            pin
+        });
+        Ok((context, pin))
+    }
+}
+
+fn start(name: &str, work: impl FnOnce() + Send + 'static) {
+    // Without a thread what it was given is dropped, and whoever sends to it is told.
+    if let Err(error) = std::thread::Builder::new().name(name.to_owned()).spawn(work) {
+        tracing::error!(%error, name, "cannot start a thread; a worker's transfers fail");
+    }
+}
+
+/// Tells of transfers that are over: what follows may take a while, and the lane has others.
+fn tell(over: &Receiver<Finished>) {
+    for finished in over {
+        if catch_unwind(AssertUnwindSafe(|| finished.tell())).is_err() {
+            tracing::error!("what follows a transfer panicked; this is a bug in lmcached, please report it");
+        }
+    }
+}
+
+/// GPU memory of one worker. Closed when it goes and nothing of it is under way.
+#[derive(Debug)]
+pub struct Memory {
+    label: String,
+    identity: Vec<SegmentIdentity>,
+    lane: Sender<Command>,
+}
+
+impl Device for Memory {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn identity(&self) -> Vec<SegmentIdentity> {
+        self.identity.clone()
+    }
+
+    fn submit(&self, transfer: Transfer, done: Done) {
+        if let Err(error) = self.lane.send(Command::Transfer(transfer, done))
+            && let Command::Transfer(transfer, done) = error.0
+        {
+            drop(transfer);
+            done(Err(CopyError::Closed));
+        }
+    }
+
+    fn read(&self, tensor: usize, offset: u64, into: &mut [u8]) -> Result<(), CopyError> {
+        let (answer, read) = channel();
+        let bytes = into.len();
+        self.lane.send(Command::Read { tensor, offset, bytes, answer }).map_err(|_| CopyError::Closed)?;
+        into.copy_from_slice(&read.recv().map_err(|_| CopyError::Closed)??);
+        Ok(())
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // It may have gone by itself.
+        let _ = self.lane.send(Command::Close);
+    }
+}

@@ -1,0 +1,212 @@
+//! GPUs for tests: the tests' own `libcuda.so.1` over shared memory, or with `LMCACHED_GPU=real` the one of the machine; and
+//! worker processes with memory on them.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::daemon::{binary, cargo};
+
+/// Whether the machine's own GPU is to be used.
+pub fn real() -> bool {
+    std::env::var("LMCACHED_GPU").is_ok_and(|which| which == "real")
+}
+
+/// The tests' driver, built once.
+fn library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let directory = binary().parent().expect("target/<profile>").to_owned();
+        let mut build = cargo();
+        build.args(["build", "--quiet", "--package", "fake-cuda"]);
+        if directory.file_name().is_some_and(|name| name == "release") {
+            build.arg("--release");
+        }
+        assert!(build.status().expect("cargo runs").success(), "the library builds");
+        directory.join("libfake_cuda.so")
+    })
+}
+
+/// GPUs that the processes of one test see.
+#[derive(Debug)]
+pub struct Gpus {
+    name: String,
+    dir: tempfile::TempDir,
+    environment: Vec<(String, String)>,
+}
+
+impl Gpus {
+    /// This many, with further variables for the tests' driver.
+    ///
+    /// # Panics
+    /// If the driver cannot be built.
+    pub fn new(devices: u32, more: &[(&str, &str)]) -> Gpus {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("fakecuda{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut environment = Vec::new();
+        if !real() {
+            for file in ["libcuda.so", "libcuda.so.1"] {
+                std::os::unix::fs::symlink(library(), dir.path().join(file)).expect("link");
+            }
+            let faults = dir.path().join("faults");
+            std::fs::write(&faults, "").expect("a file");
+            let text = |path: &Path| path.display().to_string();
+            environment.push(("LD_LIBRARY_PATH".to_owned(), text(dir.path())));
+            environment.push(("FAKE_CUDA_NAME".to_owned(), name.clone()));
+            environment.push(("FAKE_CUDA_DEVICES".to_owned(), devices.to_string()));
+            environment.push(("FAKE_CUDA_FAULTS".to_owned(), text(&faults)));
+            environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        }
+        Gpus { name, dir, environment }
+    }
+
+    /// What a process must have in its environment to see them.
+    pub fn environment(&self) -> Vec<(&str, &str)> {
+        self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+    }
+
+    /// Makes calls of the driver fail in all processes from now on; see `fake-cuda/src/inject.rs`.
+    ///
+    /// # Panics
+    /// If the file cannot be written.
+    pub fn faults(&self, lines: &str) {
+        let (new, file) = (self.dir.path().join("faults.new"), self.dir.path().join("faults"));
+        std::fs::write(&new, lines).and_then(|()| std::fs::rename(new, file)).expect("a file");
+    }
+
+    /// Allocations of the tests' driver that a process has mapped.
+    pub fn mapped_by(&self, pid: u32) -> usize {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let prefix = format!("/dev/shm/{}_mem_", self.name);
+        maps.lines().filter(|line| line.contains(&prefix)).count()
+    }
+
+    /// Starts a worker on a device, as it is numbered among those that `visible` shows it.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn worker(&self, ordinal: u32, visible: Option<&str>) -> GpuWorker {
+        let mut command = Command::new(binary().with_file_name("gpu-worker"));
+        command.arg(ordinal.to_string()).envs(self.environment());
+        if let Some(visible) = visible {
+            command.env("CUDA_VISIBLE_DEVICES", visible);
+        }
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the worker starts");
+        let (input, output) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
+        let talk = Mutex::new((input, BufReader::new(output)));
+        let mut worker =
+            GpuWorker { child, talk, uuid: String::new(), dir: tempfile::tempdir().expect("a directory") };
+        assert_eq!(worker.answer(), "ready");
+        let uuid = worker.ask("uuid");
+        worker.uuid =
+            [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)].map(|(from, to)| &uuid[from..to]).join("-");
+        worker
+    }
+}
+
+impl Drop for Gpus {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&format!("{}_", self.name)) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// A worker process; killed when dropped.
+#[derive(Debug)]
+pub struct GpuWorker {
+    child: Child,
+    talk: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
+    /// Of its device.
+    pub uuid: String,
+    dir: tempfile::TempDir,
+}
+
+impl GpuWorker {
+    fn answer(&self) -> String {
+        let mut line = String::new();
+        self.talk.lock().1.read_line(&mut line).expect("the worker answers");
+        assert!(line.ends_with('\n'), "the worker has ended");
+        line.trim_end().to_owned()
+    }
+
+    /// Has a command done; see `bin/gpu-worker.rs`.
+    ///
+    /// # Panics
+    /// If the worker has ended.
+    pub fn ask(&self, command: &str) -> String {
+        let mut talk = self.talk.lock();
+        writeln!(talk.0, "{command}").expect("the worker listens");
+        let mut line = String::new();
+        talk.1.read_line(&mut line).expect("the worker answers");
+        assert!(line.ends_with('\n'), "the worker has ended after {command:?}");
+        line.trim_end().to_owned()
+    }
+
+    /// Allocates GPU memory: its number, and its IPC handle.
+    pub fn alloc(&self, bytes: u64) -> (u64, Vec<u8>) {
+        let answer = self.ask(&format!("alloc {bytes}"));
+        let (number, handle) = answer.split_once(' ').expect("two words");
+        (number.parse().expect("a number"), unhex(handle))
+    }
+
+    /// Writes all of an allocation.
+    pub fn load(&self, memory: u64, data: &[u8]) {
+        let path = self.dir.path().join("load");
+        std::fs::write(&path, data).expect("a file");
+        assert_eq!(self.ask(&format!("load {memory} {}", path.display())), "ok");
+    }
+
+    /// Reads all of an allocation.
+    pub fn dump(&self, memory: u64) -> Vec<u8> {
+        let path = self.dir.path().join("dump");
+        assert_eq!(self.ask(&format!("dump {memory} {}", path.display())), "ok");
+        std::fs::read(path).expect("a file")
+    }
+
+    /// A recorded event of the driver's, exported.
+    pub fn event(&self) -> Vec<u8> {
+        unhex(&self.ask("event"))
+    }
+
+    /// A recorded event of the kind for isolated containers.
+    pub fn word(&self) -> Vec<u8> {
+        unhex(&self.ask("word"))
+    }
+
+    /// Waits for an event of the daemon's; says whether it had fired before.
+    pub fn wait(&self, event: &[u8]) -> bool {
+        let hex: String = event.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.ask(&format!("wait {hex}")) == "true"
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for GpuWorker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let byte = |at: usize| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).expect("hex");
+    (0..text.len() / 2).map(byte).collect()
+}

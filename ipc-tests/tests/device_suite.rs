@@ -1,0 +1,105 @@
+//! The suite of `ipc_tests::device_suite` for CPU shared memory and for GPUs, which must also agree with each other. With
+//! `LMCACHED_GPU=real` the GPU is the machine's.
+
+use std::sync::Arc;
+
+use ipc_tests::daemon::Daemon;
+use ipc_tests::device_suite::{
+    Announce, Backing, CpuMemory, GpuMemory, LAYOUTS, Layout, Subject, checksums, layer_bytes, model, run,
+};
+use ipc_tests::gpu::Gpus;
+use ipc_tests::worker::{lookup, prompt};
+
+const LAYERS: usize = 3;
+
+#[tokio::test]
+async fn cpu_memory_does_what_it_must() {
+    let daemon = Daemon::start(&[]).await;
+    for (at, layout) in LAYOUTS.into_iter().enumerate() {
+        let memory = CpuMemory::new(LAYERS, layer_bytes(layout));
+        let subject = Subject { backing: &memory, layout, layers: LAYERS, instance: 10 + at as u64 };
+        run(&daemon, &subject, &format!("cpu-{layout:?}")).await;
+    }
+}
+
+async fn on_gpu(announce: Announce, more: &[(&str, &str)]) {
+    let gpus = Gpus::new(1, more);
+    let daemon = Daemon::start_in(&gpus.environment(), &[]).await;
+    let worker = Arc::new(gpus.worker(0, None));
+    for (at, layout) in LAYOUTS.into_iter().enumerate() {
+        let memory = GpuMemory::new(worker.clone(), announce, LAYERS, layer_bytes(layout));
+        let subject = Subject { backing: &memory, layout, layers: LAYERS, instance: 20 + at as u64 };
+        run(&daemon, &subject, &format!("gpu-{layout:?}")).await;
+    }
+}
+
+#[tokio::test]
+async fn gpu_memory_does_what_it_must() {
+    on_gpu(Announce::Torch, &[]).await;
+}
+
+#[tokio::test]
+async fn gpu_memory_of_an_isolated_worker_does_what_it_must() {
+    on_gpu(Announce::Isolated, &[]).await;
+}
+
+/// What is not ordered by an event happens in another order than it was written.
+#[tokio::test]
+async fn slow_streams_change_nothing() {
+    on_gpu(Announce::Torch, &[("FAKE_CUDA_DELAY_US", "3000")]).await;
+}
+
+#[tokio::test]
+async fn a_driver_without_batched_copies_will_do() {
+    on_gpu(Announce::Torch, &[("FAKE_CUDA_VERSION", "12040")]).await;
+}
+
+/// A pool that cannot be pinned is copied with all the same.
+#[tokio::test]
+async fn a_pool_that_is_not_pinned_will_do() {
+    let gpus = Gpus::new(1, &[]);
+    gpus.faults("cuMemHostRegister_v2 2 times=1000\n");
+    let daemon = Daemon::start_in(&gpus.environment(), &[]).await;
+    let memory = GpuMemory::new(
+        Arc::new(gpus.worker(0, None)),
+        Announce::Torch,
+        LAYERS,
+        layer_bytes(Layout::HeadMajor),
+    );
+    let subject = Subject { backing: &memory, layout: Layout::HeadMajor, layers: LAYERS, instance: 30 };
+    run(&daemon, &subject, "unpinned").await;
+    if !ipc_tests::gpu::real() {
+        daemon.says("cannot pin the pool").await;
+    }
+}
+
+/// Objects and checksums are the same whatever memory the blocks are in.
+#[tokio::test]
+async fn one_kind_of_memory_reads_what_the_other_stored() {
+    let gpus = Gpus::new(1, &[]);
+    let daemon = Daemon::start_in(&gpus.environment(), &[]).await;
+    let worker = Arc::new(gpus.worker(0, None));
+    let mut client = daemon.connect().await;
+    for (at, layout) in LAYOUTS.into_iter().enumerate() {
+        let name = format!("both-{layout:?}");
+        let bytes = layer_bytes(layout);
+        let cpu = CpuMemory::new(LAYERS, bytes);
+        let gpu = GpuMemory::new(worker.clone(), Announce::Torch, LAYERS, bytes);
+        let of = |backing, instance| Subject { backing, layout, layers: LAYERS, instance };
+        let (on_cpu, on_gpu) =
+            (of(&cpu as &dyn Backing, 100 + at as u64), of(&gpu as &dyn Backing, 200 + at as u64));
+        on_gpu.fill(9);
+        on_cpu.register(&mut client, &name).await;
+        on_gpu.register(&mut client, &name).await;
+        let tokens = prompt(at as u32, 2);
+        let frame = model(&name).key("a", &tokens).frame(Some(0), 0, 512);
+        let blocks: Vec<u64> = (1..33).collect();
+        assert!(on_gpu.store(&mut client, &frame, blocks.clone()).await.1);
+        assert_eq!(lookup(&mut client, &model(&name), "b", &tokens, 1).await, 2);
+        let frame = model(&name).key("b", &tokens).frame(Some(0), 0, 512);
+        assert!(on_cpu.retrieve(&mut client, &frame, blocks, 0).await.1);
+        assert!(on_cpu.blocks()[1..33] == on_gpu.blocks()[1..33], "{layout:?}");
+        on_cpu.fill(9);
+        assert_eq!(checksums(&daemon, on_cpu.instance).await, checksums(&daemon, on_gpu.instance).await);
+    }
+}
