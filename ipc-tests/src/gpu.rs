@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use lmcache_proto::wire::{Request, encode_request};
 use parking_lot::Mutex;
 
 use crate::daemon::{binary, cargo};
@@ -37,6 +38,7 @@ pub struct Gpus {
     name: String,
     dir: tempfile::TempDir,
     environment: Vec<(String, String)>,
+    faults: String,
 }
 
 impl Gpus {
@@ -53,16 +55,15 @@ impl Gpus {
             for file in ["libcuda.so", "libcuda.so.1"] {
                 std::os::unix::fs::symlink(library(), dir.path().join(file)).expect("link");
             }
-            let faults = dir.path().join("faults");
-            std::fs::write(&faults, "").expect("a file");
             let text = |path: &Path| path.display().to_string();
             environment.push(("LD_LIBRARY_PATH".to_owned(), text(dir.path())));
             environment.push(("FAKE_CUDA_NAME".to_owned(), name.clone()));
             environment.push(("FAKE_CUDA_DEVICES".to_owned(), devices.to_string()));
-            environment.push(("FAKE_CUDA_FAULTS".to_owned(), text(&faults)));
             environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         }
-        Gpus { name, dir, environment }
+        let faults = dir.path().join("faults");
+        std::fs::write(&faults, "").expect("a file");
+        Gpus { name, faults: faults.display().to_string(), dir, environment }
     }
 
     /// What a process must have in its environment to see them.
@@ -70,7 +71,16 @@ impl Gpus {
         self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
     }
 
-    /// Makes calls of the driver fail in all processes from now on; see `fake-cuda/src/inject.rs`.
+    /// The same for a daemon, in which the driver's calls fail as [`Gpus::faults`] says.
+    pub fn of_daemon(&self) -> Vec<(&str, &str)> {
+        let mut environment = self.environment();
+        if !real() {
+            environment.push(("FAKE_CUDA_FAULTS", &self.faults));
+        }
+        environment
+    }
+
+    /// Makes calls of the driver fail in the daemon from now on; see `fake-cuda/src/inject.rs`.
     ///
     /// # Panics
     /// If the file cannot be written.
@@ -84,6 +94,17 @@ impl Gpus {
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
         let prefix = format!("/dev/shm/{}_mem_", self.name);
         maps.lines().filter(|line| line.contains(&prefix)).count()
+    }
+
+    /// Devices of which a process has a context.
+    pub fn contexts_of(&self, pid: u32) -> Vec<u32> {
+        let prefix = format!("{}_context_{pid}_", self.name);
+        let names =
+            std::fs::read_dir("/dev/shm").into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let mut devices: Vec<u32> =
+            names.filter_map(|name| name.to_string_lossy().strip_prefix(&prefix)?.parse().ok()).collect();
+        devices.sort_unstable();
+        devices
     }
 
     /// Starts a worker on a device, as it is numbered among those that `visible` shows it.
@@ -149,6 +170,18 @@ impl GpuWorker {
         talk.1.read_line(&mut line).expect("the worker answers");
         assert!(line.ends_with('\n'), "the worker has ended after {command:?}");
         line.trim_end().to_owned()
+    }
+
+    /// Has the worker send a request itself, on a connection of its own process; what it was answered.
+    pub fn call(&self, endpoint: &str, request: &Request<'_>) -> String {
+        let path = self.dir.path().join("request");
+        let mut file = Vec::new();
+        for frame in encode_request(request) {
+            file.extend_from_slice(&(frame.len() as u32).to_le_bytes());
+            file.extend_from_slice(&frame);
+        }
+        std::fs::write(&path, file).expect("a file");
+        self.ask(&format!("call {endpoint} {} {}", request.operation().name(), path.display()))
     }
 
     /// Allocates GPU memory: its number, and its IPC handle.

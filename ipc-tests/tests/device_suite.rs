@@ -24,7 +24,7 @@ async fn cpu_memory_does_what_it_must() {
 
 async fn on_gpu(announce: Announce, more: &[(&str, &str)]) {
     let gpus = Gpus::new(1, more);
-    let daemon = Daemon::start_in(&gpus.environment(), &[]).await;
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
     let worker = Arc::new(gpus.worker(0, None));
     for (at, layout) in LAYOUTS.into_iter().enumerate() {
         let memory = GpuMemory::new(worker.clone(), announce, LAYERS, layer_bytes(layout));
@@ -59,7 +59,7 @@ async fn a_driver_without_batched_copies_will_do() {
 async fn a_pool_that_is_not_pinned_will_do() {
     let gpus = Gpus::new(1, &[]);
     gpus.faults("cuMemHostRegister_v2 2 times=1000\n");
-    let daemon = Daemon::start_in(&gpus.environment(), &[]).await;
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
     let memory = GpuMemory::new(
         Arc::new(gpus.worker(0, None)),
         Announce::Torch,
@@ -77,7 +77,7 @@ async fn a_pool_that_is_not_pinned_will_do() {
 #[tokio::test]
 async fn one_kind_of_memory_reads_what_the_other_stored() {
     let gpus = Gpus::new(1, &[]);
-    let daemon = Daemon::start_in(&gpus.environment(), &[]).await;
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
     let worker = Arc::new(gpus.worker(0, None));
     let mut client = daemon.connect().await;
     for (at, layout) in LAYOUTS.into_iter().enumerate() {

@@ -270,6 +270,11 @@ impl Registration {
         self.memory.device().idle_event()
     }
 
+    /// See [`Device::close`].
+    pub fn close(&self) {
+        self.memory.device().close();
+    }
+
     /// Moves what `transfer` says; see [`Device::submit`].
     pub fn submit(&self, transfer: Transfer, done: Done) {
         self.memory.device().submit(transfer, done);

@@ -119,6 +119,10 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// objects until they are not touched any more.
     fn submit(&self, transfer: Transfer, done: Done);
 
+    /// The worker has gone, or registers anew: what still waits for it is given up, and its memory is closed as soon as nothing
+    /// of it is under way, whoever holds the value then.
+    fn close(&self) {}
+
     /// Copies bytes of a tensor's storage into private memory. Slow: for checks from outside.
     ///
     /// # Errors

@@ -108,6 +108,15 @@ impl Instance {
         }
     }
 
+    /// It is no worker any more: its memory is closed as soon as no copy is under way. Transfers of its may still hold it.
+    fn close(&self) {
+        if let Kind::LmcacheDriven { registration, .. } = &self.kind
+            && let Some(registration) = registration.get()
+        {
+            registration.close();
+        }
+    }
+
     /// Whether its device says how long a copy took.
     pub(super) fn measures_itself(&self) -> bool {
         *self.worker.device != *"cpu"
@@ -324,6 +333,7 @@ impl Instances {
         let mut models = self.models.write();
         if let Some(old) = map.remove(&key) {
             release_model(&mut models, &old);
+            old.close();
         }
         let worlds = models.entry(instance.model.clone()).or_default();
         let shapes = worlds
@@ -362,6 +372,7 @@ impl Instances {
         let removed = map.remove(&(id, mode))?;
         self.bytes.fetch_sub(removed.bytes(), Ordering::Relaxed);
         release_model(&mut self.models.write(), &removed);
+        removed.close();
         Some(removed)
     }
 

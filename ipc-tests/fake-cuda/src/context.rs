@@ -72,6 +72,10 @@ fn find(raw: *mut c_void) -> Option<Arc<Context>> {
     contexts.primary.values().map(|(context, _)| context).find(|context| context.id == raw as u64).cloned()
 }
 
+fn marker(device: u32) -> String {
+    format!("/dev/shm/{}_context_{}_{device}", *crate::state::NAME, std::process::id())
+}
+
 fn physical(device: c_int) -> Option<u32> {
     CONTEXTS.lock().initialized.then_some(())?;
     VISIBLE.get(usize::try_from(device).ok()?).copied()
@@ -158,6 +162,8 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut *mut c_void, dev
     let (primary, retains) = contexts.primary.entry(device).or_insert_with(|| {
         let context =
             Context { id: fresh() << 4, device, sticky: AtomicU32::new(0), gone: AtomicBool::new(false) };
+        // For who wants to know from outside whether there is one.
+        let _ = std::fs::write(marker(device), "");
         (Arc::new(context), 0)
     });
     *retains += 1;
@@ -177,6 +183,7 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> u32 {
         context.gone.store(true, Ordering::Release);
         let id = context.id;
         contexts.primary.remove(&device);
+        let _ = std::fs::remove_file(marker(device));
         drop(contexts);
         crate::memory::context_gone(id);
     }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::io::{BufRead, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cudarc::driver::sys::{
     CUcontext, CUevent, CUipcEventHandle, CUipcMemHandle, CUresult, CUstream, CUuuid, cuCtxPushCurrent_v2,
@@ -15,6 +16,8 @@ use cudarc::driver::sys::{
     cuStreamCreate, cuStreamSynchronize, cuStreamWaitEvent, cuStreamWaitValue64_v2, cuStreamWriteValue64_v2,
     is_culib_present,
 };
+use lmcache_client::Connection;
+use lmcache_proto::wire::{Operation, Request, Response};
 
 fn ok(result: CUresult) {
     assert_eq!(result, CUresult::CUDA_SUCCESS);
@@ -46,6 +49,8 @@ struct Worker {
     /// Memory with words: pointer, handle, last value.
     words: Option<(u64, [u8; 64], u64)>,
     opened: HashMap<Vec<u8>, u64>,
+    runtime: tokio::runtime::Runtime,
+    connection: Option<Connection>,
 }
 
 impl Worker {
@@ -64,7 +69,9 @@ impl Worker {
         }
         let uuid = uuid.bytes.map(|byte| byte as u8);
         let (memory, opened) = (HashMap::new(), HashMap::new());
-        Worker { stream, uuid, memory, next: 0, events: Vec::new(), words: None, opened }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (events, words, connection) = (Vec::new(), None, None);
+        Worker { stream, uuid, memory, next: 0, events, words, opened, runtime, connection }
     }
 
     fn handle_of(pointer: u64) -> [u8; 64] {
@@ -153,6 +160,36 @@ impl Worker {
         format!("{}", now >= value)
     }
 
+    /// Sends a request to a daemon on a connection of its own, and says what it answers.
+    fn call(&mut self, endpoint: &str, operation: &str, path: &str) -> String {
+        let operation = Operation::all().find(|known| known.name() == operation).expect("an operation");
+        let file = std::fs::read(path).expect("a file");
+        let mut frames = Vec::new();
+        let mut rest = &file[..];
+        while let Some((length, tail)) = rest.split_first_chunk::<4>() {
+            let (frame, tail) = tail.split_at(u32::from_le_bytes(*length) as usize);
+            frames.push(frame);
+            rest = tail;
+        }
+        let request = Request::decode(operation, &frames).expect("a request");
+        let answer = self.runtime.block_on(async {
+            if self.connection.is_none() {
+                let opened = Connection::connect(endpoint, Duration::from_secs(30)).await;
+                self.connection = Some(opened.expect("the daemon accepts clients"));
+            }
+            self.connection.as_mut().expect("opened").call(&request).await
+        });
+        match answer {
+            Ok(Response::Transfer(event, done)) => format!("transfer {done} {}", hex(&event)),
+            Ok(answer) => format!("{answer:?}"),
+            Err(error) => {
+                // The daemon has gone: the next call finds another.
+                self.connection = None;
+                format!("error {error}")
+            }
+        }
+    }
+
     fn execute(&mut self, words: &[&str]) -> String {
         let number = |at: usize| words[at].parse::<u64>().expect("a number");
         match words[0] {
@@ -193,6 +230,7 @@ impl Worker {
                 HELD.store(false, Ordering::Release);
                 "ok".to_owned()
             }
+            "call" => self.call(words[1], words[2], words[3]),
             other => panic!("what is {other}?"),
         }
     }

@@ -18,7 +18,6 @@ pub(super) mod code {
     pub const SUCCESS: u32 = 0;
     pub const INVALID_VALUE: u32 = 1;
     pub const NOT_READY: u32 = 600;
-    pub const ALREADY_REGISTERED: u32 = 712;
 }
 
 impl CudaError {

@@ -22,7 +22,7 @@ use super::error::CudaError;
 use super::events::{Exporter, Form, Imported, Importer};
 use super::job::{Finished, Job, Tensor};
 use super::pieces::Piece;
-use super::pin::Pin;
+use super::pin::{Pin, PinUser};
 use super::stream::{Event, Stream};
 use crate::device::copy::CopyError;
 use crate::device::transfer::{Direction, Done, Transfer};
@@ -77,6 +77,8 @@ struct Slice {
     start: Event,
     end: Event,
     bytes: u64,
+    /// What it copies with stays pinned.
+    _pin: Arc<Pin>,
 }
 
 /// The thread's state. What is first is dropped first: streams before the memory that they use, that before the context.
@@ -97,14 +99,14 @@ pub(super) struct Lane {
     event_timeout: Duration,
     sender: Sender<Command>,
     finished: Sender<Finished>,
-    pin: Arc<Pin>,
+    pins: PinUser,
     context: Arc<Context>,
 }
 
 /// What a lane works with.
 pub(super) struct LaneParts {
     pub(super) context: Arc<Context>,
-    pub(super) pin: Arc<Pin>,
+    pub(super) pins: PinUser,
     pub(super) mappings: Vec<Mapping>,
     pub(super) tensors: Vec<Option<Tensor>>,
     pub(super) event_timeout: Duration,
@@ -135,7 +137,7 @@ impl Way {
 impl Lane {
     /// The context is current.
     pub(super) fn new(parts: LaneParts) -> Result<Lane, CudaError> {
-        let LaneParts { context, pin, mappings, tensors, event_timeout, sender, finished } = parts;
+        let LaneParts { context, pins, mappings, tensors, event_timeout, sender, finished } = parts;
         Ok(Lane {
             ways: [Way::new(&context, Direction::Store)?, Way::new(&context, Direction::Retrieve)?],
             waiting: HashMap::new(),
@@ -152,7 +154,7 @@ impl Lane {
             event_timeout,
             sender,
             finished,
-            pin,
+            pins,
             context,
         })
     }
@@ -176,6 +178,11 @@ impl Lane {
                 if self.waiting.is_empty() {
                     break;
                 }
+            }
+        }
+        for command in commands.try_iter() {
+            if let Command::Transfer(transfer, done) = command {
+                self.refuse(transfer, done, CopyError::Closed);
             }
         }
         // Streams and memory while the context is current; itself last.
@@ -226,6 +233,9 @@ impl Lane {
 
     /// Takes a transfer, behind its worker's event.
     fn admit(&mut self, transfer: Transfer, done: Done) {
+        if self.closing {
+            return self.refuse(transfer, done, CopyError::Closed);
+        }
         let form = match Form::read(&transfer.event) {
             Ok(form) => form,
             Err(error) => return self.refuse(transfer, done, error),
@@ -316,7 +326,8 @@ impl Lane {
 
     /// Enqueues the next slice of a job.
     fn enqueue(&mut self, way: usize, id: u64, job: &mut Job) -> Result<(), CopyError> {
-        job.slice(&self.tensors, self.pin.borders(), &mut self.pieces)?;
+        let pin = self.pins.pin(&self.context);
+        job.slice(&self.tensors, pin.borders(), &mut self.pieces)?;
         if self.pieces.is_empty() {
             return Ok(());
         }
@@ -326,12 +337,12 @@ impl Lane {
         };
         let (number, sender) = (self.next, self.sender.clone());
         self.next += 1;
-        let Lane { ways, context, pin, pieces, .. } = self;
+        let Lane { ways, context, pieces, .. } = self;
         let Way { copies, enqueuer, exporter, under_way, .. } = &mut ways[way];
         start.record(copies)?;
         // SAFETY: the tensors' memory is open as long as this lane, and its streams are drained before; the objects are held by
         // the job, which is kept until all its slices are over, or else buried with the context.
-        let enqueued = unsafe { enqueuer.enqueue(context, copies, pin, pieces) };
+        let enqueued = unsafe { enqueuer.enqueue(context, copies, &pin, pieces) };
         // Also behind a part of a slice: what was enqueued must be over before the objects are let go.
         let told = end.record(copies).and_then(|()| {
             if job.is_enqueued() && enqueued.is_ok() {
@@ -353,13 +364,14 @@ impl Lane {
         *under_way += 1;
         job.outstanding += 1;
         let bytes = pieces.iter().map(Piece::total).sum();
-        self.slices.insert(number, Slice { job: id, direction: job.direction(), start, end, bytes });
+        self.slices
+            .insert(number, Slice { job: id, direction: job.direction(), start, end, bytes, _pin: pin });
         Ok(enqueued?)
     }
 
     /// A slice is over.
     fn over(&mut self, id: u64) {
-        let Some(Slice { job: job_id, direction, start, end, bytes }) = self.slices.remove(&id) else {
+        let Some(Slice { job: job_id, direction, start, end, bytes, .. }) = self.slices.remove(&id) else {
             return;
         };
         self.ways[way_of(direction)].under_way -= 1;
@@ -415,10 +427,8 @@ impl Lane {
 
     /// The context is of no use any more. What is under way may still be touched until it is destroyed.
     fn lose(&mut self, why: &str) {
-        if self.lost.is_some() {
-            return;
-        }
-        self.lost = Some(why.to_owned());
+        // Also if it takes nothing any more already: what was under way then is now over.
+        self.lost.get_or_insert_with(|| why.to_owned());
         for (_, Waiting { job, .. }) in std::mem::take(&mut self.waiting) {
             if let Some(mut job) = job {
                 job.error = Some(CopyError::Lost(why.to_owned()));
@@ -433,6 +443,7 @@ impl Lane {
             way.ready.clear();
             way.under_way = 0;
         }
+        self.pins.drop_lost();
     }
 
     fn abandon(&self, job: Job) {

@@ -47,7 +47,7 @@ use descriptor::{Announced, Handle, Uuid};
 use driver::Driver;
 use job::{Finished, Tensor};
 use lane::{Command, Lane, LaneParts};
-use pin::Pin;
+use pin::Pins;
 
 /// Longest that a registration waits for the pool to be pinned. A larger pool is pinned on beside the first transfers.
 const PIN_WAIT: Duration = Duration::from_secs(20);
@@ -62,22 +62,16 @@ pub struct Settings {
 /// The GPUs of this daemon.
 #[derive(Debug)]
 pub struct Cuda {
-    l1: Arc<L1>,
     settings: Settings,
-    used: Mutex<Used>,
-}
-
-/// What workers are using now.
-#[derive(Debug, Default)]
-struct Used {
-    contexts: HashMap<Uuid, Weak<Context>>,
-    pin: Weak<Pin>,
+    /// That workers are using now.
+    contexts: Mutex<HashMap<Uuid, Weak<Context>>>,
+    pins: Arc<Pins>,
 }
 
 impl Cuda {
     /// GPUs that copy from and to the pool of `l1`. Nothing is loaded yet.
     pub fn new(l1: Arc<L1>, settings: Settings) -> Cuda {
-        Cuda { l1, settings, used: Mutex::default() }
+        Cuda { settings, contexts: Mutex::default(), pins: Arc::new(Pins::new(l1)) }
     }
 
     /// Says in one line what there is. Loads the driver if it is there, which may take seconds; makes no context.
@@ -113,7 +107,8 @@ impl Cuda {
     ) -> Result<Memory, OpenError> {
         let announced = descriptor::read(descriptors, geometry)?;
         let driver = Driver::get().map_err(|error| OpenError::NoDriver(error.to_string()))?;
-        let (context, pin) = self.use_device(driver, &announced)?;
+        let context = self.use_device(driver, &announced)?;
+        let pins = self.pins.user(&context);
         let label = context.device.label.clone();
         let failed = |source| OpenError::Driver { device: label.clone(), source };
         let _current = context.enter().map_err(failed)?;
@@ -149,7 +144,7 @@ impl Cuda {
             }
             tensors.push(Some(Tensor { address: pointer + place.offset, bytes: place.bytes }));
         }
-        if !pin.wait(PIN_WAIT) {
+        if !pins.pin(&context).wait(PIN_WAIT) {
             tracing::info!("the pool is still being pinned; the first transfers run beside that");
         }
         let (sender, commands) = channel();
@@ -157,7 +152,7 @@ impl Cuda {
         let event_timeout = self.settings.event_timeout;
         let parts = LaneParts {
             context: context.clone(),
-            pin,
+            pins,
             mappings,
             tensors,
             event_timeout,
@@ -171,19 +166,13 @@ impl Cuda {
         Ok(Memory { label, identity, lane: sender })
     }
 
-    /// The context of a worker's device and the pinned pool, made if nobody has them.
-    fn use_device(
-        &self,
-        driver: &'static Driver,
-        announced: &Announced,
-    ) -> Result<(Arc<Context>, Arc<Pin>), OpenError> {
-        let mut used = self.used.lock();
-        let known = used.contexts.get(&announced.uuid).and_then(Weak::upgrade);
-        let context = match known {
-            Some(context) if context.has_failed() => {
-                return Err(OpenError::Failed(context.device.label.clone()));
-            }
-            Some(context) => context,
+    /// The context of a worker's device, made if nobody has it.
+    fn use_device(&self, driver: &'static Driver, announced: &Announced) -> Result<Arc<Context>, OpenError> {
+        let mut contexts = self.contexts.lock();
+        let known = contexts.get(&announced.uuid).and_then(Weak::upgrade);
+        match known {
+            Some(context) if context.has_failed() => Err(OpenError::Failed(context.device.label.clone())),
+            Some(context) => Ok(context),
             None => {
                 let device = context::find(driver, announced.uuid)?;
                 let label = device.label.clone();
@@ -191,16 +180,10 @@ impl Cuda {
                     .map_err(|source| OpenError::Driver { device: label.clone(), source })?;
                 tracing::info!(device = label, uuid = %announced.uuid, "a GPU is used: its first worker registers");
                 let context = Arc::new(made);
-                used.contexts.insert(announced.uuid, Arc::downgrade(&context));
-                context
+                contexts.insert(announced.uuid, Arc::downgrade(&context));
+                Ok(context)
             }
-        };
-        let pin = used.pin.upgrade().filter(|pin| !pin.is_lost()).unwrap_or_else(|| {
-            let pin = Pin::begin(&context, &self.l1);
-            used.pin = Arc::downgrade(&pin);
-            pin
-        });
-        Ok((context, pin))
+        }
     }
 }
 
@@ -246,6 +229,11 @@ impl Device for Memory {
         }
     }
 
+    fn close(&self) {
+        // It may have gone by itself.
+        let _ = self.lane.send(Command::Close);
+    }
+
     fn read(&self, tensor: usize, offset: u64, into: &mut [u8]) -> Result<(), CopyError> {
         let (answer, read) = channel();
         let bytes = into.len();
@@ -257,7 +245,6 @@ impl Device for Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // It may have gone by itself.
-        let _ = self.lane.send(Command::Close);
+        self.close();
     }
 }

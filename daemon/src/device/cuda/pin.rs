@@ -13,7 +13,6 @@ use parking_lot::{Condvar, Mutex};
 
 use super::context::Context;
 use super::driver::cuda;
-use super::error::{CudaError, code};
 use super::pieces::Borders;
 use crate::l1::L1;
 
@@ -24,7 +23,82 @@ const MAX_THREADS: usize = 16;
 /// `CU_MEMHOSTREGISTER_PORTABLE`: for all contexts.
 const PORTABLE: u32 = 1;
 
-/// The pinned pool; let go with the last worker.
+/// The pool, and how it is pinned now.
+#[derive(Debug)]
+pub(super) struct Pins {
+    l1: Arc<L1>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Workers.
+    users: usize,
+    /// Kept while there are workers, and besides by every slice that is under way.
+    current: Option<Arc<Pin>>,
+}
+
+/// A worker's use of the pinned pool.
+#[derive(Debug)]
+pub(super) struct PinUser {
+    pins: Arc<Pins>,
+}
+
+impl Pins {
+    pub(super) fn new(l1: Arc<L1>) -> Pins {
+        Pins { l1, state: Mutex::default() }
+    }
+
+    /// For one more worker. What is not pinned is being pinned from now on.
+    pub(super) fn user(self: &Arc<Pins>, context: &Arc<Context>) -> PinUser {
+        self.state.lock().users += 1;
+        let user = PinUser { pins: self.clone() };
+        user.pin(context).work.start();
+        user
+    }
+}
+
+impl PinUser {
+    /// The pinned pool; pinned anew in `context` if the context that it was pinned in is lost.
+    pub(super) fn pin(&self, context: &Arc<Context>) -> Arc<Pin> {
+        let mut state = self.pins.state.lock();
+        match state.current.clone() {
+            Some(pin) if !pin.is_lost() => pin,
+            lost => {
+                let pin = Arc::new(Pin::new(context, &self.pins.l1));
+                state.current = Some(pin.clone());
+                drop(state);
+                drop(lost);
+                pin.work.start();
+                pin
+            }
+        }
+    }
+
+    /// A context is lost, and what was pinned in it is let go as soon as no slice uses it.
+    pub(super) fn drop_lost(&self) {
+        let lost = {
+            let mut state = self.pins.state.lock();
+            let is_lost = state.current.as_ref().is_some_and(|pin| pin.is_lost());
+            if is_lost { state.current.take() } else { None }
+        };
+        drop(lost);
+    }
+}
+
+impl Drop for PinUser {
+    fn drop(&mut self) {
+        let last = {
+            let mut state = self.pins.state.lock();
+            state.users -= 1;
+            if state.users == 0 { state.current.take() } else { None }
+        };
+        // Outside of the lock: it takes a while.
+        drop(last);
+    }
+}
+
+/// The pinned pool.
 #[derive(Debug)]
 pub(super) struct Pin {
     work: Arc<Work>,
@@ -37,8 +111,6 @@ struct Work {
     borders: Borders,
     /// Pinned parts.
     pinned: Vec<AtomicBool>,
-    /// Those of them that this value has pinned.
-    own: Vec<AtomicBool>,
     next: AtomicUsize,
     stop: AtomicBool,
     warned: AtomicBool,
@@ -47,35 +119,21 @@ struct Work {
 }
 
 impl Pin {
-    /// Begins to pin the pool.
-    pub(super) fn begin(context: &Arc<Context>, l1: &Arc<L1>) -> Arc<Pin> {
+    fn new(context: &Arc<Context>, l1: &Arc<L1>) -> Pin {
         let segment = l1.pool().segment();
         let parts = segment.bytes().div_ceil(PART) as usize;
-        let flags = || (0..parts).map(|_| AtomicBool::new(false)).collect();
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let threads = parts.min(cores).min(MAX_THREADS);
         let work = Arc::new(Work {
             context: context.clone(),
             l1: l1.clone(),
             borders: Borders { start: segment.base().as_ptr() as u64, step: PART },
-            pinned: flags(),
-            own: flags(),
+            pinned: (0..parts).map(|_| AtomicBool::new(false)).collect(),
             next: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             warned: AtomicBool::new(false),
-            running: Mutex::new(threads),
+            running: Mutex::new(0),
             done: Condvar::new(),
         });
-        for _ in 0..threads {
-            let (work, begun) = (work.clone(), Instant::now());
-            let ended = work.clone();
-            let spawned =
-                std::thread::Builder::new().name("cuda-pin".to_owned()).spawn(move || work.run(begun));
-            if spawned.is_err() {
-                ended.leave();
-            }
-        }
-        Arc::new(Pin { work })
+        Pin { work }
     }
 
     /// Waits until the pool is pinned, as far as it will be. `false`: it takes longer.
@@ -114,13 +172,37 @@ impl Drop for Pin {
 }
 
 impl Work {
+    /// Pins what is not pinned, unless that is being done.
+    fn start(self: &Arc<Work>) {
+        let missing = self.pinned.iter().filter(|part| !part.load(Ordering::Relaxed)).count();
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let threads = missing.min(cores).min(MAX_THREADS);
+        {
+            let mut running = self.running.lock();
+            if *running > 0 || threads == 0 {
+                return;
+            }
+            *running = threads;
+            self.next.store(0, Ordering::Relaxed);
+        }
+        for _ in 0..threads {
+            let (work, begun) = (self.clone(), Instant::now());
+            let spawned =
+                std::thread::Builder::new().name("cuda-pin".to_owned()).spawn(move || work.run(begun));
+            if spawned.is_err() {
+                self.leave();
+            }
+        }
+    }
+
     fn run(&self, begun: Instant) {
         loop {
             let part = self.next.fetch_add(1, Ordering::Relaxed);
             if part >= self.pinned.len() || self.stop.load(Ordering::Relaxed) {
                 break;
             }
-            if let Err(why) = self.pin(part)
+            if !self.pinned[part].load(Ordering::Relaxed)
+                && let Err(why) = self.pin(part)
                 && !self.warned.swap(true, Ordering::Relaxed)
             {
                 tracing::warn!(
@@ -164,9 +246,8 @@ impl Work {
             unsafe { cuda!(self.context.driver, cuMemHostRegister_v2(start, bytes as usize, PORTABLE)) }
         });
         match registered {
-            Ok(()) => self.own[part].store(true, Ordering::Relaxed),
-            // By a context that is being let go.
-            Err(CudaError { code: code::ALREADY_REGISTERED, .. }) => {}
+            Ok(()) => {}
+            // Also if a context that is lost and still being let go has it: the next registration tries again.
             Err(error) => {
                 self.context.note(error);
                 return Err(error.to_string());
@@ -180,7 +261,7 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         let Ok(_current) = self.context.enter() else { return };
-        for part in (0..self.own.len()).filter(|part| self.own[*part].load(Ordering::Relaxed)) {
+        for part in (0..self.pinned.len()).filter(|part| self.pinned[*part].load(Ordering::Relaxed)) {
             let start = (self.borders.start + self.range(part).0) as *mut c_void;
             // SAFETY: registered by `pin`; no copy is under way without a `Pin`.
             let gone = unsafe { cuda!(self.context.driver, cuMemHostUnregister(start)) };

@@ -1,0 +1,377 @@
+//! What becomes of workers with GPU memory: opening and closing, devices, events that never fire, deaths, restarts. With the
+//! tests' own driver; the data path is in `device_suite`.
+
+use std::sync::Arc;
+
+use ipc_tests::daemon::Daemon;
+use ipc_tests::device_suite::{Announce, GpuMemory, Layout, Subject, layer_bytes, model};
+use ipc_tests::gpu::{GpuWorker, Gpus};
+use ipc_tests::worker::{key, lookup, prompt};
+use ipc_tests::{eventually, http};
+use lmcache_client::Connection;
+use lmcache_proto::wire::{DeviceDescriptor, Request, Response, SharedStorage};
+
+const LAYERS: usize = 2;
+const LAYOUT: Layout = Layout::KvFirst;
+
+fn memory(worker: &Arc<GpuWorker>) -> GpuMemory {
+    GpuMemory::new(worker.clone(), Announce::Torch, LAYERS, layer_bytes(LAYOUT))
+}
+
+fn subject(memory: &GpuMemory, instance: u64) -> Subject<'_> {
+    Subject { backing: memory, layout: LAYOUT, layers: LAYERS, instance }
+}
+
+fn blocks() -> Vec<u64> {
+    (1..17).collect()
+}
+
+/// One chunk's key frame.
+fn frame(name: &str, request: &str, seed: u32) -> Vec<u8> {
+    model(name).key(request, &prompt(seed, 1)).frame(Some(0), 0, 256)
+}
+
+async fn ping(client: &mut Connection, instance: u64) -> bool {
+    client.call(&Request::Ping { instance_id: Some(instance) }).await.expect("ping") == Response::Flag(true)
+}
+
+async fn unregister(client: &mut Connection, instance: u64) {
+    client.call(&Request::UnregisterKvCache { instance_id: instance }).await.expect("unregister");
+}
+
+/// Allocations that the daemon has open become this many.
+async fn open_become(gpus: &Gpus, daemon: &Daemon, count: usize) {
+    let is = async || (gpus.mapped_by(daemon.pid()) == count).then_some(());
+    eventually(&format!("{count} allocations are open"), is).await;
+}
+
+#[tokio::test]
+async fn without_a_driver_the_daemon_says_so_and_serves_the_others() {
+    let gpus = Gpus::new(1, &[]);
+    let worker = Arc::new(gpus.worker(0, None));
+    let mut daemon = Daemon::start(&[]).await;
+    daemon.says("no CUDA driver on this machine").await;
+    let memory = memory(&worker);
+    let mut client = daemon.connect().await;
+    subject(&memory, 1).register(&mut client, "m").await;
+    daemon.says("no libcuda.so.1 is installed. Run the daemon where the engine's GPU is").await;
+    assert!(!subject(&memory, 1).store(&mut client, &frame("m", "a", 1), blocks()).await.1);
+    assert!(daemon.alive());
+}
+
+#[tokio::test]
+async fn a_driver_that_cannot_be_used_is_no_gpu() {
+    for (version, fault) in [("12080", "cuInit 999 times=9\n"), ("12080", "cuDeviceGetCount 3 times=9\n")] {
+        let gpus = Gpus::new(1, &[("FAKE_CUDA_VERSION", version)]);
+        let worker = Arc::new(gpus.worker(0, None));
+        gpus.faults(fault);
+        let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+        daemon.says("the CUDA driver cannot be used").await;
+        let memory = memory(&worker);
+        let mut client = daemon.connect().await;
+        subject(&memory, 1).register(&mut client, "m").await;
+        daemon.says("this daemon has no GPU").await;
+    }
+}
+
+#[tokio::test]
+async fn with_gpus_off_the_driver_is_never_loaded() {
+    let gpus = Gpus::new(1, &[]);
+    let worker = Arc::new(gpus.worker(0, None));
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &["--cuda=off"]).await;
+    let memory = memory(&worker);
+    let mut client = daemon.connect().await;
+    subject(&memory, 1).register(&mut client, "m").await;
+    daemon.says("GPUs are switched off").await;
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.pid())).expect("maps");
+    assert!(!maps.contains("fake_cuda"), "the driver is loaded");
+}
+
+#[tokio::test]
+async fn a_context_is_made_for_the_first_worker_on_its_own_device_and_goes_with_the_last() {
+    let gpus = Gpus::new(2, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &["--metrics-sample-rate=1"]).await;
+    daemon.says("CUDA driver found").await;
+    assert_eq!(gpus.contexts_of(daemon.pid()), [0u32; 0]);
+    // It sees one device, the second of the machine, and counts it as its first.
+    let second = Arc::new(gpus.worker(0, Some("1")));
+    let first = Arc::new(gpus.worker(0, None));
+    assert_ne!(first.uuid, second.uuid);
+    let (on_second, on_first) = (memory(&second), memory(&first));
+    let mut client = daemon.connect().await;
+    let subjects = [subject(&on_second, 1), subject(&on_first, 2)];
+    subjects[0].fill(1);
+    subjects[0].register(&mut client, "m").await;
+    assert_eq!(gpus.contexts_of(daemon.pid()), [1]);
+    assert!(subjects[0].store(&mut client, &frame("m", "a", 1), blocks()).await.1);
+    subjects[1].register(&mut client, "m").await;
+    assert_eq!(gpus.contexts_of(daemon.pid()), [0, 1]);
+    // What one device's worker stored is another's to retrieve.
+    assert_eq!(lookup(&mut client, &model("m"), "b", &prompt(1, 1), 1).await, 1);
+    assert!(subjects[1].retrieve(&mut client, &frame("m", "b", 1), blocks(), 0).await.1);
+    assert!(subjects[1].blocks()[1..17] == subjects[0].blocks()[1..17]);
+    // By device, and in the time that the device measured.
+    daemon.metric_becomes("lmcache_mp_l0_l1_store_throughput_gbs_count", &["device=\"cuda:1\""], 1.0).await;
+    daemon.metric_becomes("lmcache_mp_l0_l1_load_throughput_gbs_count", &["device=\"cuda:0\""], 1.0).await;
+    unregister(&mut client, 1).await;
+    // The pool was pinned in the context of the first worker: it stays while anybody needs the pinned pool.
+    open_become(&gpus, &daemon, 1).await;
+    unregister(&mut client, 2).await;
+    open_become(&gpus, &daemon, 0).await;
+    eventually("no context is left", async || gpus.contexts_of(daemon.pid()).is_empty().then_some(())).await;
+    // And all of it comes back.
+    subjects[1].register(&mut client, "m").await;
+    assert_eq!(lookup(&mut client, &model("m"), "c", &prompt(1, 1), 1).await, 1);
+    assert!(subjects[1].retrieve(&mut client, &frame("m", "c", 1), blocks(), 0).await.1);
+}
+
+#[tokio::test]
+async fn an_allocation_is_open_once_however_many_use_it() {
+    for close in ["one", "all"] {
+        let gpus = Gpus::new(1, &[("FAKE_CUDA_CLOSE", close)]);
+        let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+        let worker = Arc::new(gpus.worker(0, None));
+        let (one, other) = (memory(&worker), memory(&worker));
+        let mut client = daemon.connect().await;
+        for (instance, memory) in [(1, &one), (2, &one), (3, &other)] {
+            subject(memory, instance).register(&mut client, "m").await;
+            // Again, as after a pause of the network.
+            subject(memory, instance).register(&mut client, "m").await;
+        }
+        open_become(&gpus, &daemon, 2).await;
+        unregister(&mut client, 1).await;
+        unregister(&mut client, 3).await;
+        open_become(&gpus, &daemon, 1).await;
+        assert!(subject(&one, 2).store(&mut client, &frame("m", "a", 1), blocks()).await.1, "still open");
+        unregister(&mut client, 2).await;
+        open_become(&gpus, &daemon, 0).await;
+        // The worker can free what it had registered, and use it again.
+        drop(one);
+        worker.ask("free 1");
+    }
+}
+
+#[tokio::test]
+async fn a_transfer_waits_for_its_event_and_keeps_nobody_waiting() {
+    let gpus = Gpus::new(1, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+    let worker = Arc::new(gpus.worker(0, None));
+    let memory = memory(&worker);
+    let subject = subject(&memory, 1);
+    let (mut client, mut other) = (daemon.connect().await, daemon.connect().await);
+    subject.fill(1);
+    subject.register(&mut client, "m").await;
+    assert!(subject.store(&mut client, &frame("m", "a", 1), blocks()).await.1);
+    assert_eq!(lookup(&mut client, &model("m"), "b", &prompt(1, 1), 1).await, 1);
+    let fired = worker.event();
+    worker.ask("hold");
+    let held = worker.event();
+    let (pending_key, ready_key) = (frame("m", "c", 2), frame("m", "b", 1));
+    let store =
+        Request::Store { key: key(&pending_key), instance_id: 1, block_ids: vec![blocks()], event: &held };
+    let uid = client.send(&store).await.expect("sent");
+    // On the same connection, behind it: other requests and the other direction go on.
+    assert!(ping(&mut client, 1).await);
+    let retrieve = Request::Retrieve {
+        key: key(&ready_key),
+        instance_id: 1,
+        block_ids: vec![blocks()],
+        event: &fired,
+        skip_first_n_tokens: 0,
+    };
+    assert!(matches!(client.call(&retrieve).await.expect("retrieve"), Response::Transfer(_, true)));
+    assert_eq!(daemon.metric("lmcached_l1_writing_objects", &[]).await, 1.0, "reserved, and not written");
+    assert_eq!(
+        lookup(&mut other, &model("m"), "d", &prompt(2, 1), 1).await,
+        0,
+        "not there before it is over"
+    );
+    worker.ask("go");
+    let stored = client.wait(store.operation(), &uid).await.expect("stored");
+    assert!(matches!(stored, Response::Transfer(_, true)));
+    assert_eq!(lookup(&mut other, &model("m"), "e", &prompt(2, 1), 1).await, 1);
+}
+
+#[tokio::test]
+async fn an_event_that_never_fires_costs_its_worker_alone() {
+    for announce in [Announce::Torch, Announce::Isolated] {
+        let gpus = Gpus::new(1, &[]);
+        let flags = ["--cuda-event-timeout-seconds=1"];
+        let daemon = Daemon::start_in(&gpus.of_daemon(), &flags).await;
+        let (bad, good) = (Arc::new(gpus.worker(0, None)), Arc::new(gpus.worker(0, None)));
+        let of_bad = GpuMemory::new(bad.clone(), announce, LAYERS, layer_bytes(LAYOUT));
+        let of_good = memory(&good);
+        let (bad_one, good_one) = (subject(&of_bad, 1), subject(&of_good, 2));
+        let mut client = daemon.connect().await;
+        bad_one.register(&mut client, "m").await;
+        good_one.register(&mut client, "m").await;
+        bad.ask("hold");
+        let (event, done) = bad_one.store(&mut client, &frame("m", "a", 1), blocks()).await;
+        assert!(event.is_empty() && !done);
+        daemon.says("its event did not fire within 1 s (--cuda-event-timeout-seconds)").await;
+        daemon.metric_becomes("lmcached_l1_writing_objects", &[], 0.0).await;
+        assert!(good_one.store(&mut client, &frame("m", "b", 2), blocks()).await.1);
+        assert!(good_one.store(&mut client, &frame("m", "c", 1), blocks()).await.1, "the key is free");
+        // It is told by its pings to register again, and is served again then.
+        assert!(!bad_one.store(&mut client, &frame("m", "d", 3), blocks()).await.1);
+        assert!(!ping(&mut client, 1).await);
+        bad.ask("go");
+        bad_one.register(&mut client, "m").await;
+        assert!(bad_one.store(&mut client, &frame("m", "e", 3), blocks()).await.1);
+    }
+}
+
+#[tokio::test]
+async fn the_memory_of_a_killed_worker_comes_back_at_once() {
+    let gpus = Gpus::new(1, &[]);
+    // Nothing here goes by time.
+    let flags = ["--bind=ipc://{dir}/sock", "--worker-reap-timeout-seconds=0"];
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &flags).await;
+    let endpoint = format!("ipc://{}/sock", daemon.dir().display());
+    let worker = Arc::new(gpus.worker(0, None));
+    let registered = memory(&worker);
+    let registration = subject(&registered, 1).registration("m");
+    worker.call(&endpoint, &Request::RegisterKvCache(Box::new(registration)));
+    open_become(&gpus, &daemon, 1).await;
+    // While a store of its waits for an event that will not fire any more.
+    let event = {
+        worker.ask("hold");
+        worker.event()
+    };
+    let pending_key = frame("m", "a", 1);
+    let mut client = daemon.connect().await;
+    let store =
+        Request::Store { key: key(&pending_key), instance_id: 1, block_ids: vec![blocks()], event: &event };
+    let uid = client.send(&store).await.expect("sent");
+    daemon.metric_becomes("lmcached_l1_writing_objects", &[], 1.0).await;
+    let pid = nix::unistd::Pid::from_raw(worker.pid() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("signal");
+    open_become(&gpus, &daemon, 0).await;
+    assert!(matches!(
+        client.wait(store.operation(), &uid).await.expect("refused"),
+        Response::Transfer(_, false)
+    ));
+    daemon.metric_becomes("lmcached_l1_writing_objects", &[], 0.0).await;
+}
+
+#[tokio::test]
+async fn after_a_restart_a_handle_is_opened_for_its_own_process_and_no_other() {
+    let gpus = Gpus::new(1, &[]);
+    let mut daemon = Daemon::start_in(&gpus.of_daemon(), &["--bind=ipc://{dir}/sock"]).await;
+    let endpoint = format!("ipc://{}/sock", daemon.dir().display());
+    let worker = Arc::new(gpus.worker(0, None));
+    let memory = memory(&worker);
+    let subject = subject(&memory, 1);
+    subject.fill(1);
+    let registration = || Request::RegisterKvCache(Box::new(subject.registration("m")));
+    let first = frame("m", "a", 1);
+    let store = |frame: &[u8]| {
+        let event = worker.event();
+        let request =
+            Request::Store { key: key(frame), instance_id: 1, block_ids: vec![blocks()], event: &event };
+        worker.call(&endpoint, &request)
+    };
+    worker.call(&endpoint, &registration());
+    assert!(store(&first).starts_with("transfer true"));
+
+    // Its own process comes back: nothing has to be registered again.
+    daemon.crash_and_restart().await;
+    assert!(store(&first).starts_with("error"), "the old connection is gone");
+    assert_eq!(gpus.contexts_of(daemon.pid()), [0u32; 0], "nothing is opened before it is heard");
+    assert!(store(&frame("m", "b", 2)).starts_with("transfer true"));
+    open_become(&gpus, &daemon, 1).await;
+
+    // Somebody else speaks for it over TCP, where nobody knows who that is: it is nobody until it registers.
+    daemon.crash_and_restart().await;
+    let mut stranger = daemon.connect().await;
+    assert!(!subject.store(&mut stranger, &frame("m", "c", 3), blocks()).await.1);
+    assert_eq!(gpus.mapped_by(daemon.pid()), 0);
+    assert!(store(&first).starts_with("error"), "the old connection is gone");
+    assert!(store(&frame("m", "d", 3)).starts_with("transfer false"), "unknown now");
+    worker.call(&endpoint, &registration());
+    assert!(store(&frame("m", "e", 3)).starts_with("transfer true"));
+}
+
+#[tokio::test]
+async fn a_handle_whose_exporter_is_dead_is_refused() {
+    let gpus = Gpus::new(1, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+    let worker = Arc::new(gpus.worker(0, None));
+    let stale = memory(&worker);
+    let registration = subject(&stale, 1).registration("m");
+    let pid = nix::unistd::Pid::from_raw(worker.pid() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("signal");
+    let mut client = daemon.connect().await;
+    let gone = async || (!std::path::Path::new(&format!("/proc/{pid}/exe")).exists()).then_some(());
+    eventually("the worker is dead", gone).await;
+    client.call(&Request::RegisterKvCache(Box::new(registration))).await.expect("acknowledged");
+    daemon.says("cuIpcOpenMemHandle_v2 failed: invalid handle (400). The engine must be alive").await;
+    assert!(!ping(&mut client, 1).await);
+    eventually("no context is left", async || gpus.contexts_of(daemon.pid()).is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn descriptors_that_cannot_be_served_are_refused_with_what_to_do() {
+    let gpus = Gpus::new(2, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+    let worker = Arc::new(gpus.worker(0, None));
+    let elsewhere = Arc::new(gpus.worker(1, None));
+    let (good, other) = (memory(&worker), memory(&elsewhere));
+    let metadata = |payload: &DeviceDescriptor| payload.metadata().expect("metadata").clone();
+    let mut client = daemon.connect().await;
+    let mut refused = async |change: &dyn Fn(&mut Vec<DeviceDescriptor>), said: &str| {
+        let mut payload = subject(&good, 1).registration("m");
+        change(&mut payload.kv_cache);
+        let register = Request::RegisterKvCache(Box::new(payload));
+        // Again and again: the log says it at most once a second.
+        let is_said = async || {
+            client.call(&register).await.expect("acknowledged");
+            daemon.log().iter().any(|line| line.contains(said)).then_some(())
+        };
+        eventually(&format!("the log says {said:?}"), is_said).await;
+        assert_eq!(gpus.mapped_by(daemon.pid()), 0, "{said}");
+        assert!(!ping(&mut client, 1).await || !ping(&mut client, 1).await, "{said}");
+    };
+    let torch = |head: &[u8], bytes: u64| {
+        let handle = [head, good.handle()].concat();
+        SharedStorage { device: 0, handle: &handle, bytes, offset: 0 }.encode()
+    };
+    let with = |tuple: Vec<u8>| {
+        move |list: &mut Vec<DeviceDescriptor>| {
+            list[1] =
+                DeviceDescriptor::Cuda { handle: tuple.clone(), version: 1, metadata: metadata(&list[1]) };
+        }
+    };
+    let all = LAYERS as u64 * layer_bytes(LAYOUT);
+    refused(&with(torch(&[2, b'e'], all)), "Unset expandable_segments in PYTORCH_CUDA_ALLOC_CONF").await;
+    refused(&with(torch(&[9, b'c'], all)), "torch's handle is of version 9").await;
+    refused(&with(torch(&[2, b'c'], 10)), "its memory at 10").await;
+    refused(&with(torch(&[2, b'c'], all + (1 << 20))), "its allocation has").await;
+    refused(&with(vec![0x90]), "the shared storage has not eight fields").await;
+    let vmm = |list: &mut Vec<DeviceDescriptor>| {
+        list[0] = DeviceDescriptor::CudaVmm { fields: Vec::new(), version: 1, metadata: metadata(&list[0]) };
+    };
+    refused(&vmm, "Switch sleep mode").await;
+    let elsewhere = subject(&other, 1).registration("m").kv_cache;
+    refused(&|list| list[1] = elsewhere[1].clone(), "the tensors of one worker are on several GPUs").await;
+    let unknown = |list: &mut Vec<DeviceDescriptor>| {
+        for descriptor in list {
+            if let DeviceDescriptor::Cuda { metadata, .. } = descriptor {
+                metadata.device_uuid = "00000000-0000-4000-8000-000000000000".into();
+            }
+        }
+    };
+    refused(&unknown, "is not visible to this daemon; it sees GPU-fa4ec0da-0000-4000-8000-000000000000")
+        .await;
+    // The daemon's word on the worker's event.
+    let subject = subject(&good, 1);
+    subject.register(&mut client, "m").await;
+    let key_frame = frame("m", "a", 1);
+    let store =
+        Request::Store { key: key(&key_frame), instance_id: 1, block_ids: vec![blocks()], event: b"short" };
+    assert!(matches!(client.call(&store).await.expect("refused"), Response::Transfer(_, false)));
+    daemon.says("the worker's event has 5 bytes").await;
+    assert_eq!(daemon.metric("lmcached_requests_total", &["operation=\"store\"", "copy_failed"]).await, 1.0);
+    let (status, _) = http::get(daemon.http_port(), "/healthcheck").await.expect("an answer");
+    assert_eq!(status, 200);
+}

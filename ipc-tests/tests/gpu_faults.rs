@@ -1,0 +1,240 @@
+//! Every call of the driver that fails once, in a daemon at work: a transfer that it spoils is answered `false`, what is
+//! answered `true` is right, and the worker is served again afterwards.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipc_tests::daemon::Daemon;
+use ipc_tests::device_suite::{Announce, GpuMemory, Layout, Subject, layer_bytes, model};
+use ipc_tests::eventually;
+use ipc_tests::gpu::{GpuWorker, Gpus};
+use ipc_tests::worker::{lookup, prompt};
+use lmcache_client::Connection;
+use lmcache_proto::wire::Request;
+
+const LAYERS: usize = 2;
+/// Out of memory: spoils the call.
+const ONCE: u32 = 2;
+/// A launch failure: spoils the context.
+const FOR_EVER: u32 = 719;
+
+/// What the daemon calls, and whether a failure of the call must spoil something: the others are cleaning up, and asking for
+/// what is nice to know.
+const CALLS: [(&str, bool); 33] = [
+    ("cuDeviceGet", true),
+    ("cuDeviceGetUuid_v2", true),
+    ("cuDevicePrimaryCtxRetain", true),
+    ("cuCtxPushCurrent_v2", true),
+    ("cuCtxPopCurrent_v2", false),
+    ("cuMemHostRegister_v2", false),
+    ("cuIpcOpenMemHandle_v2", true),
+    ("cuMemGetAddressRange_v2", false),
+    ("cuStreamCreate", true),
+    ("cuIpcOpenEventHandle", true),
+    ("cuEventQuery", true),
+    ("cuEventCreate", true),
+    ("cuEventRecord", true),
+    ("cuEventElapsedTime", true),
+    ("cuIpcGetEventHandle", false),
+    ("cuEventDestroy_v2", false),
+    ("cuStreamWaitEvent", true),
+    ("cuLaunchHostFunc", true),
+    ("cuMemcpyBatchAsync", true),
+    ("cuMemcpy2DAsync_v2", true),
+    ("cuMemcpyDtoH_v2", true),
+    ("cuStreamDestroy_v2", false),
+    ("cuIpcCloseMemHandle", false),
+    ("cuMemHostUnregister", false),
+    ("cuDevicePrimaryCtxRelease_v2", false),
+    // Without batches.
+    ("cuMemcpyDtoHAsync_v2", true),
+    ("cuMemcpyHtoDAsync_v2", true),
+    // Isolated workers.
+    ("cuStreamWaitValue64_v2", true),
+    ("cuStreamWriteValue64_v2", false),
+    ("cuMemAlloc_v2", false),
+    ("cuMemsetD8Async", false),
+    ("cuIpcGetMemHandle", false),
+    // Only after another call has failed.
+    ("cuStreamSynchronize", false),
+];
+
+struct Rig {
+    gpus: Gpus,
+    daemon: Daemon,
+    worker: Arc<GpuWorker>,
+    client: Connection,
+    next: u32,
+}
+
+impl Rig {
+    async fn start(version: &str) -> Rig {
+        let gpus = Gpus::new(1, &[("FAKE_CUDA_VERSION", version)]);
+        let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+        daemon.says("CUDA driver found").await;
+        let worker = Arc::new(gpus.worker(0, None));
+        let client = daemon.connect().await;
+        Rig { gpus, daemon, worker, client, next: 0 }
+    }
+
+    /// Stores a prompt of its own and retrieves it. Whether both, and the digests, were done; what was done must be right.
+    async fn works(&mut self, subject: &Subject<'_>) -> bool {
+        self.next += 1;
+        let (seed, model) = (self.next, model("m"));
+        subject.fill(u64::from(seed));
+        let tokens = prompt(seed, 1);
+        let before = subject.blocks();
+        let key_of = |request: &str| model.key(request, &tokens).frame(Some(0), 0, 256);
+        // Behind something that is still running, so that there is something to wait for.
+        let held = |worker: &Arc<GpuWorker>| {
+            worker.ask("hold");
+            let worker = worker.clone();
+            move || drop(worker.ask("go"))
+        };
+        let release = held(&self.worker);
+        let event = subject.backing.event();
+        let frame = key_of(&format!("s{seed}"));
+        let blocks: Vec<u64> = (1..17).collect();
+        let request = Request::Store {
+            key: ipc_tests::worker::key(&frame),
+            instance_id: subject.instance,
+            block_ids: vec![blocks.clone()],
+            event: &event,
+        };
+        let uid = self.client.send(&request).await.expect("sent");
+        // Let go when the daemon has it, or has answered already.
+        let (answered, daemon) = (std::cell::Cell::new(false), &self.daemon);
+        let letting_go = async {
+            while !answered.get() && daemon.metric("lmcached_l1_writing_objects", &[]).await == 0.0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            // Time for its thread to look at the event, which it may find fired otherwise.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            release();
+        };
+        let waiting = async {
+            let answer = self.client.wait(request.operation(), &uid).await;
+            answered.set(true);
+            answer
+        };
+        let (stored, ()) = tokio::join!(waiting, letting_go);
+        let stored = stored.expect("answered");
+        let stored = matches!(stored, lmcache_proto::wire::Response::Transfer(_, true));
+        let found = lookup(&mut self.client, &model, &format!("l{seed}"), &tokens, 1).await;
+        assert_eq!(found, u64::from(stored), "what was not answered `true` is not there, and what was is");
+        let mut good = stored;
+        if stored {
+            subject.wipe();
+            let frame = key_of(&format!("l{seed}"));
+            let into: Vec<u64> = (33..49).collect();
+            let (_, retrieved) = subject.retrieve(&mut self.client, &frame, into, 0).await;
+            if retrieved {
+                assert!(subject.blocks()[33..49] == before[1..17], "what was answered `true` is right");
+            }
+            good &= retrieved;
+        }
+        let body = format!(r#"{{"instance_id": {}, "block_ids": [1], "chunk_size": 1}}"#, subject.instance);
+        let answer = ipc_tests::http::post(self.daemon.http_port(), "/cache/checksums", &body).await;
+        good && answer.expect("an answer").0 == 200
+    }
+
+    async fn spoil(&mut self, call: &str, code: u32, announce: Announce) -> bool {
+        let sticky = if code == FOR_EVER { "sticky" } else { "" };
+        // Heads before slots: rectangles and plain copies.
+        let layouts = [Layout::HeadMajor, Layout::BlocksFirst];
+        let mut spoilt = false;
+        for (at, layout) in layouts.into_iter().enumerate() {
+            let memory = GpuMemory::new(self.worker.clone(), announce, LAYERS, layer_bytes(layout));
+            let subject = Subject { backing: &memory, layout, layers: LAYERS, instance: 100 + at as u64 };
+            self.gpus.faults(&format!("{call} {code} {sticky}\n"));
+            subject.register(&mut self.client, "m").await;
+            spoilt |= !self.works(&subject).await;
+            spoilt |= !self.works(&subject).await;
+            self.gpus.faults("");
+            // The worker's pings have it register again, sooner or later.
+            let again = async || {
+                subject.register(&mut self.client, "m").await;
+                self.works(&subject).await.then_some(())
+            };
+            eventually(&format!("{call} {code}: the worker is served again"), again).await;
+            let unregister = Request::UnregisterKvCache { instance_id: subject.instance };
+            self.client.call(&unregister).await.expect("unregister");
+        }
+        self.daemon.metric_becomes("lmcached_l1_writing_objects", &[], 0.0).await;
+        self.daemon.metric_becomes("lmcached_l1_pins", &[], 0.0).await;
+        assert!(self.daemon.alive(), "{call} {code}");
+        spoilt
+    }
+}
+
+async fn every_call(code: u32) {
+    let mut plain = Rig::start("12080").await;
+    let mut old = Rig::start("12040").await;
+    for (call, spoils) in CALLS {
+        let isolated = ["Value64", "cuMemAlloc", "cuMemset", "cuIpcGetMemHandle"];
+        let announce = if isolated.iter().any(|part| call.contains(part)) {
+            Announce::Isolated
+        } else {
+            Announce::Torch
+        };
+        let rig = if call.contains("HAsync_v2") || call.contains("DAsync_v2") && !call.contains("2D") {
+            &mut old
+        } else {
+            &mut plain
+        };
+        let spoilt = rig.spoil(call, code, announce).await;
+        assert!(spoilt || !spoils, "{call} {code} was not noticed");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_fails_once_spoils_at_most_its_transfer() {
+    every_call(ONCE).await;
+}
+
+#[tokio::test]
+async fn a_lost_context_is_made_anew() {
+    every_call(FOR_EVER).await;
+}
+
+/// Batches that the driver does not take are made of single copies.
+#[tokio::test]
+async fn a_refused_batch_is_copied_one_by_one() {
+    let mut rig = Rig::start("12080").await;
+    rig.gpus.faults("cuMemcpyBatchAsync 1 times=1000\n");
+    let memory = GpuMemory::new(rig.worker.clone(), Announce::Torch, LAYERS, layer_bytes(Layout::KvFirst));
+    let subject = Subject { backing: &memory, layout: Layout::KvFirst, layers: LAYERS, instance: 1 };
+    subject.register(&mut rig.client, "m").await;
+    assert!(rig.works(&subject).await);
+    rig.daemon.says("the driver refuses batched copies").await;
+}
+
+/// A GPU that is lost is lost for its own workers.
+#[tokio::test]
+async fn another_gpu_goes_on() {
+    let gpus = Gpus::new(2, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+    let (one, other) = (Arc::new(gpus.worker(0, None)), Arc::new(gpus.worker(1, None)));
+    let bytes = layer_bytes(Layout::KvFirst);
+    let (first, second) = (
+        GpuMemory::new(one, Announce::Torch, LAYERS, bytes),
+        GpuMemory::new(other, Announce::Torch, LAYERS, bytes),
+    );
+    let of = |backing, instance| Subject { backing, layout: Layout::KvFirst, layers: LAYERS, instance };
+    let (lost, kept) = (of(&first, 1), of(&second, 2));
+    let mut client = daemon.connect().await;
+    lost.register(&mut client, "m").await;
+    kept.register(&mut client, "m").await;
+    let frame = |seed| model("m").key("r", &prompt(seed, 1)).frame(Some(0), 0, 256);
+    gpus.faults("cuMemcpyBatchAsync 700 sticky\n");
+    assert!(!lost.store(&mut client, &frame(1), (1..17).collect()).await.1);
+    assert!(kept.store(&mut client, &frame(1), (1..17).collect()).await.1);
+    daemon.says("the GPU context is lost").await;
+    daemon.metric_becomes("lmcached_l1_writing_objects", &[], 0.0).await;
+    let again = async || {
+        lost.register(&mut client, "m").await;
+        lost.store(&mut client, &frame(2), (1..17).collect()).await.1.then_some(())
+    };
+    eventually("the lost one is served again", again).await;
+    assert!(kept.store(&mut client, &frame(3), (1..17).collect()).await.1);
+}
