@@ -141,7 +141,7 @@ impl Rig {
     async fn spoil(&mut self, call: &str, code: u32, announce: Announce) -> bool {
         let sticky = if code == FOR_EVER { "sticky" } else { "" };
         // Heads before slots: rectangles and plain copies.
-        let layouts = [Layout::HeadMajor, Layout::BlocksFirst];
+        let layouts = [Layout::HeadMajor, Layout::KvFirst];
         let mut spoilt = false;
         for (at, layout) in layouts.into_iter().enumerate() {
             let memory = GpuMemory::new(self.worker.clone(), announce, LAYERS, layer_bytes(layout));
