@@ -12,7 +12,7 @@ use lmcache_proto::wire::{
 };
 
 use crate::daemon::Daemon;
-use crate::gpu::GpuWorker;
+use crate::gpu::{Allocation, GpuWorker};
 use crate::http;
 use crate::worker::{Model, key, lookup, prompt};
 
@@ -171,8 +171,7 @@ pub struct GpuMemory {
     /// The worker.
     pub worker: Arc<GpuWorker>,
     announce: Announce,
-    memory: u64,
-    handle: Vec<u8>,
+    memory: Allocation,
     layers: usize,
     bytes: u64,
 }
@@ -183,40 +182,38 @@ const BEFORE: u64 = 4096;
 impl GpuMemory {
     /// Allocates it.
     pub fn new(worker: Arc<GpuWorker>, announce: Announce, layers: usize, bytes: u64) -> GpuMemory {
-        let (memory, handle) = worker.alloc(BEFORE + layers as u64 * bytes);
-        GpuMemory { worker, announce, memory, handle, layers, bytes }
+        let memory = worker.alloc(BEFORE + layers as u64 * bytes);
+        GpuMemory { worker, announce, memory, layers, bytes }
     }
 
     fn all(&self) -> Vec<u8> {
-        self.worker.dump(self.memory)
+        self.worker.dump(self.memory.number)
     }
 
     /// Its IPC handle.
     pub fn handle(&self) -> &[u8] {
-        &self.handle
+        &self.memory.handle
     }
 }
 
 impl Backing for GpuMemory {
     fn descriptor(&self, layer: usize, metadata: TensorMetadata) -> DeviceDescriptor {
-        let offset = BEFORE + layer as u64 * self.bytes;
         match self.announce {
             Announce::Torch => {
-                let handle = [&[2, b'c'][..], &self.handle].concat();
                 // One storage for all layers, as vLLM has it: the layer is at an offset in the storage.
                 let storage = SharedStorage {
                     device: 7,
-                    handle: &handle,
+                    handle: &self.memory.torch,
                     bytes: self.layers as u64 * self.bytes,
-                    offset: BEFORE,
+                    offset: self.memory.offset + BEFORE,
                 };
                 let storage_offset = metadata.storage_offset + layer as u64 * self.bytes / 2;
                 let metadata = TensorMetadata { storage_offset, ..metadata };
                 DeviceDescriptor::Cuda { handle: storage.encode(), version: 1, metadata }
             }
             Announce::Isolated => DeviceDescriptor::CudaRaw {
-                ipc_handle: self.handle.clone(),
-                alloc_offset: offset,
+                ipc_handle: self.memory.handle.clone(),
+                alloc_offset: self.memory.offset + BEFORE + layer as u64 * self.bytes,
                 nbytes: self.bytes,
                 version: 1,
                 metadata,
@@ -232,7 +229,7 @@ impl Backing for GpuMemory {
         let mut all = self.all();
         let at = BEFORE as usize + layer * self.bytes as usize;
         all[at..at + data.len()].copy_from_slice(data);
-        self.worker.load(self.memory, &all);
+        self.worker.load(self.memory.number, &all);
     }
 
     fn read(&self, layer: usize) -> Vec<u8> {

@@ -112,7 +112,16 @@ impl Gpus {
     /// # Panics
     /// If it does not come up.
     pub fn worker(&self, ordinal: u32, visible: Option<&str>) -> GpuWorker {
-        let mut command = Command::new(binary().with_file_name("gpu-worker"));
+        // Another program may stand in for it, one that takes its memory from torch: `ipc-tests/gpu/torch_worker.py`.
+        let mut command = match std::env::var("LMCACHED_GPU_WORKER") {
+            Ok(words) => {
+                let mut words = words.split_whitespace();
+                let mut command = Command::new(words.next().expect("a program"));
+                command.args(words);
+                command
+            }
+            Err(_) => Command::new(binary().with_file_name("gpu-worker")),
+        };
         command.arg(ordinal.to_string()).envs(self.environment());
         if let Some(visible) = visible {
             command.env("CUDA_VISIBLE_DEVICES", visible);
@@ -139,6 +148,19 @@ impl Drop for Gpus {
             }
         }
     }
+}
+
+/// Memory of a worker's.
+#[derive(Clone, Debug)]
+pub struct Allocation {
+    /// By which the worker knows it.
+    pub number: u64,
+    /// The driver's handle.
+    pub handle: Vec<u8>,
+    /// Where it is in what the handle names.
+    pub offset: u64,
+    /// What torch would export.
+    pub torch: Vec<u8>,
 }
 
 /// A worker process; killed when dropped.
@@ -184,11 +206,17 @@ impl GpuWorker {
         self.ask(&format!("call {endpoint} {} {}", request.operation().name(), path.display()))
     }
 
-    /// Allocates GPU memory: its number, and its IPC handle.
-    pub fn alloc(&self, bytes: u64) -> (u64, Vec<u8>) {
+    /// Allocates GPU memory.
+    pub fn alloc(&self, bytes: u64) -> Allocation {
         let answer = self.ask(&format!("alloc {bytes}"));
-        let (number, handle) = answer.split_once(' ').expect("two words");
-        (number.parse().expect("a number"), unhex(handle))
+        let words: Vec<&str> = answer.split(' ').collect();
+        let [number, handle, offset, torch] = words[..] else { panic!("an allocation is {answer:?}") };
+        Allocation {
+            number: number.parse().expect("a number"),
+            handle: unhex(handle),
+            offset: offset.parse().expect("an offset"),
+            torch: unhex(torch),
+        }
     }
 
     /// Writes all of an allocation.

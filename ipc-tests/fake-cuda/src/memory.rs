@@ -131,7 +131,7 @@ pub unsafe extern "C" fn cuMemAlloc_v2(pointer: *mut u64, bytes: usize) -> u32 {
 pub unsafe extern "C" fn cuMemFree_v2(pointer: u64) -> u32 {
     entered!("cuMemFree_v2", context);
     let mut memory = MEMORIES.write();
-    if !memory.allocations.get(&pointer).is_some_and(|allocation| !allocation.imported) {
+    if memory.allocations.get(&pointer).is_none_or(|allocation| allocation.imported) {
         return INVALID_VALUE;
     }
     unmap(&mut memory, pointer);

@@ -12,7 +12,8 @@ use cudarc::driver::sys::{
     CUcontext, CUevent, CUipcEventHandle, CUipcMemHandle, CUresult, CUstream, CUuuid, cuCtxPushCurrent_v2,
     cuDeviceGet, cuDeviceGetUuid_v2, cuDevicePrimaryCtxRetain, cuEventCreate, cuEventDestroy_v2,
     cuEventQuery, cuEventRecord, cuInit, cuIpcGetEventHandle, cuIpcGetMemHandle, cuIpcOpenEventHandle,
-    cuIpcOpenMemHandle_v2, cuLaunchHostFunc, cuMemAlloc_v2, cuMemFree_v2, cuMemcpyDtoH_v2, cuMemcpyHtoD_v2,
+    cuIpcOpenMemHandle_v2, cuLaunchHostFunc, cuMemAlloc_v2, cuMemFree_v2, cuMemHostRegister_v2,
+    cuMemHostUnregister, cuMemcpyDtoH_v2, cuMemcpyDtoHAsync_v2, cuMemcpyHtoD_v2, cuMemcpyHtoDAsync_v2,
     cuStreamCreate, cuStreamSynchronize, cuStreamWaitEvent, cuStreamWaitValue64_v2, cuStreamWriteValue64_v2,
     is_culib_present,
 };
@@ -87,7 +88,9 @@ impl Worker {
         unsafe { ok(cuMemAlloc_v2(&mut pointer, bytes)) };
         self.next += 1;
         self.memory.insert(self.next, (pointer, bytes));
-        format!("{} {}", self.next, hex(&Worker::handle_of(pointer)))
+        // At the beginning of its allocation, and exported as torch 2 does it.
+        let handle = Worker::handle_of(pointer);
+        format!("{} {} 0 {}", self.next, hex(&handle), hex(&[&[2, b'c'][..], &handle].concat()))
     }
 
     fn event(&mut self) -> String {
@@ -190,6 +193,44 @@ impl Worker {
         }
     }
 
+    /// Nanoseconds that the bus takes for `count` copies of `bytes` each: out of GPU memory into pinned memory, in, or both ways
+    /// at once in two streams.
+    fn raw(&mut self, way: &str, bytes: usize, count: usize) -> String {
+        let (out, back) = (way != "in", way != "out");
+        let mut host = vec![0u8; 2 * bytes * count + 4096];
+        let skew = host.as_ptr().align_offset(4096);
+        let host = &mut host[skew..];
+        let (mut device, mut second): (u64, CUstream) = (0, std::ptr::null_mut());
+        // SAFETY: memory of these lengths, which stays until all copies are over.
+        unsafe {
+            ok(cuMemAlloc_v2(&mut device, 2 * bytes * count));
+            ok(cuStreamCreate(&mut second, 1));
+            let registered = host.len() / 4096 * 4096;
+            ok(cuMemHostRegister_v2(host.as_mut_ptr().cast(), registered, 0));
+            let mut best = u128::MAX;
+            for _ in 0..5 {
+                let begun = std::time::Instant::now();
+                for at in 0..count {
+                    let (first, other) = (at * bytes, (count + at) * bytes);
+                    if out {
+                        let to = host.as_mut_ptr().add(first).cast();
+                        ok(cuMemcpyDtoHAsync_v2(to, device + first as u64, bytes, self.stream));
+                    }
+                    if back {
+                        let from = host.as_ptr().add(other).cast();
+                        ok(cuMemcpyHtoDAsync_v2(device + other as u64, from, bytes, second));
+                    }
+                }
+                ok(cuStreamSynchronize(self.stream));
+                ok(cuStreamSynchronize(second));
+                best = best.min(begun.elapsed().as_nanos());
+            }
+            ok(cuMemHostUnregister(host.as_mut_ptr().cast()));
+            ok(cuMemFree_v2(device));
+            format!("{best}")
+        }
+    }
+
     fn execute(&mut self, words: &[&str]) -> String {
         let number = |at: usize| words[at].parse::<u64>().expect("a number");
         match words[0] {
@@ -230,6 +271,7 @@ impl Worker {
                 HELD.store(false, Ordering::Release);
                 "ok".to_owned()
             }
+            "raw" => self.raw(words[1], number(2) as usize, number(3) as usize),
             "call" => self.call(words[1], words[2], words[3]),
             other => panic!("what is {other}?"),
         }

@@ -69,7 +69,7 @@ pub(super) fn cut(run: &CopyRun, tensor: u64, object: u64, borders: Borders, int
             continue;
         }
         // Rows whose last byte is before the border.
-        let fit = if run.object_step == 0 { run.count } else { (room - run.len) / run.object_step + 1 };
+        let fit = (room - run.len).checked_div(run.object_step).map_or(run.count, |steps| steps + 1);
         let rows = fit.min(run.count - row);
         let (device_step, host_step) = (run.tensor_step, run.object_step);
         into.push(Piece { device, host, bytes: run.len, rows, device_step, host_step });
