@@ -3,7 +3,7 @@
 use lmcache_proto::fuzzing::Input;
 use lmcache_proto::wire::limits::{DESCRIPTORS_MAX, RANK_MAX};
 use lmcache_proto::wire::{
-    DeviceDescriptor, Operation, RegisterKvCache, Request, TensorMetadata, encode_request,
+    DeviceDescriptor, Operation, RegisterKvCache, Request, SharedStorage, TensorMetadata, encode_request,
 };
 
 use super::format::HeadOrder;
@@ -32,6 +32,14 @@ pub fn descriptors(data: &[u8]) {
         let back = encode_request(&request);
         assert_eq!(Request::decode(Operation::RegisterKvCache, &back).as_ref(), Ok(&request));
     }
+    for descriptor in &register.kv_cache {
+        if let DeviceDescriptor::Cuda { handle, .. } = descriptor
+            && let Ok(storage) = SharedStorage::decode(handle)
+        {
+            assert_eq!(SharedStorage::decode(&storage.encode()), Ok(storage));
+        }
+    }
+    super::cuda::fuzzed(&register.kv_cache, input.block());
     let tensors: Vec<&TensorMetadata> = ranks.collect();
     if tensors.len() == register.kv_cache.len() {
         geometry(register, &tensors, chunk_tokens, separate, blocks);

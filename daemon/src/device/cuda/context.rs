@@ -115,14 +115,21 @@ impl Context {
 
     /// Notes an error; one that sticks is the end of the context. Returns whether it is.
     pub(super) fn note(&self, error: CudaError) -> bool {
-        if error.sticks() && !self.failed.swap(true, Ordering::AcqRel) {
+        if error.sticks() {
+            self.give_up(error);
+        }
+        self.has_failed()
+    }
+
+    /// Nothing is done with it any more, because of this error.
+    pub(super) fn give_up(&self, error: CudaError) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
             tracing::error!(
                 device = self.device.label,
                 %error,
                 "the GPU context is lost: transfers of all workers on this GPU fail until they have registered again; look at the kernel log for Xid errors"
             );
         }
-        self.has_failed()
     }
 
     /// Keeps what the device may still touch until the context is destroyed.

@@ -1,5 +1,4 @@
 //! A transfer on its way: cut into slices, so that a large one does not keep others from the bus.
-#![forbid(unsafe_code)]
 
 use std::time::Duration;
 
@@ -138,5 +137,100 @@ impl Job {
     pub(super) fn abandon(self, error: CopyError) -> (Finished, Box<dyn Send>) {
         let Job { transfer, done, .. } = self;
         (Finished { done, result: Err(error) }, Box::new(transfer))
+    }
+}
+
+#[cfg(test)]
+#[allow(unsafe_code, reason = "objects whose bytes nobody looks at")]
+mod tests {
+    use std::sync::Arc;
+
+    use lmcache_proto::wire::{LayoutHints, TensorMetadata};
+
+    use super::*;
+    use crate::device::copy::{ObjectMut, ObjectRef};
+    use crate::device::format::HeadOrder;
+    use crate::device::groups::{GeometryInput, KvGeometry};
+    use crate::device::transfer::Objects;
+
+    /// Objects of 256 MiB each, of which only the addresses matter.
+    struct Nowhere;
+
+    const OBJECT: usize = 256 << 20;
+
+    impl Objects for Nowhere {
+        fn writable(&self, _: usize) -> Option<ObjectMut<'_>> {
+            None
+        }
+
+        fn readable(&self, at: usize) -> Option<ObjectRef<'_>> {
+            // SAFETY: never read: slices are only cut.
+            Some(unsafe { ObjectRef::new(((1 << 40) + at * OBJECT) as *const u8, OBJECT) })
+        }
+    }
+
+    fn job(parts: u64) -> Job {
+        // Chunks of 256 tokens, a layer of 128 KiB a token.
+        let shape = vec![64, 16, 1 << 16];
+        let metadata = TensorMetadata {
+            dtype: "float16".into(),
+            stride: vec![16 << 16, 1 << 16, 1],
+            shape,
+            storage_offset: 0,
+            device_uuid: "gpu".into(),
+        };
+        let tensors = [&metadata; 8];
+        let geometry = KvGeometry::build(&GeometryInput {
+            tensors: &tensors,
+            engine_type: "vllm",
+            hints: &LayoutHints::default(),
+            default_order: HeadOrder::Nhd,
+            engine_groups: &[],
+            chunk_tokens: 256,
+            separate_object_groups: false,
+        });
+        let part = |chunk| Part { object: chunk as usize, group: 0, chunk, skip_tokens: 0 };
+        let transfer = Transfer {
+            direction: Direction::Retrieve,
+            geometry: Arc::new(geometry.expect("a sane engine")),
+            block_ids: vec![(0..16 * parts).map(|at| at * 7 % 64).collect()],
+            parts: (0..parts).map(part).collect(),
+            objects: Arc::new(Nowhere),
+            event: Vec::new(),
+        };
+        Job::new(transfer, Box::new(|_| ()), Form::Handle([0; 64]))
+    }
+
+    #[test]
+    fn a_large_transfer_is_cut_into_slices_that_are_all_of_it() {
+        let mut job = job(3);
+        let tensors = [Some(Tensor { address: 1 << 44, bytes: 128 << 20 }); 8];
+        let borders = Borders { start: 1 << 40, step: 256 << 20 };
+        let (mut pieces, mut seen, mut slices) = (Vec::new(), Vec::new(), 0);
+        while !job.is_enqueued() {
+            job.slice(&tensors, borders, &mut pieces).expect("sane");
+            let bytes: u64 = pieces.iter().map(Piece::total).sum();
+            assert!(bytes > 0 && bytes <= SLICE_BYTES + (2 << 20), "{bytes}");
+            seen.extend(pieces.iter().map(|piece| (piece.host, piece.total())));
+            slices += 1;
+        }
+        assert!(slices >= 12, "{slices} slices");
+        // Every byte of the objects once.
+        seen.sort_unstable();
+        let mut next = 1 << 40;
+        for (host, bytes) in seen {
+            assert_eq!(host, next);
+            next += bytes;
+        }
+        assert_eq!(next, (1 << 40) + 3 * OBJECT as u64);
+    }
+
+    #[test]
+    fn a_slice_outside_of_a_tensor_is_refused() {
+        let mut pieces = Vec::new();
+        let borders = Borders { start: 1 << 40, step: 256 << 20 };
+        let short = [Some(Tensor { address: 1 << 44, bytes: 1 << 20 }); 8];
+        assert!(matches!(job(1).slice(&short, borders, &mut pieces), Err(CopyError::TensorBounds { .. })));
+        assert!(matches!(job(1).slice(&[None; 8], borders, &mut pieces), Err(CopyError::Unmapped(0))));
     }
 }

@@ -306,7 +306,7 @@ impl Lane {
 
     /// Keeps a job, or ends it if nothing of it is left.
     fn settle(&mut self, id: u64, job: Job) {
-        if self.lost.is_some() && job.error.is_some() && job.outstanding > 0 {
+        if self.context.has_failed() && job.error.is_some() && job.outstanding > 0 {
             self.abandon(job);
         } else if job.outstanding == 0 && job.is_enqueued() {
             self.finish(job);
@@ -351,10 +351,10 @@ impl Lane {
             copies.tell(move || drop(sender.send(Command::Over(number))))
         });
         if let Err(error) = told {
-            // Nobody would tell. If waiting fails too the context is lost, and the objects are buried with it.
+            // Nobody would tell. If waiting fails too the context is given up, and the objects are buried with it.
             if let Err(error) = copies.synchronize() {
                 job.outstanding += 1;
-                context.note(error);
+                context.give_up(error);
                 let why = error.to_string();
                 self.lose(&why);
                 return Err(error.into());
@@ -473,6 +473,7 @@ impl Lane {
         if !self.mappings.is_empty() {
             let allocations = self.mappings.len();
             self.tensors.clear();
+            self.importer = Importer::default();
             self.mappings.clear();
             tracing::info!(
                 device = self.context.device.label,

@@ -187,6 +187,34 @@ impl Cuda {
     }
 }
 
+/// For the fuzzers: what workers say of handles and events, and no driver behind it.
+#[cfg(feature = "fuzzing")]
+pub(super) fn fuzzed(descriptors: &[DeviceDescriptor], event: &[u8]) {
+    if let Ok(events::Form::Word(_, offset, _)) = events::Form::read(event) {
+        assert!(offset + semaphores::WORD <= semaphores::WORDS * semaphores::WORD);
+    }
+    let view = super::format::View {
+        dims: Vec::new(),
+        strides: Vec::new(),
+        dtype: lmcache_proto::layout::Dtype::Uint8,
+        begin: 0,
+        end: 1,
+    };
+    let tensor = Some(super::groups::TensorView { view, block_axis: None });
+    let geometry = KvGeometry {
+        chunk_tokens: 1,
+        kernel_groups: Vec::new(),
+        object_groups: Vec::new(),
+        tensors: vec![tensor; descriptors.len()],
+    };
+    if let Ok(announced) = descriptor::read(descriptors, &geometry) {
+        assert_eq!(announced.places.len(), descriptors.len());
+        let inside =
+            |place: &descriptor::Place| place.bytes > 0 && place.offset.checked_add(place.bytes).is_some();
+        assert!(announced.places.iter().flatten().all(inside));
+    }
+}
+
 fn start(name: &str, work: impl FnOnce() + Send + 'static) {
     // Without a thread what it was given is dropped, and whoever sends to it is told.
     if let Err(error) = std::thread::Builder::new().name(name.to_owned()).spawn(work) {
