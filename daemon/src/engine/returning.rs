@@ -177,8 +177,13 @@ impl Engine {
 
     /// A worker has been heard: if an earlier daemon knew it, it is known again.
     pub(super) fn returned(&self, client: &Client, instance: u64, pings: bool) {
-        // A ping tells it of the restart, and then it is no worker any more: nothing is opened for that.
-        if pings && self.returning.is_untold(instance) {
+        // Relaxed: as in `take`.
+        if self.returning.left.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        // A ping tells it of the restart, and then it is no worker any more: nothing is opened for that. Nor is GPU memory, which
+        // takes a while, before there is something to copy: pings are answered at once.
+        if pings && (self.returning.is_untold(instance) || self.is_on_gpu(instance)) {
             return;
         }
         for mode in [Mode::EngineDriven, Mode::LmcacheDriven] {
@@ -205,6 +210,14 @@ impl Engine {
                 }
             }
         }
+    }
+
+    fn is_on_gpu(&self, instance: u64) -> bool {
+        let instance = self.instances.get(instance, Mode::LmcacheDriven);
+        instance.is_some_and(|instance| match &instance.kind {
+            Kind::LmcacheDriven { payload, .. } => is_on_gpu(payload),
+            Kind::EngineDriven { .. } => false,
+        })
     }
 
     fn reopen(&self, client: &Client, kept: &Kept) -> Result<(), String> {
