@@ -257,7 +257,8 @@ async fn the_memory_of_a_killed_worker_comes_back_at_once() {
 #[tokio::test]
 async fn after_a_restart_a_handle_is_opened_for_its_own_process_and_no_other() {
     let gpus = Gpus::new(1, &[]);
-    let mut daemon = Daemon::start_in(&gpus.of_daemon(), &["--bind=ipc://{dir}/sock"]).await;
+    let flags = ["--bind=ipc://{dir}/sock", "--metrics-sample-rate=1"];
+    let mut daemon = Daemon::start_in(&gpus.of_daemon(), &flags).await;
     let endpoint = format!("ipc://{}/sock", daemon.dir().display());
     let worker = Arc::new(gpus.worker(0, None));
     let memory = memory(&worker);
@@ -280,6 +281,7 @@ async fn after_a_restart_a_handle_is_opened_for_its_own_process_and_no_other() {
     assert_eq!(gpus.contexts_of(daemon.pid()), [0u32; 0], "nothing is opened before it is heard");
     assert!(store(&frame("m", "b", 2)).starts_with("transfer true"));
     open_become(&gpus, &daemon, 1).await;
+    daemon.metric_becomes("lmcache_mp_l0_l1_store_throughput_gbs_count", &["device=\"cuda:0\""], 1.0).await;
 
     // Somebody else speaks for it over TCP, where nobody knows who that is: it is nobody until it registers.
     daemon.crash_and_restart().await;
@@ -374,4 +376,54 @@ async fn descriptors_that_cannot_be_served_are_refused_with_what_to_do() {
     assert_eq!(daemon.metric("lmcached_requests_total", &["operation=\"store\"", "copy_failed"]).await, 1.0);
     let (status, _) = http::get(daemon.http_port(), "/healthcheck").await.expect("an answer");
     assert_eq!(status, 200);
+}
+
+/// A copy that is under way is not broken off by an upgrade: its blocks would be written while the engine takes it for failed.
+#[tokio::test]
+async fn an_upgrade_waits_for_copies_and_loses_no_answer() {
+    let gpus = Gpus::new(1, &[]);
+    let mut daemon = Daemon::start_in(&gpus.of_daemon(), &["--bind=ipc://{dir}/sock"]).await;
+    let endpoint = format!("ipc://{}/sock", daemon.dir().display());
+    let worker = Arc::new(gpus.worker(0, None));
+    let memory = memory(&worker);
+    let subject = subject(&memory, 1);
+    subject.fill(1);
+    // The worker registers itself, so that the next process may open its memory for it.
+    worker.call(&endpoint, &Request::RegisterKvCache(Box::new(subject.registration("m"))));
+    let mut client = daemon.connect().await;
+    worker.ask("hold");
+    let held = worker.event();
+    let pending_key = frame("m", "a", 1);
+    let store =
+        Request::Store { key: key(&pending_key), instance_id: 1, block_ids: vec![blocks()], event: &held };
+    let uid = client.send(&store).await.expect("sent");
+    daemon.metric_becomes("lmcached_l1_writing_objects", &[], 1.0).await;
+    let port = daemon.http_port();
+    let order = tokio::spawn(async move { http::post(port, "/lmcached/upgrade", "").await });
+    // The next process is there, and soon waits for this one to come to rest.
+    let has_child = async || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).ok()?.flatten();
+        let mut lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+        lists.any(|list| !list.trim().is_empty()).then_some(())
+    };
+    eventually("there is a successor", has_child).await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    worker.ask("go");
+    let stored = client.wait(store.operation(), &uid).await.expect("answered");
+    assert!(matches!(stored, Response::Transfer(_, true)), "{stored:?}");
+    let (status, body) = order.await.expect("joined").expect("an answer");
+    assert_eq!(status, 200, "{body}");
+    let answer: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    let successor = answer["pid"].as_u64().expect("a pid") as u32;
+    daemon.succeeded_by(successor);
+    assert_eq!(daemon.ends().await, Some(0));
+    // The same connection, the same objects, and the worker's memory is opened when it asks for a copy.
+    assert_eq!(lookup(&mut client, &model("m"), "b", &prompt(1, 1), 1).await, 1);
+    assert_eq!(gpus.mapped_by(successor), 0);
+    let event = worker.event();
+    let again = frame("m", "c", 2);
+    let request =
+        Request::Store { key: key(&again), instance_id: 1, block_ids: vec![blocks()], event: &event };
+    assert!(worker.call(&endpoint, &request).starts_with("transfer true"));
+    assert_eq!(gpus.mapped_by(successor), 1);
 }

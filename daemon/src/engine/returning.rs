@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde_bytes::ByteBuf;
 
-use super::instances::{Instance, Kind, Mode};
+use super::instances::{Instance, Instances, Kind, Mode};
 use super::{Client, Engine, Failure, Refusal};
 use crate::device::{Registration, is_on_gpu};
 use crate::journal::{Claim, Journal, Survivor};
@@ -234,8 +234,18 @@ impl Engine {
             return Err("its memory is another under the same names".to_owned());
         }
         // Only whoever took the entry comes here.
-        let _ = registration.set(Arc::new(opened));
-        Ok(())
+        if *opened.label() == *instance.worker.device {
+            let _ = registration.set(Arc::new(opened));
+            return Ok(());
+        }
+        // Which GPU it is was not known before.
+        let device = opened.label().to_owned();
+        let kind = Kind::LmcacheDriven { payload: payload.clone(), registration: Arc::new(opened).into() };
+        let groups = instance.groups.to_vec();
+        let (now, model) = (Instances::now(self.started), &instance.model);
+        let known = Instance::new(instance.id, model, instance.world_size, groups, (kind, &device), now);
+        let registered = self.instances.register(known.expected());
+        registered.map(drop).ok_or_else(|| "too many workers are registered".to_owned())
     }
 
     /// A worker of the earlier daemon pings for the first time: it must learn that there was a restart.

@@ -92,9 +92,17 @@ impl Connection<'_> {
         while let Ok(event) = inbox.try_recv() {
             self.event(event);
         }
-        // A copy is not broken off: its blocks would be written while their owner takes it for failed.
-        while self.executing.is_some() || self.copying > 0 {
+        while self.executing.is_some() {
             self.event(inbox.recv().await.expect("we hold a sender"));
+        }
+        // A copy is not broken off: its blocks would be written while their owner takes it for failed.
+        while self.copying > 0 {
+            let server = self.server.clone();
+            tokio::select! {
+                event = inbox.recv() => self.event(event.expect("we hold a sender")),
+                // It takes too long, and the peer is served again meanwhile.
+                () = server.parts_no_more() => return,
+            }
         }
         // What that one has left to wait for.
         self.parked.abort_all();

@@ -212,6 +212,12 @@ impl Server {
         *self.phase.borrow() != Phase::Serving
     }
 
+    /// Until connections are not wanted by another process any more.
+    async fn parts_no_more(&self) {
+        // An error is impossible: we hold the sender.
+        let _ = self.phase.subscribe().wait_for(|phase| *phase != Phase::Parting).await;
+    }
+
     fn is_parting(&self) -> bool {
         *self.phase.borrow() == Phase::Parting
     }

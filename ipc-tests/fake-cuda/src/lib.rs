@@ -19,7 +19,6 @@ mod context;
 mod copy;
 mod event;
 mod inject;
-mod kernel;
 mod memory;
 mod state;
 mod stream;
@@ -32,7 +31,6 @@ pub(crate) mod code {
     pub const NOT_INITIALIZED: u32 = 3;
     pub const NO_DEVICE: u32 = 100;
     pub const INVALID_DEVICE: u32 = 101;
-    pub const INVALID_IMAGE: u32 = 200;
     pub const INVALID_CONTEXT: u32 = 201;
     pub const PEER_ACCESS_UNSUPPORTED: u32 = 217;
     pub const INVALID_HANDLE: u32 = 400;

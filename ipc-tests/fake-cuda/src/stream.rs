@@ -13,7 +13,7 @@ use crate::copy::Batch;
 use crate::event::Event;
 use crate::inject::entered;
 use crate::state::{DELAY, fresh};
-use crate::{copy, kernel, memory};
+use crate::{copy, memory};
 
 /// Between two looks at what an operation waits for.
 const LOOK: Duration = Duration::from_micros(50);
@@ -31,7 +31,6 @@ pub(crate) enum Op {
     Wait(Arc<Event>, u64),
     WaitValue { at: u64, value: u64 },
     WriteValue { at: u64, value: u64 },
-    Kernel(kernel::Launch),
     Host(HostFunction),
     Stop,
 }
@@ -128,11 +127,6 @@ impl Stream {
             Op::WriteValue { at, value } => {
                 // SAFETY: as above.
                 if memory::with(at, 8, |real| unsafe { copy::set_word(real, value) }).is_none() {
-                    illegal();
-                }
-            }
-            Op::Kernel(launch) => {
-                if !kernel::execute(&launch) {
                     illegal();
                 }
             }
