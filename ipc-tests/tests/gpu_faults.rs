@@ -20,7 +20,7 @@ const FOR_EVER: u32 = 719;
 
 /// What the daemon calls, and whether a failure of the call must spoil something: the others are cleaning up, and asking for
 /// what is nice to know.
-const CALLS: [(&str, bool); 33] = [
+const CALLS: [(&str, bool); 34] = [
     ("cuDeviceGet", true),
     ("cuDeviceGetUuid_v2", true),
     ("cuDevicePrimaryCtxRetain", true),
@@ -46,6 +46,7 @@ const CALLS: [(&str, bool); 33] = [
     ("cuIpcCloseMemHandle", false),
     ("cuMemHostUnregister", false),
     ("cuDevicePrimaryCtxRelease_v2", false),
+    ("cuDevicePrimaryCtxReset_v2", false),
     // Without batches.
     ("cuMemcpyDtoHAsync_v2", true),
     ("cuMemcpyHtoDAsync_v2", true),

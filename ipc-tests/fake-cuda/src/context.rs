@@ -191,6 +191,19 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> u32 {
 }
 
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDevicePrimaryCtxReset_v2(device: c_int) -> u32 {
+    entered!("cuDevicePrimaryCtxReset_v2");
+    let Some(device) = physical(device) else { return INVALID_DEVICE };
+    let destroyed = CONTEXTS.lock().primary.remove(&device);
+    if let Some((context, _)) = destroyed {
+        context.gone.store(true, Ordering::Release);
+        let _ = std::fs::remove_file(marker(device));
+        crate::memory::context_gone(context.id);
+    }
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDevicePrimaryCtxGetState(
     device: c_int,
     flags: *mut c_uint,

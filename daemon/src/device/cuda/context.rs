@@ -3,17 +3,20 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{CUcontext, CUipcMemHandle, CUuuid};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::descriptor::{Handle, Uuid};
 use super::driver::{Driver, cuda};
 use super::error::{CudaError, OpenError};
 use super::semaphores::Semaphores;
 
+/// Longest wait for a context that is being destroyed.
+const DESTROYED_IN: Duration = Duration::from_secs(20);
 /// `CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS`, which the driver demands.
 const LAZY_PEER_ACCESS: u32 = 1;
 
@@ -26,7 +29,7 @@ pub(super) struct Device {
 }
 
 /// The device of this UUID.
-pub(super) fn find(driver: &'static Driver, uuid: Uuid) -> Result<Device, OpenError> {
+fn find(driver: &'static Driver, uuid: Uuid) -> Result<Device, OpenError> {
     let mut seen = Vec::new();
     for ordinal in 0..driver.devices {
         let label = format!("cuda:{ordinal}");
@@ -46,11 +49,54 @@ pub(super) fn find(driver: &'static Driver, uuid: Uuid) -> Result<Device, OpenEr
     Err(OpenError::NotVisible { uuid: uuid.to_string(), seen: seen.join(", ") })
 }
 
+/// The contexts of this process. A device's entry goes when its context is destroyed, and not before: until then the driver
+/// would give the same one again, with the error that it was let go for.
+#[derive(Debug, Default)]
+pub(super) struct Contexts {
+    known: Mutex<HashMap<Uuid, Weak<Context>>>,
+    gone: Condvar,
+}
+
+impl Contexts {
+    /// The context of a device, made if nobody has it.
+    pub(super) fn get(
+        self: &Arc<Contexts>,
+        driver: &'static Driver,
+        uuid: Uuid,
+    ) -> Result<Arc<Context>, OpenError> {
+        let until = Instant::now() + DESTROYED_IN;
+        let mut known = self.known.lock();
+        while let Some(context) = known.get(&uuid) {
+            match context.upgrade() {
+                Some(context) if context.has_failed() => {
+                    return Err(OpenError::Failed(context.device.label.clone()));
+                }
+                Some(context) => return Ok(context),
+                // Its last user is just destroying it.
+                None if self.gone.wait_until(&mut known, until).timed_out() => {
+                    return Err(OpenError::Failed(uuid.to_string()));
+                }
+                None => {}
+            }
+        }
+        let device = find(driver, uuid)?;
+        let label = device.label.clone();
+        let made = Context::retain(driver, device, uuid, self.clone())
+            .map_err(|source| OpenError::Driver { device: label.clone(), source })?;
+        tracing::info!(device = label, %uuid, "a GPU is used: its first worker registers");
+        let context = Arc::new(made);
+        known.insert(uuid, Arc::downgrade(&context));
+        Ok(context)
+    }
+}
+
 /// A device's primary context. Kept while a worker on the device is registered.
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) driver: &'static Driver,
     pub(super) device: Device,
+    uuid: Uuid,
+    all: Arc<Contexts>,
     raw: CUcontext,
     failed: AtomicBool,
     /// Held for the calls themselves: an open that finds the allocation must not cross a close that unmaps it.
@@ -85,13 +131,20 @@ unsafe impl Sync for Context {}
 
 impl Context {
     /// Retains the primary context of a device, which makes it if nobody has.
-    pub(super) fn retain(driver: &'static Driver, device: Device) -> Result<Context, CudaError> {
+    fn retain(
+        driver: &'static Driver,
+        device: Device,
+        uuid: Uuid,
+        all: Arc<Contexts>,
+    ) -> Result<Context, CudaError> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: a device that the driver has numbered, and a pointer to our own.
         unsafe { cuda!(driver, cuDevicePrimaryCtxRetain(&mut raw, device.number)) }?;
         Ok(Context {
             driver,
             device,
+            uuid,
+            all,
             raw,
             failed: AtomicBool::new(false),
             open: Mutex::default(),
@@ -172,23 +225,49 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        if self.kept.load(Ordering::Acquire) {
+        let is_destroyed = self.destroy();
+        let held = std::mem::take(&mut *self.graveyard.lock());
+        if is_destroyed {
+            drop(held);
+        } else {
+            // Something may be written to for ever.
+            std::mem::forget(held);
+        }
+        // Who waits for the device may have it.
+        self.all.known.lock().remove(&self.uuid);
+        self.all.gone.notify_all();
+    }
+}
+
+impl Context {
+    /// Whether nothing of it can run any more.
+    fn destroy(&self) -> bool {
+        let label = &self.device.label;
+        let failed = self.has_failed();
+        if self.kept.load(Ordering::Acquire) && !failed {
             tracing::warn!(
-                device = self.device.label,
+                device = label,
                 "the GPU context is kept: a stream of it waits for an event that never came"
             );
-            std::mem::forget(std::mem::take(&mut *self.graveyard.lock()));
-            return;
+            return false;
         }
         // SAFETY: retained by us once; nothing of ours uses it any more.
         let released = unsafe { cuda!(self.driver, cuDevicePrimaryCtxRelease_v2(self.device.number)) };
-        match released {
-            Ok(()) => tracing::info!(
-                device = self.device.label,
-                "no worker is left on the GPU; its context is released"
-            ),
-            Err(error) => tracing::warn!(device = self.device.label, %error, "cannot release a GPU context"),
+        if !failed && released.is_ok() {
+            tracing::info!(device = label, "no worker is left on the GPU; its context is released");
+            return true;
         }
+        // With its error it would be of no use to the next worker. SAFETY: as above; nobody else in this process has it.
+        let destroyed = unsafe { cuda!(self.driver, cuDevicePrimaryCtxReset_v2(self.device.number)) };
+        match &destroyed {
+            Ok(()) => tracing::info!(device = label, "the GPU context is destroyed"),
+            Err(error) => tracing::warn!(
+                device = label,
+                %error,
+                "cannot destroy a GPU context; if workers on this GPU do not come back, restart the daemon"
+            ),
+        }
+        destroyed.is_ok()
     }
 }
 

@@ -75,6 +75,7 @@ functions! {
     cuDeviceGetUuid_v2(*mut CUuuid, c_int);
     cuDevicePrimaryCtxRetain(*mut CUcontext, c_int);
     cuDevicePrimaryCtxRelease_v2(c_int);
+    cuDevicePrimaryCtxReset_v2(c_int);
     cuCtxPushCurrent_v2(CUcontext);
     cuCtxPopCurrent_v2(*mut CUcontext);
     cuMemAlloc_v2(*mut u64, usize);

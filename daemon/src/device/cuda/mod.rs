@@ -27,12 +27,11 @@ mod stream;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use lmcache_proto::wire::DeviceDescriptor;
-use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use error::{CudaError, OpenError};
@@ -42,8 +41,8 @@ use super::cpu_shm::SegmentIdentity;
 use super::groups::KvGeometry;
 use super::transfer::{Device, Done, Transfer};
 use crate::l1::L1;
-use context::Context;
-use descriptor::{Announced, Handle, Uuid};
+use context::Contexts;
+use descriptor::Handle;
 use driver::Driver;
 use job::{Finished, Tensor};
 use lane::{Command, Lane, LaneParts};
@@ -63,15 +62,14 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Cuda {
     settings: Settings,
-    /// That workers are using now.
-    contexts: Mutex<HashMap<Uuid, Weak<Context>>>,
+    contexts: Arc<Contexts>,
     pins: Arc<Pins>,
 }
 
 impl Cuda {
     /// GPUs that copy from and to the pool of `l1`. Nothing is loaded yet.
     pub fn new(l1: Arc<L1>, settings: Settings) -> Cuda {
-        Cuda { settings, contexts: Mutex::default(), pins: Arc::new(Pins::new(l1)) }
+        Cuda { settings, contexts: Arc::default(), pins: Arc::new(Pins::new(l1)) }
     }
 
     /// Says in one line what there is. Loads the driver if it is there, which may take seconds; makes no context.
@@ -107,7 +105,7 @@ impl Cuda {
     ) -> Result<Memory, OpenError> {
         let announced = descriptor::read(descriptors, geometry)?;
         let driver = Driver::get().map_err(|error| OpenError::NoDriver(error.to_string()))?;
-        let context = self.use_device(driver, &announced)?;
+        let context = self.contexts.get(driver, announced.uuid)?;
         let pins = self.pins.user(&context);
         let label = context.device.label.clone();
         let failed = |source| OpenError::Driver { device: label.clone(), source };
@@ -164,26 +162,6 @@ impl Cuda {
         start("cuda-lane", move || lane.run(&commands));
         start("cuda-done", move || tell(&over));
         Ok(Memory { label, identity, lane: sender })
-    }
-
-    /// The context of a worker's device, made if nobody has it.
-    fn use_device(&self, driver: &'static Driver, announced: &Announced) -> Result<Arc<Context>, OpenError> {
-        let mut contexts = self.contexts.lock();
-        let known = contexts.get(&announced.uuid).and_then(Weak::upgrade);
-        match known {
-            Some(context) if context.has_failed() => Err(OpenError::Failed(context.device.label.clone())),
-            Some(context) => Ok(context),
-            None => {
-                let device = context::find(driver, announced.uuid)?;
-                let label = device.label.clone();
-                let made = Context::retain(driver, device)
-                    .map_err(|source| OpenError::Driver { device: label.clone(), source })?;
-                tracing::info!(device = label, uuid = %announced.uuid, "a GPU is used: its first worker registers");
-                let context = Arc::new(made);
-                contexts.insert(announced.uuid, Arc::downgrade(&context));
-                Ok(context)
-            }
-        }
     }
 }
 
