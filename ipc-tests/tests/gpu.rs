@@ -427,3 +427,26 @@ async fn an_upgrade_waits_for_copies_and_loses_no_answer() {
     assert!(worker.call(&endpoint, &request).starts_with("transfer true"));
     assert_eq!(gpus.mapped_by(successor), 1);
 }
+
+/// What follows a GPU's copy happens on a thread that is none of the runtime's: the tiers and the events hear of it all the same.
+#[tokio::test]
+async fn what_a_gpu_stored_goes_to_the_tiers_and_comes_back() {
+    let gpus = Gpus::new(1, &[]);
+    let flags = [r#"--l2-adapter={"type": "fs", "base_path": "{dir}/tier"}"#, "--l1-checksums"];
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &flags).await;
+    let worker = Arc::new(gpus.worker(0, None));
+    let memory = memory(&worker);
+    let subject = subject(&memory, 1);
+    subject.fill(1);
+    let before = subject.blocks();
+    let mut client = daemon.connect().await;
+    subject.register(&mut client, "m").await;
+    assert!(subject.store(&mut client, &frame("m", "a", 1), blocks()).await.1);
+    daemon.metric_becomes("lmcache_mp_l2_store_completed_total", &[], 1.0).await;
+    daemon.clear().await;
+    assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 0.0);
+    assert_eq!(lookup(&mut client, &model("m"), "b", &prompt(1, 1), 1).await, 1);
+    subject.wipe();
+    assert!(subject.retrieve(&mut client, &frame("m", "b", 1), (33..49).collect(), 0).await.1);
+    assert!(subject.blocks()[33..49] == before[1..17]);
+}
