@@ -239,8 +239,14 @@ type ModelShapes = FxHashMap<Arc<str>, FxHashMap<u32, Shapes>>;
 
 /// Bytes of a tensor's descriptor, and of what is made of it.
 fn descriptor_bytes(descriptor: &DeviceDescriptor) -> usize {
-    let DeviceDescriptor::CpuShm { shm_name, metadata, .. } = descriptor else { return 0 };
-    let text = shm_name.len() + metadata.dtype.len() + metadata.device_uuid.len();
+    let (name, metadata) = match descriptor {
+        DeviceDescriptor::CpuShm { shm_name, metadata, .. } => (shm_name.len(), metadata),
+        DeviceDescriptor::Cuda { handle, metadata, .. } => (handle.len(), metadata),
+        DeviceDescriptor::CudaRaw { ipc_handle, metadata, .. } => (ipc_handle.len(), metadata),
+        // No worker is registered with them.
+        DeviceDescriptor::CudaVmm { .. } | DeviceDescriptor::Unsupported { .. } => return 0,
+    };
+    let text = name + metadata.dtype.len() + metadata.device_uuid.len();
     2 * size_of::<DeviceDescriptor>()
         + text
         + 2 * size_of::<u64>() * (metadata.shape.len() + metadata.stride.len())

@@ -244,7 +244,7 @@ impl Engine {
         let groups = instance.groups.to_vec();
         let (now, model) = (Instances::now(self.started), &instance.model);
         let known = Instance::new(instance.id, model, instance.world_size, groups, (kind, &device), now);
-        let registered = self.instances.register(known.expected());
+        let registered = self.instances.register(known.of(instance.owner).expected());
         registered.map(drop).ok_or_else(|| "too many workers are registered".to_owned())
     }
 
