@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use ipc_tests::daemon::{binary, free_port};
 use ipc_tests::dealer::Dealer;
@@ -16,6 +16,7 @@ use ipc_tests::kv_cache::{KvCache, Shape};
 use ipc_tests::worker::{Model, key, prompt};
 use ipc_tests::{eventually, http};
 use lmcache_proto::wire::{PrepareStoreResponse, Request, Response, Secret};
+use parking_lot::Mutex;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
@@ -54,7 +55,7 @@ impl Unit {
     async fn launch(&mut self, failpoint: &str) {
         let mut script = String::new();
         let (mut names, mut inherited) = (Vec::new(), Vec::new());
-        for (name, socket) in &*self.store.lock().expect("store") {
+        for (name, socket) in &*self.store.lock() {
             // Far from those that the daemon is to find.
             let copy = fcntl_dupfd_cloexec(socket, 200).expect("a copy");
             fcntl_setfd(&copy, FdFlags::empty()).expect("inherited");
@@ -109,7 +110,7 @@ impl Unit {
     }
 
     async fn keeps(&self, count: usize) {
-        let kept = async || (self.store.lock().expect("store").len() == count).then_some(());
+        let kept = async || (self.store.lock().len() == count).then_some(());
         eventually(&format!("the manager keeps {count} connections"), kept).await;
     }
 
@@ -143,7 +144,7 @@ fn listen(notify: &UnixDatagram, store: &Store) {
         };
         let text = String::from_utf8_lossy(&bytes[..received.bytes]).into_owned();
         let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).map(str::to_owned);
-        let mut store = store.lock().expect("store");
+        let mut store = store.lock();
         for message in control.drain() {
             if let (RecvAncillaryMessage::ScmRights(sockets), Some(name)) = (message, &name) {
                 assert!(text.contains("FDSTORE=1"), "{text}");
