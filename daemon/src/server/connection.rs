@@ -480,6 +480,7 @@ impl Connection<'_> {
         self.queue.is_empty()
             && self.executing.is_none()
             && self.parked.is_empty()
+            && self.copying == 0
             && self.streams.is_empty()
             && self.out.is_empty()
     }
