@@ -1,7 +1,7 @@
 //! An upgrade in place: another process takes the sockets, the connections and the pool, and no client notices.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,9 +25,11 @@ struct Installed {
 
 impl Installed {
     async fn start(extra: &[&str]) -> Installed {
-        let dir = tempfile::tempdir().expect("a directory");
+        // A second name, not a copy: what this process has open for writing, a child that is just being started has, too, and
+        // the system runs no such file.
+        let dir = tempfile::tempdir_in(binary().parent().expect("a directory")).expect("a directory");
         let program = dir.path().join("lmcached");
-        std::fs::copy(binary(), &program).expect("a copy");
+        std::fs::hard_link(binary(), &program).expect("a second name");
         let mut daemon = Daemon::launch_program(&program, &[], extra);
         daemon.ready().await;
         Installed { daemon, program, _dir: dir }
@@ -36,9 +38,10 @@ impl Installed {
     /// Puts a script where the program was, as a package does: beside it, then in its place.
     fn replace(&self, script: &str) {
         let new = self.program.with_extension("new");
-        std::fs::write(&new, format!("#!/bin/sh\n{script}\n")).expect("a script");
-        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).expect("mode");
-        std::fs::rename(&new, &self.program).expect("in its place");
+        // By another process, for the same reason.
+        let write = "printf '#!/bin/sh\n%s\n' \"$2\" > \"$0\" && chmod 755 \"$0\" && mv \"$0\" \"$1\"";
+        let written = Command::new("sh").args(["-c", write]).args([&new, &self.program]).arg(script).status();
+        assert!(written.expect("a shell").success());
     }
 }
 

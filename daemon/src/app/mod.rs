@@ -253,9 +253,16 @@ async fn serve(
         },
     ));
     let mut doors = upgrade::Doors::of(&listeners, &admin_listener, metrics_listener.as_ref());
-    if let Some(heir) = &mut heir {
+    if let Some(mut heir) = heir {
         server.number_from(heir.next_connection());
-        server.take_up(heir.connections());
+        let connections = heir.connections();
+        // Before the first request of theirs: until this is said, the other process would leave them to a third one, which
+        // would execute again what this one has.
+        match heir.serves() {
+            Ok(()) => tracing::info!("took over from the running daemon: its sockets, connections and pool"),
+            Err(error) => tracing::warn!(%error, "took over, and the other daemon was not told"),
+        }
+        server.take_up(connections);
     }
     server.revive(sockets.connections());
     for listener in listeners {
@@ -264,12 +271,6 @@ async fn serve(
     doors.http.push(tokio::spawn(http::serve_admin(admin_listener, admin.clone())));
     if let Some(listener) = metrics_listener {
         doors.http.push(tokio::spawn(http::serve_metrics(listener, admin.clone())));
-    }
-    if let Some(heir) = heir {
-        match heir.serves() {
-            Ok(()) => tracing::info!("took over from the running daemon: its sockets, connections and pool"),
-            Err(error) => tracing::warn!(%error, "took over, and the other daemon was not told"),
-        }
     }
     tokio::spawn(history::keep(admin.history.clone(), admin.clone()));
     tokio::spawn(supervisor.clone().watch(systemd::probe(&l1)));

@@ -65,6 +65,12 @@ pub(super) async fn begin(
     server: &Arc<Server>,
     reply: UpgradeReply,
 ) -> Option<Parting> {
+    if std::process::id() == 1 {
+        return refuse(
+            reply,
+            "the daemon is the first process of its container, which ends with it; replace the container instead (the pool is kept if its /dev/shm is)",
+        );
+    }
     let hello = Hello::new(config);
     let (ours, new) = (hello.clone(), program.clone());
     let successor = tokio::task::spawn_blocking(move || Successor::start(&new, &ours)).await;
