@@ -14,6 +14,7 @@ mod upgrade;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lmcache_proto::shm::names;
 use thiserror::Error;
@@ -100,6 +101,9 @@ pub enum AppError {
     )]
     Reserve(io::Error),
 }
+
+/// Time for the last answers over HTTP.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// How the daemon was started.
 #[derive(Debug)]
@@ -333,7 +337,7 @@ async fn serve(
             drop(events);
             telemetry.shutdown();
         };
-        return upgrade::finish(parting, &engine, &server, doors, &supervisor, finish).await;
+        return upgrade::finish(parting, &engine, &server, doors, (&supervisor, &admin), finish).await;
     }
     tracing::info!(
         signal,
@@ -370,6 +374,7 @@ async fn serve(
         tracing::error!(%error, "the last events were lost to a panic; this is a bug in lmcached, please report it");
     }
     failpoint::hit("stop.told");
+    admin.last_answers(LAST_ANSWERS).await;
     let name = &config.l1.pool_name;
     if config.shutdown.discard_on_exit {
         l1.discard();

@@ -12,7 +12,7 @@ use super::stop::flush_tiers;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::handover::{Estate, Hello, Program, SocketRole, Successor, SuccessorError};
-use crate::http::{UpgradeReply, Upgraded};
+use crate::http::{Admin, UpgradeReply, Upgraded};
 use crate::server::{Listener, Parted, Server};
 use crate::systemd::Supervisor;
 
@@ -22,7 +22,7 @@ const REST: Duration = Duration::from_secs(10);
 /// not in the tier.
 const TIERS: Duration = Duration::from_secs(2);
 /// Time for the answer to whoever ordered the upgrade, before this process ends.
-const ANSWER: Duration = Duration::from_millis(500);
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// Where people come in: copies of the sockets, and who accepts on them.
 #[derive(Debug, Default)]
@@ -107,7 +107,7 @@ pub(super) async fn finish(
     engine: &Arc<Engine>,
     server: &Arc<Server>,
     doors: Doors,
-    supervisor: &Supervisor,
+    (supervisor, admin): (&Supervisor, &Admin),
     finish: impl FnOnce() + Send + 'static,
 ) -> Result<(), AppError> {
     let Parting { successor, connections, hello, program, reply, began } = parting;
@@ -147,12 +147,12 @@ pub(super) async fn finish(
                 None => Ok(Upgraded { pid, waited }),
                 Some(why) => Err(format!("{why}; a new process of the old release serves (pid {pid})")),
             });
-            tokio::time::sleep(ANSWER).await;
+            admin.last_answers(ANSWER).await;
             Ok(())
         }
         Err(error) => {
             reply.say(Err(error.to_string()));
-            tokio::time::sleep(ANSWER).await;
+            admin.last_answers(ANSWER).await;
             Err(AppError::Upgrade(error))
         }
     }

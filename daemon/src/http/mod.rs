@@ -31,11 +31,13 @@ mod upgrade;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustc_hash::FxHashSet;
 use serde_json::Value;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::engine::Engine;
@@ -105,6 +107,8 @@ pub struct Admin {
     /// Held by the one request that may be working.
     turn: tokio::sync::Mutex<()>,
     wrong_tokens: LogLimit,
+    /// Set when the daemon ends; see [`Admin::last_answers`].
+    ending: watch::Sender<bool>,
     /// The order to drain and end, for whoever runs the daemon.
     pub drain_order: DrainOrder,
     /// The order to hand over to another process.
@@ -164,6 +168,7 @@ impl Admin {
             draining: AtomicBool::new(false),
             turn: tokio::sync::Mutex::new(()),
             wrong_tokens: LogLimit::default(),
+            ending: watch::Sender::new(false),
             drain_order: DrainOrder::default(),
             upgrade_order: UpgradeOrder::default(),
             history: Arc::new(History::new()),
@@ -185,6 +190,13 @@ impl Admin {
             (attached.tier.label().to_owned(), error.unwrap_or_else(|| "it was too slow".into()))
         };
         down.map(reason).collect()
+    }
+
+    /// Accepts nobody any more and waits until what has been asked is answered, at most `limit`: who orders the end of the
+    /// daemon is to hear that it comes. Streams end with the limit.
+    pub async fn last_answers(&self, limit: Duration) {
+        self.ending.send_replace(true);
+        let _ = tokio::time::timeout(limit, self.ending.closed()).await;
     }
 
     /// Why the daemon should get no traffic now; `None` when it should.
@@ -209,11 +221,13 @@ pub async fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
 /// Serves the whole admin API.
 pub async fn serve_admin(listener: TcpListener, admin: Arc<Admin>) {
     let (most, counters) = (admin.max_connections, admin.http.clone());
-    serve::serve(listener, routes::admin(admin), most, counters).await;
+    let ending = admin.ending.subscribe();
+    serve::serve(listener, routes::admin(admin), most, counters, ending).await;
 }
 
 /// Serves `/metrics` alone.
 pub async fn serve_metrics(listener: TcpListener, admin: Arc<Admin>) {
     let (most, counters) = (admin.max_connections, admin.http.clone());
-    serve::serve(listener, routes::metrics(admin), most, counters).await;
+    let ending = admin.ending.subscribe();
+    serve::serve(listener, routes::metrics(admin), most, counters, ending).await;
 }

@@ -11,6 +11,7 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use warp::http::{Request, Uri};
 use warp::{Filter, Rejection, Reply};
 
@@ -26,13 +27,18 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// Pause after a failed accept; see `server::accept`.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until the process ends.
-pub(super) async fn serve<F>(listener: TcpListener, filter: F, most: usize, counters: Arc<HttpCounters>)
-where
+/// Serves until `ending` says so. Its sender is closed when the last answer is out.
+pub(super) async fn serve<F>(
+    listener: TcpListener,
+    filter: F,
+    most: usize,
+    counters: Arc<HttpCounters>,
+    ending: watch::Receiver<bool>,
+) where
     F: Filter<Error = Rejection> + Clone + Send + Sync + 'static,
     F::Extract: Reply,
 {
-    serve_within(listener, filter, most, HEAD_TIMEOUT, counters).await;
+    serve_within(listener, filter, most, HEAD_TIMEOUT, counters, ending).await;
 }
 
 async fn serve_within<F>(
@@ -41,6 +47,7 @@ async fn serve_within<F>(
     most: usize,
     head_timeout: Duration,
     counters: Arc<HttpCounters>,
+    mut ending: watch::Receiver<bool>,
 ) where
     F: Filter<Error = Rejection> + Clone + Send + Sync + 'static,
     F::Extract: Reply,
@@ -50,7 +57,11 @@ async fn serve_within<F>(
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(head_timeout);
     loop {
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Ok(_) = ending.wait_for(|ending| *ending) => return,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 if let Some(suppressed) = errors.pass() {
@@ -70,11 +81,19 @@ async fn serve_within<F>(
         let inner = WithPath(TowerToHyperService::new(warp::service(filter.clone())));
         let service = Asks { inner, place: place.clone() };
         let connection = http.serve_connection(TokioIo::new(stream), service);
+        let mut ending = ending.clone();
         tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection);
             let served = tokio::select! {
-                served = tokio::time::timeout(CONNECTION_TIMEOUT, connection.as_mut()) => served,
+                served = tokio::time::timeout(CONNECTION_TIMEOUT, connection.as_mut()) => Some(served),
                 () = place.given_away() => return,
+                // What has been asked is answered; one that has asked for nothing ends.
+                Ok(_) = ending.wait_for(|ending| *ending) => None,
+            };
+            let Some(served) = served else {
+                connection.as_mut().graceful_shutdown();
+                let _ = connection.await;
+                return;
             };
             let ended = match served {
                 Ok(ended) => ended,
@@ -126,7 +145,14 @@ mod tests {
         let filter = warp::path::full()
             .and(warp::header::optional::<String>("x-unused"))
             .map(|path: warp::path::FullPath, _: Option<String>| format!("path {}\n", path.as_str()));
-        tokio::spawn(serve_within(listener, filter, 2, Duration::from_secs(60), Arc::default()));
+        tokio::spawn(serve_within(
+            listener,
+            filter,
+            2,
+            Duration::from_secs(60),
+            Arc::default(),
+            watch::channel(false).1,
+        ));
         for (line, path) in
             [("GET host", "*"), ("CONNECT host:1", "*"), ("OPTIONS *", "*"), ("GET /a?b", "/a")]
         {
@@ -157,7 +183,14 @@ mod tests {
         let address = listener.local_addr().expect("address");
         let filter = warp::path::end().map(|| "here");
         let counters = Arc::new(HttpCounters::default());
-        tokio::spawn(serve_within(listener, filter, 2, Duration::from_secs(600), counters.clone()));
+        tokio::spawn(serve_within(
+            listener,
+            filter,
+            2,
+            Duration::from_secs(600),
+            counters.clone(),
+            watch::channel(false).1,
+        ));
         let ask = async || {
             let mut stream = TcpStream::connect(address).await.expect("connect");
             stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("send");
@@ -183,7 +216,14 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         let filter = warp::path::end().map(|| "here");
-        tokio::spawn(serve_within(listener, filter, 2, Duration::from_millis(300), Arc::default()));
+        tokio::spawn(serve_within(
+            listener,
+            filter,
+            2,
+            Duration::from_millis(300),
+            Arc::default(),
+            watch::channel(false).1,
+        ));
         let mut silent = Vec::new();
         for head in ["", "GET / HTTP/1.1\r\nHost: x\r\n", "", ""] {
             let mut stream = TcpStream::connect(address).await.expect("connect");
