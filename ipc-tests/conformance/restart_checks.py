@@ -2,8 +2,9 @@
 
 Two ways: an outage, which the engine's heartbeat notices, and a restart so fast that it does not. Afterwards the engine
 must store again and find what was stored before: the pool outlives the daemon. After an outage it registers again; after a
-fast restart in engine_driven mode it need not, since the registrations outlive the daemon too. In lmcache_driven mode it is
-told of the restart, or a load under way would never end. (The real server has to be registered with again after both.)
+fast restart it need not, since the registrations outlive the daemon too. In lmcache_driven mode it is told of the restart if a
+request of its was lost unread (a ping, in these checks), or a load among them would never end; then it registers once. (The
+real server has to be registered with again after both.)
 """
 
 import pathlib
@@ -72,22 +73,22 @@ class Restart:
         registered = self.before()
         self.server.kill()
         self.server.start()
-        if self.server.peer or ".lmcache_driven." in self.name:
+        if self.server.peer:
             self.after(registered, [])
         else:
-            self.unnoticed(registered)
+            self.unnoticed(registered, told=1 if ".lmcache_driven." in self.name else 0)
 
-    def unnoticed(self, registered: int) -> None:
-        """The engine's registrations outlive the daemon: it has nothing to notice, and does not register again.
-
-        Only in engine_driven mode: in the other one a load can be under way that only a new registration ends.
-        """
+    def unnoticed(self, registered: int, told: int) -> None:
+        """The engine's registrations outlive the daemon: it has nothing to notice, and does not register again; but for the
+        times that it may be `told` to."""
         degraded = self.engine.lines(DEGRADED)
         self.report.check(f"{self.name}.goes-on", self.send(0)[1])
         self.report.check(f"{self.name}.stores-again", self.store_again())
         self.report.check(f"{self.name}.pool-survives", self.send(1, "warm")[1])
         again, worse = self.engine.lines(REGISTERED) - registered, self.engine.lines(DEGRADED) - degraded
-        problems = [f"registered again {again} times, degraded {worse} times"] if again or worse else []
+        # Both of its clients say that they are degraded, and only one of them registers.
+        fine = again <= told and worse <= 2 * told
+        problems = [] if fine else [f"registered again {again} times, degraded {worse} times"]
         self.report.check(f"{self.name}.needs-no-registration", problems)
 
     def after(self, registered: int, problems: list[str]) -> None:
