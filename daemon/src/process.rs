@@ -6,9 +6,10 @@ use std::io::ErrorKind;
 
 use lmcache_proto::wire::ProcessIdentity;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::{Deserialize, Serialize};
 
 /// A process, for ever.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
     /// Process id.
     pub pid: u32,

@@ -7,6 +7,7 @@
 
 use std::fmt::Write as _;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::wire::{DecodeError, Tokens};
@@ -64,7 +65,7 @@ pub struct TokenHasher {
 }
 
 /// Where a chain stands: the chunks that are hashed, and where their tokens are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
     /// Hash of every chunk so far.
     pub hashes: Vec<ChunkHash>,

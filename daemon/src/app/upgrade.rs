@@ -37,7 +37,7 @@ impl Doors {
     pub(super) fn of(listeners: &[Listener], admin: &TcpListener, metrics: Option<&TcpListener>) -> Doors {
         let clients = listeners.iter().filter_map(|listener| {
             let (socket, own_file) = listener.hand_over().ok()?;
-            Some((SocketRole::of(listener.configured(), own_file), socket))
+            Some((SocketRole::Clients { endpoint: listener.configured().clone(), own_file }, socket))
         });
         let http = [(SocketRole::Admin, Some(admin)), (SocketRole::Metrics, metrics)];
         let http = http
@@ -166,15 +166,15 @@ fn gather(
     connections: Vec<Parted>,
 ) -> std::io::Result<(Estate, Vec<OwnedFd>)> {
     let [pool, table] = engine.l1().hand_over()?;
-    let connections = connections.into_iter().map(|parted| {
-        let Parted { id, socket, is_ipc, process, token, quiet, unread, unsent } = parted;
-        let process = process.map(|process| (process.pid, process.start_time));
-        let (unread, unsent) = (unread.into(), unsent.into());
-        (SocketRole::Connection { id, is_ipc, process, token, quiet, unread, unsent }, socket)
-    });
     let segments = [(SocketRole::Pool, pool), (SocketRole::Table, table)];
-    let (roles, descriptors) = segments.into_iter().chain(sockets).chain(connections).unzip();
-    Ok((Estate { roles, next_connection: server.next_number(), engine: engine.export() }, descriptors))
+    let (roles, mut descriptors): (_, Vec<OwnedFd>) = segments.into_iter().chain(sockets).unzip();
+    let mut states = Vec::with_capacity(connections.len());
+    for Parted { socket, state } in connections {
+        descriptors.push(socket);
+        states.push(state);
+    }
+    let next_connection = server.next_number();
+    Ok((Estate { roles, connections: states, next_connection, engine: engine.export() }, descriptors))
 }
 
 /// The pid of the process that serves, and why the first one does not, if it does not.

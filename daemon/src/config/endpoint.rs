@@ -1,5 +1,6 @@
 //! Where workers connect, and host names as the peer's flags spell them.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// A place to listen on, in ZeroMQ's spelling.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Endpoint {
     /// `tcp://host:port`.
     Tcp {

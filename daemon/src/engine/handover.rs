@@ -4,88 +4,48 @@
 //! says by its incarnation that it is another one).
 #![forbid(unsafe_code)]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use lmcache_proto::hash::Chain;
-use lmcache_proto::wire::Slot;
 use rustc_hash::FxHashSet;
 use serde::{Deserialize, Serialize};
-use serde_bytes::ByteBuf;
 
 use super::Engine;
-use super::leases::LookupState;
-use super::transfers::TransferState;
-use crate::l1::{ObjectId, Pin};
+use super::leases::Lookup;
+use super::prompt::Prompt;
+use super::transfers::{Direction, Transfer, TransferKey};
+use crate::l1::ObjectId;
 
 /// Requests and transfers.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct EngineState {
-    pub(super) sessions: Vec<SessionState>,
-    pub(super) transfers: Vec<TransferState>,
+    sessions: Vec<(String, Prompt, Vec<Lookup>)>,
+    transfers: Vec<(TransferKey, Transfer)>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct SessionState {
-    id: String,
-    tokens: ByteBuf,
-    hashes: Vec<ByteBuf>,
-    ends: Vec<u32>,
-    lookups: Vec<LookupState>,
-}
+/// A moment as what lies between it and now: clocks of two processes have nothing else in common.
+pub(super) mod age {
+    use std::time::{Duration, Instant};
 
-/// A pin, or an object with its record.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct PinState {
-    index: u32,
-    generation: u32,
-    record: Option<u32>,
-}
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-impl From<Pin> for PinState {
-    fn from(pin: Pin) -> PinState {
-        let ObjectId { index, generation } = pin.object;
-        PinState { index, generation, record: pin.record() }
+    pub(in crate::engine) fn serialize<S: Serializer>(moment: &Instant, to: S) -> Result<S::Ok, S::Error> {
+        moment.elapsed().serialize(to)
     }
-}
 
-impl From<PinState> for Pin {
-    fn from(state: PinState) -> Pin {
-        let PinState { index, generation, record } = state;
-        Pin::of_record(ObjectId { index, generation }, record)
+    pub(in crate::engine) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Instant, D::Error> {
+        let age = Duration::deserialize(from)?;
+        Ok(Instant::now().checked_sub(age).unwrap_or_else(Instant::now))
     }
-}
-
-/// A slot that a worker was told of.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct SlotState {
-    offset: u64,
-    length: u64,
-    shape: Vec<u64>,
-    dtype: String,
-}
-
-impl From<Slot> for SlotState {
-    fn from(Slot { offset, length, shape, dtype }: Slot) -> SlotState {
-        SlotState { offset, length, shape, dtype }
-    }
-}
-
-impl From<SlotState> for Slot {
-    fn from(SlotState { offset, length, shape, dtype }: SlotState) -> Slot {
-        Slot { offset, length, shape, dtype }
-    }
-}
-
-/// When something of this age began.
-pub(super) fn begun(age: Duration) -> Instant {
-    Instant::now().checked_sub(age).unwrap_or_else(Instant::now)
 }
 
 impl EngineState {
     /// Objects that workers are writing.
     pub fn writing(&self) -> FxHashSet<ObjectId> {
-        let stores = self.transfers.iter().filter(|transfer| transfer.is_writing());
-        stores.flat_map(|transfer| transfer.pins()).map(|pin| pin.object).collect()
+        let writes = |key: &TransferKey, transfer: &Transfer| {
+            key.direction == Direction::Store && !transfer.quarantined
+        };
+        let stores = self.transfers.iter().filter(|(key, transfer)| writes(key, transfer));
+        stores.flat_map(|(_, transfer)| &transfer.pins).map(|pin| pin.object).collect()
     }
 }
 
@@ -112,37 +72,26 @@ impl Engine {
         let _ = tokio::time::timeout(limit, all).await;
     }
 
-    /// What is under way. Nothing is executed any more, and this engine is not used again.
+    /// Takes out what is under way. Nothing is executed any more, and this engine is not used again.
     pub fn export(&self) -> EngineState {
-        let sessions = self.sessions.snapshot();
-        let sessions = sessions.iter().map(|session| {
-            let session = session.lock();
-            let (tokens, chain) = session.prompt().parts();
-            SessionState {
-                id: (*session.id).to_owned(),
-                tokens: ByteBuf::from(tokens),
-                hashes: chain.hashes.iter().map(|hash| ByteBuf::from(hash.to_vec())).collect(),
-                ends: chain.ends.clone(),
-                lookups: session.lookups.iter().map(LookupState::of).collect(),
-            }
+        let sessions = self.sessions.snapshot().into_iter().map(|session| {
+            let mut session = session.lock();
+            let (prompt, lookups) = session.take();
+            ((*session.id).to_owned(), prompt, lookups)
         });
-        EngineState { sessions: sessions.collect(), transfers: self.transfers.lock().export() }
+        EngineState { sessions: sessions.collect(), transfers: self.transfers.lock().take_all() }
     }
 
     /// Goes on with what another daemon had under way. To be called before the first request.
     pub fn import(&self, state: EngineState) {
-        for SessionState { id, tokens, hashes, ends, lookups } in state.sessions {
-            let hashes: Option<Vec<_>> = hashes.iter().map(|hash| hash[..].try_into().ok()).collect();
-            let chain =
-                hashes.filter(|hashes| hashes.len() == ends.len()).map(|hashes| Chain { hashes, ends });
-            let lookups: Vec<_> = lookups
-                .into_iter()
-                .map(|lookup| lookup.restore(|objects| self.l1.lease_again(objects)))
-                .collect();
-            let mut parts = Some((tokens.into_vec(), chain.unwrap_or_default(), lookups));
+        for (id, prompt, mut lookups) in state.sessions {
+            for lookup in &mut lookups {
+                lookup.lease_again(|objects| self.l1.lease_again(objects));
+            }
+            let mut parts = Some((prompt, lookups));
             let made = self.sessions.with(&id, |session, _| {
-                if let Some((tokens, chain, lookups)) = parts.take() {
-                    session.restore(tokens, chain, lookups);
+                if let Some((prompt, lookups)) = parts.take() {
+                    session.restore(prompt, lookups);
                     self.sessions.charge(session);
                 }
             });
@@ -153,6 +102,16 @@ impl Engine {
                 );
             }
         }
-        self.transfers.lock().import(state.transfers);
+        let mut transfers = self.transfers.lock();
+        for (key, transfer) in state.transfers {
+            let (instance, request) = (key.instance, key.request_id().to_owned());
+            if !transfers.restore(key, transfer) {
+                tracing::warn!(
+                    instance,
+                    request,
+                    "a prepared transfer that was handed over has lost its slots; its commit will be refused"
+                );
+            }
+        }
     }
 }

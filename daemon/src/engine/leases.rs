@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::handover::begun;
+use super::handover::age;
 use super::prefetch::{Found, Job};
 use super::tenancy::Caller;
 use crate::l1::{Hit, LeasedCell, ObjectId, Row};
@@ -17,8 +17,31 @@ pub(super) const MAX_READERS: u32 = 128;
 /// Estimated memory of one leased cell.
 pub(super) const CELL_BYTES: usize = size_of::<Cell>() + 16;
 
+/// Why nothing was looked up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum EarlyExit {
+    /// Something was.
+    #[default]
+    None,
+    /// No worker of the model is registered.
+    NoGpuContext,
+    /// The prompt has no whole chunk.
+    EmptyChunkHashes,
+}
+
+impl EarlyExit {
+    /// The label; empty normally.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            EarlyExit::None => "",
+            EarlyExit::NoGpuContext => "no_gpu_context",
+            EarlyExit::EmptyChunkHashes => "empty_chunk_hashes",
+        }
+    }
+}
+
 /// One lookup of a request, and the leases it holds.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Lookup {
     /// Who looked up.
     pub(super) caller: Caller,
@@ -28,22 +51,23 @@ pub(super) struct Lookup {
     /// Whole chunks of the prompt.
     pub(super) requested_chunks: u64,
     pub(super) hit_chunks: u64,
-    /// Why nothing was looked up; empty normally.
-    pub(super) early_exit: &'static str,
+    pub(super) early_exit: EarlyExit,
     /// Of these, what L1 alone could serve.
     pub(super) l1_chunks: u64,
     /// Objects that came from L2.
     pub(super) l2_objects: u64,
     /// When it was made.
+    #[serde(with = "age")]
     pub(super) since: Instant,
     /// Whether the client has been told.
     pub(super) consumed: bool,
-    /// What it still waits for; the hit is unknown until then.
+    /// What it still waits for; the hit is unknown until then, and nothing in another process, where nobody waits.
+    #[serde(skip)]
     pub(super) job: Option<Job>,
     cells: Vec<Cell>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Cell {
     row: u32,
     chunk: u32,
@@ -80,9 +104,9 @@ impl Lookup {
             model,
             salt,
             early_exit: match (rows.is_empty(), requested_chunks) {
-                (true, _) => "no_gpu_context",
-                (false, 0) => "empty_chunk_hashes",
-                (false, _) => "",
+                (true, _) => EarlyExit::NoGpuContext,
+                (false, 0) => EarlyExit::EmptyChunkHashes,
+                (false, _) => EarlyExit::None,
             },
             rows,
             requested_chunks,
@@ -94,6 +118,15 @@ impl Lookup {
             job: None,
             cells: hit.cells.iter().map(|cell| Cell::new(cell, readers)).collect(),
         }
+    }
+
+    /// Takes its leases again, as it had them in another process: `lease` says of each object whether it is still there.
+    pub(super) fn lease_again(&mut self, lease: impl FnOnce(&[ObjectId]) -> Vec<bool>) {
+        let held = || self.cells.iter().filter(|cell| cell.left > 0);
+        let leased = lease(&held().map(|cell| cell.object).collect::<Vec<_>>());
+        let gone =
+            self.cells.iter_mut().filter(|cell| cell.left > 0).zip(leased).filter(|(_, leased)| !leased);
+        gone.for_each(|(cell, _)| cell.left = 0);
     }
 
     /// The job is done: this is what it found.
@@ -154,108 +187,6 @@ impl Lookup {
             }
         }
         Read::NotHere
-    }
-}
-
-/// A [`Lookup`] as plain data.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct LookupState {
-    caller: Caller,
-    model: String,
-    salt: String,
-    rows: Vec<RowState>,
-    requested_chunks: u64,
-    hit_chunks: u64,
-    l1_chunks: u64,
-    l2_objects: u64,
-    age: Duration,
-    consumed: bool,
-    cells: Vec<CellState>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct RowState {
-    rank: u32,
-    group: u32,
-    window: Option<u64>,
-    layouts: Vec<u64>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct CellState {
-    row: u32,
-    chunk: u32,
-    object: (u32, u32),
-    left: u32,
-    taken_by: Vec<u64>,
-}
-
-impl LookupState {
-    /// One that still waits for a tier has found nothing: nobody waits for it where it goes.
-    pub(super) fn of(lookup: &Lookup) -> LookupState {
-        let row = |row: &Row| RowState {
-            rank: row.rank,
-            group: row.group,
-            window: row.window,
-            layouts: row.layouts.to_vec(),
-        };
-        let cell = |cell: &Cell| CellState {
-            row: cell.row,
-            chunk: cell.chunk,
-            object: (cell.object.index, cell.object.generation),
-            left: cell.left,
-            taken_by: cell.taken_by.clone(),
-        };
-        let found = lookup.job.is_none();
-        LookupState {
-            caller: lookup.caller,
-            model: (*lookup.model).to_owned(),
-            salt: (*lookup.salt).to_owned(),
-            rows: lookup.rows.iter().map(row).collect(),
-            requested_chunks: lookup.requested_chunks,
-            hit_chunks: if found { lookup.hit_chunks } else { 0 },
-            l1_chunks: if found { lookup.l1_chunks } else { 0 },
-            l2_objects: lookup.l2_objects,
-            age: lookup.since.elapsed(),
-            consumed: lookup.consumed,
-            cells: if found { lookup.cells.iter().map(cell).collect() } else { Vec::new() },
-        }
-    }
-
-    /// The lookup again, with the leases that `lease` could take; a cell without its object has no lease left.
-    pub(super) fn restore(self, lease: impl FnOnce(std::vec::IntoIter<ObjectId>) -> Vec<bool>) -> Lookup {
-        let row = |row: RowState| Row {
-            rank: row.rank,
-            group: row.group,
-            window: row.window,
-            layouts: row.layouts.into(),
-        };
-        let object = |cell: &CellState| ObjectId { index: cell.object.0, generation: cell.object.1 };
-        let held: Vec<_> = self.cells.iter().filter(|cell| cell.left > 0).map(object).collect();
-        let mut leased = lease(held.into_iter()).into_iter();
-        let rows: Vec<Row> = self.rows.into_iter().map(row).collect();
-        let cells = self.cells.into_iter().map(|cell| Cell {
-            row: cell.row,
-            chunk: cell.chunk,
-            object: object(&cell),
-            left: if cell.left > 0 && leased.next() == Some(true) { cell.left } else { 0 },
-            taken_by: cell.taken_by,
-        });
-        let mut lookup = Lookup::new(
-            self.caller,
-            (self.model.into(), self.salt.into()),
-            rows,
-            self.requested_chunks,
-            &Hit::default(),
-            1,
-        );
-        lookup.cells = cells.collect();
-        lookup.hit_chunks = self.hit_chunks;
-        lookup.l1_chunks = self.l1_chunks;
-        lookup.l2_objects = self.l2_objects;
-        lookup.since = begun(self.age);
-        lookup.consumed = self.consumed;
-        lookup
     }
 }
 

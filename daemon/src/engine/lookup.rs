@@ -233,7 +233,7 @@ impl Engine {
             l2_hit_tokens: (lookup.hit_chunks - lookup.l1_chunks) * chunk,
             l1_hit_keys: lookup.hit_objects() - lookup.l2_objects,
             l2_hit_keys: lookup.l2_objects,
-            early_exit_reason: lookup.early_exit,
+            early_exit_reason: lookup.early_exit.name(),
             model: lookup.model.clone(),
             salt: lookup.salt.clone(),
         };

@@ -2,13 +2,15 @@
 
 use lmcache_proto::hash::{Chain, ChunkHash, TokenHasher};
 use lmcache_proto::wire::{DecodeError, Tokens};
+use serde::{Deserialize, Serialize};
 
 /// The tokens of a prompt as they came, and the chain over them.
 ///
 /// The client sends the whole prompt with every operation of a request; comparing bytes is an order of magnitude cheaper
 /// than hashing tokens.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Prompt {
+    #[serde(with = "serde_bytes")]
     tokens: Vec<u8>,
     chain: Chain,
 }
@@ -32,16 +34,6 @@ impl Prompt {
         hasher.extend(&mut self.chain, tokens, chunks)?;
         let have = chunks.min(tokens.len() / hasher.chunk_size()).min(self.chain.hashes.len());
         Ok(Chain { hashes: self.chain.hashes[..have].to_vec(), ends: self.chain.ends[..have].to_vec() })
-    }
-
-    /// One that has been hashed elsewhere.
-    pub(super) fn from_parts(tokens: Vec<u8>, chain: Chain) -> Prompt {
-        Prompt { tokens, chain }
-    }
-
-    /// Its tokens and their chain.
-    pub(super) fn parts(&self) -> (&[u8], &Chain) {
-        (&self.tokens, &self.chain)
     }
 
     /// Hashes known so far.

@@ -169,7 +169,7 @@ impl Engine {
     /// answered.
     pub fn survivor(&self, connection: u64) -> Option<Survivor> {
         let survivor = self.journal.survivor(connection)?;
-        if let Some(instance) = survivor.instance {
+        if let Some(instance) = survivor.instance() {
             self.returning.need_not_tell(instance);
         }
         Some(survivor)

@@ -203,14 +203,14 @@ impl Session {
         self.last_used = Instant::now();
     }
 
-    /// Its prompt.
-    pub(super) fn prompt(&self) -> &Prompt {
-        &self.prompt
+    /// What another process needs to know of it; nothing of it is left here.
+    pub(super) fn take(&mut self) -> (Prompt, Vec<Lookup>) {
+        (std::mem::take(&mut self.prompt), std::mem::take(&mut self.lookups))
     }
 
     /// Becomes what it was in another process.
-    pub(super) fn restore(&mut self, tokens: Vec<u8>, chain: Chain, lookups: Vec<Lookup>) {
-        self.prompt = Prompt::from_parts(tokens, chain);
+    pub(super) fn restore(&mut self, prompt: Prompt, lookups: Vec<Lookup>) {
+        self.prompt = prompt;
         self.lookups = lookups;
         self.touch();
     }

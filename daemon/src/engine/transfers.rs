@@ -7,15 +7,14 @@ use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::wire::{CacheKey, Slot};
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
-use serde_bytes::ByteBuf;
 
-use super::handover::{PinState, SlotState, begun};
+use super::handover::age;
 use super::publish::Told;
 use crate::l1::{Owner, Pin};
 use crate::process::ProcessId;
 
 /// Store or retrieve.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Direction {
     Store,
     Retrieve,
@@ -23,7 +22,7 @@ pub(super) enum Direction {
 
 /// Names a transfer between its prepare and its commit, down to the content: two requests of one worker may store the same
 /// prefix at once, and an engine that counts its requests from 0 again uses the same id for another prompt.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct TransferKey {
     pub(super) instance: u64,
     pub(super) direction: Direction,
@@ -86,7 +85,7 @@ pub(super) struct Preparer {
 }
 
 /// A prepared transfer.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Transfer {
     pub(super) pins: Vec<Pin>,
     pub(super) slots: Vec<Slot>,
@@ -94,13 +93,16 @@ pub(super) struct Transfer {
     pub(super) rank: u32,
     pub(super) layout: u64,
     pub(super) object_bytes: u64,
+    #[serde(with = "age")]
     pub(super) started: Instant,
     /// Connection that prepared it.
     pub(super) client: u64,
     pub(super) process: Option<ProcessId>,
     /// The worker's time is over; its bytes stay untouched until it commits or is dead.
     pub(super) quarantined: bool,
-    /// For the events of its end; `None` with observability off.
+    /// For the events of its end; `None` with observability off. In another process the end is not told: those who would
+    /// count it have not seen its start.
+    #[serde(skip)]
     pub(super) told: Option<Arc<Told>>,
 }
 
@@ -157,6 +159,29 @@ impl Transfers {
         let taken = self.map.remove(key)?;
         release(&mut self.by_instance, key.instance);
         Some(taken)
+    }
+
+    /// Takes all prepared transfers out, for another process.
+    pub(super) fn take_all(&mut self) -> Vec<(TransferKey, Transfer)> {
+        self.map.drain().collect()
+    }
+
+    /// Takes over a transfer whose pins recovery has found. `false`: they are not there, and nothing of it is believed.
+    pub(super) fn restore(&mut self, key: TransferKey, transfer: Transfer) -> bool {
+        let adopted = |pin: &Pin| self.adopted.iter().any(|(_, adopted)| adopted == pin);
+        if !transfer.pins.iter().all(adopted) {
+            return false;
+        }
+        let by_instance = &mut self.by_instance;
+        self.adopted.retain(|(owner, adopted)| {
+            let ours = transfer.pins.contains(adopted);
+            if ours {
+                release(by_instance, owner.instance);
+            }
+            !ours
+        });
+        // Two of one key cannot come: they were of a map.
+        self.insert(key, transfer).is_ok()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -243,118 +268,6 @@ impl Transfers {
             !gone
         });
         sweep
-    }
-}
-
-/// A prepared transfer as plain data.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct TransferState {
-    instance: u64,
-    store: bool,
-    world: (Option<u32>, u32),
-    range: (u64, u64),
-    last: ByteBuf,
-    request_id: String,
-    model: String,
-    salt: String,
-    pins: Vec<PinState>,
-    slots: Vec<SlotState>,
-    chunk_indices: Vec<u64>,
-    rank: u32,
-    layout: u64,
-    object_bytes: u64,
-    age: Duration,
-    client: u64,
-    process: Option<(u32, u64)>,
-    quarantined: bool,
-}
-
-impl TransferState {
-    /// Whether its worker is filling what it has reserved.
-    pub(super) fn is_writing(&self) -> bool {
-        self.store && !self.quarantined
-    }
-
-    pub(super) fn pins(&self) -> impl Iterator<Item = Pin> {
-        self.pins.iter().map(|pin| Pin::from(*pin))
-    }
-}
-
-impl Transfers {
-    /// All prepared transfers.
-    pub(super) fn export(&self) -> Vec<TransferState> {
-        let transfer = |(key, transfer): (&TransferKey, &Transfer)| TransferState {
-            instance: key.instance,
-            store: key.direction == Direction::Store,
-            world: (key.rank, key.world_size),
-            range: (key.start, key.end),
-            last: ByteBuf::from(key.last.to_vec()),
-            request_id: (*key.request_id).to_owned(),
-            model: (*key.model).to_owned(),
-            salt: (*key.salt).to_owned(),
-            pins: transfer.pins.iter().map(|pin| PinState::from(*pin)).collect(),
-            slots: transfer.slots.iter().cloned().map(SlotState::from).collect(),
-            chunk_indices: transfer.chunk_indices.clone(),
-            rank: transfer.rank,
-            layout: transfer.layout,
-            object_bytes: transfer.object_bytes,
-            age: transfer.started.elapsed(),
-            client: transfer.client,
-            process: transfer.process.map(|process| (process.pid, process.start_time)),
-            quarantined: transfer.quarantined,
-        };
-        self.map.iter().map(transfer).collect()
-    }
-
-    /// Takes over transfers whose pins recovery has found; of the others nothing is believed.
-    pub(super) fn import(&mut self, transfers: Vec<TransferState>) {
-        for state in transfers {
-            let pins: Vec<Pin> = state.pins().collect();
-            let there = pins.iter().all(|pin| self.adopted.iter().any(|(_, adopted)| adopted == pin));
-            let Some(last) = state.last[..].try_into().ok().filter(|_| there) else {
-                tracing::warn!(
-                    instance = state.instance,
-                    request = state.request_id,
-                    "a prepared transfer that was handed over has lost its slots; its commit will be refused"
-                );
-                continue;
-            };
-            self.adopted.retain(|(owner, adopted)| {
-                let ours = pins.contains(adopted);
-                if ours {
-                    release(&mut self.by_instance, owner.instance);
-                }
-                !ours
-            });
-            let key = TransferKey {
-                instance: state.instance,
-                direction: if state.store { Direction::Store } else { Direction::Retrieve },
-                rank: state.world.0,
-                world_size: state.world.1,
-                start: state.range.0,
-                end: state.range.1,
-                last,
-                request_id: state.request_id.into(),
-                model: state.model.into(),
-                salt: state.salt.into(),
-            };
-            let transfer = Transfer {
-                pins,
-                slots: state.slots.into_iter().map(Slot::from).collect(),
-                chunk_indices: state.chunk_indices,
-                rank: state.rank,
-                layout: state.layout,
-                object_bytes: state.object_bytes,
-                started: begun(state.age),
-                client: state.client,
-                process: state.process.map(|(pid, start_time)| ProcessId { pid, start_time }),
-                quarantined: state.quarantined,
-                // Its end is not told: those who would count it have not seen its start.
-                told: None,
-            };
-            // Two of one key cannot come: they were of a map.
-            drop(self.insert(key, transfer));
-        }
     }
 }
 

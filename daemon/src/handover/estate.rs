@@ -1,14 +1,12 @@
 //! What the two processes tell each other.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
 use super::FORMAT;
 use crate::config::{Config, Endpoint};
 use crate::engine::EngineState;
-use crate::tenants::TokenHash;
+use crate::server::ConnectionState;
 
 /// The successor's first word.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,65 +64,33 @@ impl PoolFacts {
     }
 }
 
-/// What a socket that is handed over is.
+/// What a descriptor that is handed over is, but for the connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SocketRole {
     /// The pool's file.
     Pool,
     /// The table's file.
     Table,
-    /// Clients connect to it over TCP.
-    Tcp {
-        /// Host as configured.
-        host: String,
-        /// Port as configured.
-        port: u16,
-    },
-    /// Clients connect to it over a Unix socket.
-    Ipc {
-        /// Its path.
-        path: PathBuf,
-        /// The daemon has made the file.
+    /// Clients connect to it.
+    Clients {
+        /// As configured.
+        endpoint: Endpoint,
+        /// The daemon has made the file, if it is a Unix socket.
         own_file: bool,
     },
     /// The admin API.
     Admin,
     /// `--prometheus-port`.
     Metrics,
-    /// A client's connection.
-    Connection {
-        /// Its number.
-        id: u64,
-        /// Over a Unix socket.
-        is_ipc: bool,
-        /// The process that the client said it is: pid and start time.
-        process: Option<(u32, u64)>,
-        /// What the token that it has shown is compared by.
-        token: Option<TokenHash>,
-        /// It has asked for nothing yet.
-        quiet: bool,
-        /// Sent by the client and not executed.
-        unread: serde_bytes::ByteBuf,
-        /// Not taken by the client yet.
-        unsent: serde_bytes::ByteBuf,
-    },
-}
-
-impl SocketRole {
-    /// That of a client endpoint.
-    pub fn of(endpoint: &Endpoint, own_file: bool) -> SocketRole {
-        match endpoint.clone() {
-            Endpoint::Tcp { host, port } => SocketRole::Tcp { host, port },
-            Endpoint::Ipc { path } => SocketRole::Ipc { path, own_file },
-        }
-    }
 }
 
 /// Everything that is left to the successor.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Estate {
-    /// What each descriptor is, in their order.
+    /// What the first descriptors are, in their order.
     pub roles: Vec<SocketRole>,
+    /// The connections whose sockets the others are.
+    pub connections: Vec<ConnectionState>,
     /// Number of the next connection.
     pub next_connection: u64,
     /// Requests under way.

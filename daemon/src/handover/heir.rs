@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -14,7 +13,6 @@ use super::{ChannelError, Estate, Hello, SocketRole, VARIABLE};
 use crate::config::{Config, Endpoint};
 use crate::engine::EngineState;
 use crate::l1::HandedOver;
-use crate::process::ProcessId;
 use crate::server::Parted;
 
 /// Why nothing was handed over.
@@ -35,6 +33,7 @@ pub enum HeirError {
 pub struct Heir {
     channel: Channel,
     left: Vec<(SocketRole, OwnedFd)>,
+    connections: Vec<Parted>,
     next_connection: u64,
     engine: EngineState,
 }
@@ -55,13 +54,17 @@ impl Heir {
         rustix::stdio::dup2_stdin(&null).map_err(|errno| HeirError::Channel(errno.into()))?;
         let mut channel = Channel::from_fd(input);
         channel.send(&Hello::new(config), &[])?;
-        let (Estate { roles, next_connection, engine }, descriptors) = channel.receive(None)?;
-        if roles.len() != descriptors.len() {
-            let message = format!("{} descriptors for {} roles", descriptors.len(), roles.len());
-            return Err(ChannelError::Message(message).into());
+        let (estate, mut descriptors) = channel.receive::<Estate>(None)?;
+        let Estate { roles, connections, next_connection, engine } = estate;
+        if roles.len() + connections.len() != descriptors.len() {
+            let (wanted, came) = (roles.len() + connections.len(), descriptors.len());
+            return Err(ChannelError::Message(format!("{came} descriptors instead of {wanted}")).into());
         }
+        let sockets = descriptors.split_off(roles.len());
+        let parted = |(state, socket)| Parted { socket, state };
+        let connections = connections.into_iter().zip(sockets).map(parted).collect();
         let left = roles.into_iter().zip(descriptors).collect();
-        Ok(Some(Heir { channel, left, next_connection, engine }))
+        Ok(Some(Heir { channel, left, connections, next_connection, engine }))
     }
 
     fn take(&mut self, is: impl Fn(&SocketRole) -> bool) -> Option<(SocketRole, OwnedFd)> {
@@ -78,19 +81,17 @@ impl Heir {
 
     /// The socket of a client endpoint, and whether its file was the daemon's.
     pub fn listener(&mut self, endpoint: &Endpoint) -> Option<(OwnedFd, bool)> {
-        let wanted = SocketRole::of(endpoint, true);
-        let (role, socket) = self.take(|role| match (role, &wanted) {
-            (SocketRole::Ipc { path, .. }, SocketRole::Ipc { path: wanted, .. }) => path == wanted,
-            _ => *role == wanted,
-        })?;
-        Some((socket, !matches!(role, SocketRole::Ipc { own_file: false, .. })))
+        let is_it =
+            |role: &SocketRole| matches!(role, SocketRole::Clients { endpoint: of, .. } if of == endpoint);
+        let (role, socket) = self.take(is_it)?;
+        Some((socket, matches!(role, SocketRole::Clients { own_file: true, .. })))
     }
 
     /// Unix sockets that no endpoint names: the service manager's.
     pub fn other_listener(&mut self) -> Option<(Endpoint, OwnedFd)> {
-        let (role, socket) = self.take(|role| matches!(role, SocketRole::Ipc { own_file: false, .. }))?;
-        let SocketRole::Ipc { path, .. } = role else { return None };
-        Some((Endpoint::Ipc { path }, socket))
+        let (role, socket) = self.take(|role| matches!(role, SocketRole::Clients { own_file: false, .. }))?;
+        let SocketRole::Clients { endpoint, .. } = role else { return None };
+        Some((endpoint, socket))
     }
 
     /// The listener of the admin API or of the metrics.
@@ -111,19 +112,7 @@ impl Heir {
 
     /// The connections.
     pub fn connections(&mut self) -> Vec<Parted> {
-        let (connections, others) = std::mem::take(&mut self.left)
-            .into_iter()
-            .partition(|(role, _)| matches!(role, SocketRole::Connection { .. }));
-        self.left = others;
-        let connection = |(role, socket)| {
-            let SocketRole::Connection { id, is_ipc, process, token, quiet, unread, unsent } = role else {
-                return None;
-            };
-            let process = process.map(|(pid, start_time)| ProcessId { pid, start_time });
-            let (unread, unsent) = (unread.into_vec(), unsent.into_vec());
-            Some(Parted { id, socket, is_ipc, process, token, quiet, unread, unsent })
-        };
-        Vec::into_iter(connections).filter_map(connection).collect()
+        std::mem::take(&mut self.connections)
     }
 
     /// This process serves: the other one ends. What nobody has asked for is closed.
@@ -133,17 +122,13 @@ impl Heir {
     pub fn serves(mut self) -> Result<(), ChannelError> {
         for (role, _) in &self.left {
             match role {
-                SocketRole::Ipc { path, own_file: true } => {
+                SocketRole::Clients { endpoint: Endpoint::Ipc { path }, own_file: true } => {
                     tracing::info!(path = %path.display(), "the configuration does not name this socket any more; it is closed");
-                    remove(path);
+                    let _ = std::fs::remove_file(path);
                 }
                 role => tracing::info!(?role, "nobody uses this socket any more; it is closed"),
             }
         }
         self.channel.send(&(), &[])
     }
-}
-
-fn remove(path: &Path) {
-    let _ = std::fs::remove_file(path);
 }

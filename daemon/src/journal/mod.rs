@@ -71,16 +71,22 @@ struct Orphan {
 /// A connection of an earlier daemon that goes on.
 #[derive(Debug)]
 pub struct Survivor {
-    /// The worker for which it speaks.
-    pub instance: Option<u64>,
-    /// Its process, where it is known.
-    pub process: Option<ProcessId>,
     /// Its requests that have no answer.
     pub owed: Vec<Owed>,
     past: Past,
 }
 
 impl Survivor {
+    /// The worker for which it speaks.
+    pub fn instance(&self) -> Option<u64> {
+        self.past.instance
+    }
+
+    /// Its process, where it is known.
+    pub fn process(&self) -> Option<ProcessId> {
+        self.past.peer.process
+    }
+
     /// The connection's new lane takes up where the old one ended.
     pub fn goes_on_in(&self, lane: &Lane) {
         lane.continues(&self.past);
@@ -247,8 +253,7 @@ impl Journal {
         };
         let Orphan { past, lane } = orphans.swap_remove(at);
         self.left.store(orphans.len(), Ordering::Relaxed);
-        let owed = past.owed(lane.as_ref());
-        Some(Survivor { instance: past.instance, process: past.peer.process, owed, past })
+        Some(Survivor { owed: past.owed(lane.as_ref()), past })
     }
 
     /// The number after those of all connections that are remembered.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::shm::ObjectState;
+use serde::{Deserialize, Serialize};
 
 use super::index::{Index, Key};
 use super::lock::Lock;
@@ -14,7 +15,7 @@ use super::{L1, ObjectId};
 const LOOKUP_SLICE: usize = 64;
 
 /// One row of a lookup: an object group as one rank stores it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// Packed rank.
     pub rank: u32,
@@ -119,16 +120,16 @@ impl<K: Lock<Index>> L1<K> {
     }
 
     /// Leases objects as an earlier daemon had them leased; says of each whether it is there and readable.
-    pub fn lease_again(&self, objects: impl Iterator<Item = ObjectId>) -> Vec<bool> {
+    pub fn lease_again(&self, objects: &[ObjectId]) -> Vec<bool> {
         let index = &mut *self.index.lock();
-        let lease = |object| {
-            let there = index.entry(object).is_some_and(|entry| entry.state == ObjectState::Committed);
+        let lease = |object: &ObjectId| {
+            let there = index.entry(*object).is_some_and(|entry| entry.state == ObjectState::Committed);
             if there {
-                index.lease(object);
+                index.lease(*object);
             }
             there
         };
-        objects.map(lease).collect()
+        objects.iter().map(lease).collect()
     }
 
     /// Ends leases. Give them tail first: the head of a prompt is worth most and should be the most recently used.

@@ -54,13 +54,15 @@ pub use pool::{SlotMut, SlotRef};
 pub use recover::Recovered;
 pub use verify::payload_checksum;
 
+use serde::{Deserialize, Serialize};
+
 use crate::quota::Quotas;
 
 /// Objects handled per hold of the lock where a whole cache is walked.
 const SLICE: usize = 256;
 
 /// One use of a table record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ObjectId {
     /// Record index.
     pub index: u32,
@@ -81,7 +83,7 @@ pub struct Owner {
 
 /// A hold on an object's bytes. Not `Drop`: it must be ended through [`L1`], by whoever knows that the bytes are no
 /// longer touched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[must_use]
 pub struct Pin {
     /// The object.
@@ -135,18 +137,6 @@ pub struct L1<K: Lock<Index> = Blocking<Index>> {
     checksums: bool,
     /// Those who wait here are told when the last hold of all has ended.
     index: K,
-}
-
-impl Pin {
-    /// A pin by the number of its record in the table.
-    pub fn of_record(object: ObjectId, record: Option<u32>) -> Pin {
-        Pin { object, record }
-    }
-
-    /// The number of its record in the table; `None` for one that ends with the daemon.
-    pub fn record(&self) -> Option<u32> {
-        self.record
-    }
 }
 
 impl<K: Lock<Index>> L1<K> {

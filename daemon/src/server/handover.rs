@@ -4,9 +4,11 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use serde::{Deserialize, Serialize};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 
@@ -25,10 +27,17 @@ use crate::tenants::TokenHash;
 /// A connection between two requests.
 #[derive(Debug)]
 pub struct Parted {
-    /// Its number; leases and transfers know it.
-    pub id: u64,
     /// The socket.
     pub socket: OwnedFd,
+    /// What is known of it.
+    pub state: ConnectionState,
+}
+
+/// What another process needs to know of a connection.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ConnectionState {
+    /// Its number; leases and transfers know it.
+    pub id: u64,
     /// A Unix socket.
     pub is_ipc: bool,
     /// The process that the peer said it is.
@@ -38,26 +47,11 @@ pub struct Parted {
     /// It has asked for nothing yet.
     pub quiet: bool,
     /// What was read and not executed, in front of what the socket still has.
+    #[serde(with = "serde_bytes")]
     pub unread: Vec<u8>,
     /// Answers that the peer has not taken.
+    #[serde(with = "serde_bytes")]
     pub unsent: Vec<u8>,
-}
-
-impl Parted {
-    /// The socket as one of this process's runtime.
-    fn stream(socket: OwnedFd, is_ipc: bool) -> io::Result<Stream> {
-        if is_ipc {
-            let stream = std::os::unix::net::UnixStream::from(socket);
-            stream.set_nonblocking(true)?;
-            let stream = UnixStream::from_std(stream)?;
-            let credentials = Credentials::of(&stream);
-            return Ok(Stream::Ipc(stream, credentials));
-        }
-        let stream = std::net::TcpStream::from(socket);
-        stream.set_nonblocking(true)?;
-        let address = stream.peer_addr()?;
-        Ok(Stream::Tcp(TcpStream::from_std(stream)?, address))
-    }
 }
 
 /// Where a connection is taken up again.
@@ -72,6 +66,21 @@ pub(super) struct Resumed {
     pub(super) unsent: BytesMut,
 }
 
+/// A socket that another process had, as one of this process's runtime.
+fn adopt(socket: OwnedFd, is_ipc: bool) -> io::Result<Stream> {
+    if is_ipc {
+        let stream = std::os::unix::net::UnixStream::from(socket);
+        stream.set_nonblocking(true)?;
+        let stream = UnixStream::from_std(stream)?;
+        let credentials = Credentials::of(&stream);
+        return Ok(Stream::Ipc(stream, credentials));
+    }
+    let stream = std::net::TcpStream::from(socket);
+    stream.set_nonblocking(true)?;
+    let address = stream.peer_addr()?;
+    Ok(Stream::Tcp(TcpStream::from_std(stream)?, address))
+}
+
 /// What became of a connection that was to be handed over.
 pub(super) enum Handed {
     /// It is not ours any more.
@@ -83,15 +92,6 @@ pub(super) enum Handed {
 impl Connection<'_> {
     /// Nothing of the peer's is under way when this returns; what can be answered is.
     pub(super) async fn come_to_rest(&mut self, inbox: &mut mpsc::UnboundedReceiver<Event>) {
-        // Those who wait for an event are told that it has not come; they ask again.
-        self.parked.abort_all();
-        while self.parked.join_next().await.is_some() {}
-        for stream in self.streams.values_mut() {
-            stream.end().await;
-        }
-        while let Ok(event) = inbox.try_recv() {
-            self.event(event);
-        }
         while self.executing.is_some() {
             self.event(inbox.recv().await.expect("we hold a sender"));
         }
@@ -104,9 +104,12 @@ impl Connection<'_> {
                 () = server.parts_no_more() => return,
             }
         }
-        // What that one has left to wait for.
+        // Those who wait for an event are told that it has not come; they ask again.
         self.parked.abort_all();
         while self.parked.join_next().await.is_some() {}
+        for stream in self.streams.values_mut() {
+            stream.end().await;
+        }
         while let Ok(event) = inbox.try_recv() {
             self.event(event);
         }
@@ -135,16 +138,16 @@ impl Connection<'_> {
         // One that takes no answers has gone.
         let socket = if self.deaf { None } else { socket::into_socket(reader, writer).ok() };
         let Some((socket, is_ipc)) = socket else { return Handed::Over };
-        parted.push(Parted {
+        let state = ConnectionState {
             id: self.client.id,
-            socket,
             is_ipc,
             process: self.client.process(),
             token: self.client.shown(),
             quiet: self.quiet,
-            unread: unread.to_vec(),
-            unsent: std::mem::take(&mut self.out).to_vec(),
-        });
+            unread: unread.into(),
+            unsent: std::mem::take(&mut self.out).into(),
+        };
+        parted.push(Parted { socket, state });
         Handed::Over
     }
 }
@@ -186,51 +189,54 @@ impl Server {
 
     /// Goes on with connections that were taken out, here or in another process.
     pub fn take_up(self: &Arc<Server>, parted: Vec<Parted>) {
-        for Parted { id, socket, is_ipc, process, token, quiet, unread, unsent } in parted {
-            let stream = match Parted::stream(socket, is_ipc) {
-                Ok(stream) => stream,
+        for Parted { socket, state } in parted {
+            let ConnectionState { id, is_ipc, process, token, quiet, unread, unsent } = state;
+            self.number_from(id + 1);
+            let resumed = Resumed {
+                process,
+                token,
+                quiet,
+                survivor: None,
+                unread: unread[..].into(),
+                unsent: unsent[..].into(),
+            };
+            match adopt(socket, is_ipc) {
+                Ok(stream) => self.resume(id, stream, resumed),
                 // It has gone meanwhile.
                 Err(error) => {
                     tracing::debug!(client = id, %error, "a connection ended while it was handed over");
-                    continue;
                 }
-            };
-            self.next_id.fetch_max(id + 1, std::sync::atomic::Ordering::Relaxed);
-            self.connections.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            let place = Place::new(self.clone(), id);
-            let (unread, unsent) = (unread[..].into(), unsent[..].into());
-            let resumed = Resumed { process, token, quiet, unread, unsent, survivor: None };
-            tokio::spawn(async move { connection::resume(&place, stream, resumed).await });
+            }
         }
+    }
+
+    fn resume(self: &Arc<Server>, id: u64, stream: Stream, resumed: Resumed) {
+        self.connections.fetch_add(1, Ordering::SeqCst);
+        let place = Place::new(self.clone(), id);
+        tokio::spawn(async move { connection::resume(&place, stream, resumed).await });
     }
 
     /// Goes on with connections that the service manager has kept over a crash, as far as it is known where their streams stand.
     pub fn revive(self: &Arc<Server>, kept: Vec<(u64, OwnedFd, bool)>) {
-        let (mut alive, mut ended, mut owed) = (0, 0, 0);
+        let (all, mut alive, mut owed) = (kept.len(), 0, 0);
         for (id, socket, is_ipc) in kept {
-            let revived = self.engine.survivor(id).map(|survivor| {
-                let copy = socket.try_clone().ok();
-                (survivor, copy.and_then(|socket| Parted::stream(socket, is_ipc).ok()))
-            });
-            let Some((survivor, Some(stream))) = revived else {
+            let Some(survivor) = self.engine.survivor(id) else {
                 // The peer sees an end, and connects again.
                 let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
                 self.supervisor.forget(id);
-                ended += 1;
                 continue;
             };
+            // One that cannot be adopted has ended; the manager sees that, too.
+            let Ok(stream) = adopt(socket, is_ipc) else { continue };
             alive += 1;
             owed += survivor.owed.len();
-            self.connections.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            let place = Place::new(self.clone(), id);
-            let process = survivor.process;
-            let resumed = Resumed { process, survivor: Some(survivor), ..Resumed::default() };
-            tokio::spawn(async move { connection::resume(&place, stream, resumed).await });
+            let process = survivor.process();
+            self.resume(id, stream, Resumed { process, survivor: Some(survivor), ..Resumed::default() });
         }
-        if alive + ended > 0 {
+        if all > 0 {
             tracing::info!(
                 alive,
-                ended,
+                ended = all - alive,
                 owed,
                 "connections of the earlier daemon were kept by the service manager; those in the middle of a message were ended, and what was under way is answered negatively"
             );
@@ -239,11 +245,11 @@ impl Server {
 
     /// Numbers from here on are nobody's yet.
     pub fn number_from(&self, next: u64) {
-        self.next_id.fetch_max(next, std::sync::atomic::Ordering::Relaxed);
+        self.next_id.fetch_max(next, Ordering::Relaxed);
     }
 
     /// The number of the next connection.
     pub fn next_number(&self) -> u64 {
-        self.next_id.load(std::sync::atomic::Ordering::Relaxed)
+        self.next_id.load(Ordering::Relaxed)
     }
 }

@@ -41,7 +41,7 @@ use tokio::sync::{Notify, watch};
 pub use access::Access;
 pub use budget::Budget;
 pub use endpoint::{BindError, Listener};
-pub use handover::Parted;
+pub use handover::{ConnectionState, Parted};
 pub use stats::{BadMessage, Ended, Paused, ServerStats};
 
 use crate::engine::Engine;
