@@ -25,6 +25,7 @@ pub mod ring;
 pub mod roster;
 mod secret_file;
 pub mod server;
+mod shm_file;
 pub mod systemd;
 pub mod telemetry;
 pub mod tenants;

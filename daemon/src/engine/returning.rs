@@ -136,18 +136,9 @@ impl Engine {
     pub(super) fn find_owed(&self, client: &Client, request: &Request<'_>) {
         let Some(first) = client.first.get().copied().flatten() else { return };
         let instance = super::instance_of(request);
-        if instance.is_none()
-            && !matches!(
-                request,
-                Request::Ping { .. }
-                    | Request::Lookup { .. }
-                    | Request::QueryPrefetchStatus { .. }
-                    | Request::WaitPrefetchStatus { .. }
-                    | Request::FreeLookupLocks { .. }
-                    | Request::EndSession { .. }
-                    | Request::ReportBlockAllocation { .. }
-            )
-        {
+        // A scheduler's pings name nobody.
+        let is_schedulers = request.operation().is_schedulers() || matches!(request, Request::Ping { .. });
+        if instance.is_none() && !is_schedulers {
             return;
         }
         let Claim { owed, complete } = self.journal.claim(instance, client.as_peer(), first);

@@ -81,19 +81,6 @@ pub fn uid_number(uid: &[u8]) -> Option<u64> {
     Some(number)
 }
 
-/// Whether only schedulers ask for it.
-fn is_schedulers(operation: Operation) -> bool {
-    matches!(
-        operation,
-        Operation::Lookup
-            | Operation::QueryPrefetchStatus
-            | Operation::WaitPrefetchStatus
-            | Operation::FreeLookupLocks
-            | Operation::EndSession
-            | Operation::ReportBlockAllocation
-    )
-}
-
 impl Lane {
     fn take(lanes: &Arc<Lanes>) -> Option<Arc<Lane>> {
         let number = lanes.free.lock().pop()?;
@@ -165,7 +152,7 @@ impl Lane {
     /// Notes a request that has been read, before it is executed. `None`: it has no entry.
     pub fn note(self: &Arc<Lane>, operation: Operation, uid: &[u8], op_frame: &[u8]) -> Option<Ticket> {
         let words = self.words();
-        if is_schedulers(operation) && words[FLAGS].load(Ordering::Relaxed) & ASKS == 0 {
+        if operation.is_schedulers() && words[FLAGS].load(Ordering::Relaxed) & ASKS == 0 {
             words[FLAGS].fetch_or(ASKS, Ordering::Release);
         }
         let ticket = self.entry(uid, op_frame);
@@ -176,16 +163,6 @@ impl Lane {
         failpoint::hit("journal.noted");
         self.count(uid);
         ticket
-    }
-
-    /// Bytes are about to be taken from the socket; or all that were taken are noted.
-    pub fn reading(&self, now: bool) {
-        self.flag(READING, now);
-    }
-
-    /// Answers are about to be given to the kernel; or it has all of them.
-    pub fn writing(&self, now: bool) {
-        self.flag(WRITING, now);
     }
 
     fn flag(&self, flag: u64, now: bool) {
@@ -256,6 +233,39 @@ impl Lane {
     /// The request that was adopted as number `entry`.
     pub(super) fn ticket(self: &Arc<Lane>, entry: usize) -> Ticket {
         Ticket { lane: self.clone(), entry }
+    }
+}
+
+/// One word about where a connection's stream stands, written only when it changes.
+#[derive(Debug)]
+pub struct Mark {
+    lane: Option<Arc<Lane>>,
+    flag: u64,
+    on: bool,
+}
+
+impl Mark {
+    /// Bytes may have been taken from the socket that are not noted. Without a lane nothing is written.
+    pub fn reading(lane: Option<&Arc<Lane>>) -> Mark {
+        Mark { lane: lane.cloned(), flag: READING, on: false }
+    }
+
+    /// Part of an answer may be with the kernel, and the rest is not. Without a lane nothing is written.
+    pub fn writing(lane: Option<&Arc<Lane>>) -> Mark {
+        Mark { lane: lane.cloned(), flag: WRITING, on: false }
+    }
+
+    /// Whether anybody reads it.
+    pub fn is_kept(&self) -> bool {
+        self.lane.is_some()
+    }
+
+    /// Says that it is so, or no more.
+    pub fn set(&mut self, on: bool) {
+        if let Some(lane) = self.lane.as_ref().filter(|_| on != self.on) {
+            self.on = on;
+            lane.flag(self.flag, on);
+        }
     }
 }
 

@@ -20,7 +20,6 @@ mod past;
 mod tests;
 
 use std::fs;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -30,11 +29,12 @@ use bytes::Bytes;
 use lmcache_proto::wire::Operation;
 use parking_lot::Mutex;
 
-pub use lane::{Lane, Ticket, uid_number};
+pub use lane::{Lane, Mark, Ticket, uid_number};
 
 use crate::failpoint;
 use crate::l1::pool::SHM_DIR;
 use crate::process::ProcessId;
+use crate::shm_file;
 use memory::Memory;
 use past::Past;
 
@@ -158,10 +158,7 @@ impl Journal {
         let path = Path::new(SHM_DIR).join(name);
         let before = if handed_over { Vec::new() } else { past::read(&path, pool)? };
         let new = format!("{name}.new");
-        match fs::remove_file(Path::new(SHM_DIR).join(&new)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
+        shm_file::remove(&Path::new(SHM_DIR).join(&new))?;
         // Room for as many that come as for those that may come back.
         let count = u32::try_from(2 * connections)?;
         let memory = Memory::create(&new, pool, count)?;

@@ -1,9 +1,7 @@
 //! What an earlier daemon has left in the journal. Read as bytes, never mapped: nothing of it is believed.
 #![forbid(unsafe_code)]
 
-use std::fs::OpenOptions;
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,6 +15,7 @@ use super::lane::{
 use super::memory::{HEADER, LANE_BYTES, LANE_WORDS, MAGIC, VERSION};
 use super::{Lane, Owed, Peer};
 use crate::process::ProcessId;
+use crate::shm_file;
 
 /// Most bytes that are read: some sixteen thousand lanes, more than any limit of connections makes.
 const MAX_BYTES: u64 = 64 << 20;
@@ -63,26 +62,8 @@ impl Past {
 
 /// What is in the file `path` for `pool`; nothing if there is none, or it is another pool's or release's.
 pub(super) fn read(path: &Path, pool: u64) -> io::Result<Vec<Past>> {
-    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        file => file?,
-    };
-    let meta = file.metadata()?;
-    let ours = meta.is_file() && meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o077 == 0;
-    if !ours {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!(
-                "{} belongs to user {} with mode {:o}; it must be ours with mode 600: remove it",
-                path.display(),
-                meta.uid(),
-                meta.mode() & 0o777
-            ),
-        ));
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut bytes)?;
-    Ok(parse(&bytes, pool))
+    let bytes = shm_file::read_own(path, MAX_BYTES)?;
+    Ok(bytes.map_or_else(Vec::new, |bytes| parse(&bytes, pool)))
 }
 
 /// What the bytes of a journal say.

@@ -7,8 +7,8 @@
 
 use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustc_hash::FxHashMap;
@@ -16,6 +16,7 @@ use rustc_hash::FxHashMap;
 use super::record::{Kept, Mode, Record};
 use crate::failpoint;
 use crate::l1::pool::SHM_DIR;
+use crate::shm_file;
 
 const MAGIC: [u8; 8] = *b"LMCDWRK\0";
 /// Changes with the format of the file or of an entry.
@@ -54,10 +55,7 @@ impl Log {
     /// A file with no entries, not yet under its name.
     fn create(path: PathBuf, pool: u64) -> io::Result<Log> {
         let new = beside(&path);
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        shm_file::remove(&new)?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -166,30 +164,9 @@ fn beside(path: &Path) -> PathBuf {
 
 /// What is in force in a file of ours for `pool`; nothing if it is none.
 fn read(path: &Path, pool: u64) -> io::Result<Vec<Kept>> {
-    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        file => file?,
-    };
-    let meta = file.metadata()?;
-    let ours = meta.is_file()
-        && meta.uid() == nix::unistd::geteuid().as_raw()
-        && meta.mode() & 0o077 == 0
-        && meta.nlink() == 1;
-    if !ours {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!(
-                "{} belongs to user {} with mode {:o}; it must be ours with mode 600: remove it",
-                path.display(),
-                meta.uid(),
-                meta.mode() & 0o777
-            ),
-        ));
-    }
-    let mut bytes = Vec::new();
     // Twice of what may be in force, and what may be stale besides: see `tidy`.
-    file.take(3 * MAX_LIVE).read_to_end(&mut bytes)?;
-    Ok(parse(&bytes, pool))
+    let bytes = shm_file::read_own(path, 3 * MAX_LIVE)?;
+    Ok(bytes.map_or_else(Vec::new, |bytes| parse(&bytes, pool)))
 }
 
 /// What is in force in the bytes of a file.

@@ -23,7 +23,7 @@ use super::stats::{BadMessage, Ended, Paused};
 use super::zmtp::{self, Decoder, FrameError, Item};
 use super::{InFlight, Phase, Place, Server};
 use crate::engine::{Client, Origin};
-use crate::journal::Ticket;
+use crate::journal::{Mark, Ticket};
 
 /// Why a connection that has asked for nothing was ended.
 const GAVE_WAY: &str = "it had asked for nothing yet, and --max-connections are open";
@@ -52,6 +52,8 @@ pub(super) struct Connection<'s> {
     pub(super) unflushed: Vec<InFlight>,
     /// The same, as the next daemon would see them.
     pub(super) unanswered: Vec<Ticket>,
+    /// Set while the kernel may have a part of an answer.
+    writing: Mark,
     pub(super) parked: JoinSet<()>,
     /// Requests whose copies are under way.
     pub(super) copying: usize,
@@ -139,9 +141,8 @@ pub(super) async fn resume(place: &Place, stream: Stream, resumed: Resumed) {
 async fn go_on(place: &Place, mut reader: Reader, mut writer: Writer, client: Client, resumed: Resumed) {
     let server = &place.server;
     let client = Arc::new(client.noted_in(server.engine.journal()));
-    if server.supervisor.stores() {
-        reader.lane.clone_from(&client.lane);
-    }
+    let kept = client.lane.as_ref().filter(|_| server.supervisor.stores());
+    reader.mark = Mark::reading(kept);
     if let (Some(survivor), Some(lane)) = (&resumed.survivor, &client.lane) {
         survivor.goes_on_in(lane);
     }
@@ -162,6 +163,7 @@ async fn go_on(place: &Place, mut reader: Reader, mut writer: Writer, client: Cl
         out: resumed.unsent,
         unflushed: Vec::new(),
         unanswered: Vec::new(),
+        writing: Mark::writing(kept),
         parked: JoinSet::new(),
         copying: 0,
         streams: HashMap::new(),
@@ -173,9 +175,7 @@ async fn go_on(place: &Place, mut reader: Reader, mut writer: Writer, client: Cl
         quiet: resumed.quiet,
     };
     let mut inbuf = resumed.unread;
-    if let (Some(lane), false) = (&client.lane, inbuf.is_empty()) {
-        lane.reading(true);
-    }
+    reader.mark.set(!inbuf.is_empty());
     connection.answer_owed(resumed.survivor.map(|survivor| survivor.owed).unwrap_or_default());
     loop {
         match connection.serve(place, &mut reader, &writer, inbuf, &mut inbox).await {
@@ -234,14 +234,15 @@ impl Connection<'_> {
             // Before anything looks at the budget: it is woken by what is freed from here on.
             let freed = Share::freed(&budget);
             let mut turn = TURN;
-            if self.server.is_parting() {
+            let now = *phase.borrow_and_update();
+            if now == Phase::Parting {
                 self.come_to_rest(inbox).await;
                 self.flush_now(writer);
                 return Over::Parted(self.unread(decoder, &inbuf));
             }
             self.advance(&mut turn);
             // What has not been taken out of the buffer when the daemon stops is for the next one.
-            let stopping = self.server.is_draining();
+            let stopping = now != Phase::Serving;
             let mut full = self.is_full();
             let mut next_turn = None;
             // All that is here whole is read, and noted, before the first of it is executed: what the daemon dies of must not
@@ -297,8 +298,8 @@ impl Connection<'_> {
                 }
             }
             let noted = inbuf.is_empty() && decoder.pending() == 0;
-            if let (Some(lane), true) = (&self.client.lane, noted) {
-                lane.reading(false);
+            if noted {
+                reader.mark.set(false);
             }
             self.execute(&mut batch);
             let full = full.or_else(|| self.is_full());
@@ -489,10 +490,7 @@ impl Connection<'_> {
         let before = self.out.len();
         // The kernel takes what is small as a whole unless its buffer is all but full: then something was left before, or is
         // after this write.
-        let lane = self.client.lane.clone().filter(|_| before > 0);
-        if let Some(lane) = lane.as_ref().filter(|_| before > WHOLE || self.unsent.is_some()) {
-            lane.writing(true);
-        }
+        self.writing.set(before > WHOLE || self.unsent.is_some());
         // A peer that takes no more replies may have sent more before it went; that is read to its end.
         if writer.flush_now(&mut self.out).is_err() {
             self.go_deaf();
@@ -501,16 +499,15 @@ impl Connection<'_> {
             self.unflushed.clear();
             self.unanswered.clear();
             self.unsent = None;
-            if let Some(lane) = lane {
-                lane.writing(false);
-                if self.is_idle() {
-                    lane.all_answered();
-                }
+            self.writing.set(false);
+            if let Some(lane) = &self.client.lane
+                && before > 0
+                && self.is_idle()
+            {
+                lane.all_answered();
             }
         } else {
-            if let Some(lane) = lane {
-                lane.writing(true);
-            }
+            self.writing.set(true);
             let (since, taken) = self.unsent.unwrap_or_else(|| (Instant::now(), 0));
             self.unsent = Some((since, taken + before - self.out.len()));
         }

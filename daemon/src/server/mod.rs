@@ -208,10 +208,6 @@ impl Server {
         self.budget.used()
     }
 
-    fn is_draining(&self) -> bool {
-        *self.phase.borrow() != Phase::Serving
-    }
-
     /// Until connections are not wanted by another process any more.
     async fn parts_no_more(&self) {
         // An error is impossible: we hold the sender.

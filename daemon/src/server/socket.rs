@@ -1,8 +1,7 @@
 //! The two halves of a peer's socket, of either kind.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::{Buf, BufMut, BytesMut};
 use rustix::net::{RecvFlags, Shutdown};
@@ -10,7 +9,7 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::{tcp, unix};
 
 use super::budget::READ_BYTES;
-use crate::journal::Lane;
+use crate::journal::Mark;
 
 /// First read buffer of a connection. A read that fills the room it was given doubles it, up to [`READ_BYTES`]: a
 /// request of 4 k tokens then takes one read.
@@ -24,8 +23,8 @@ pub(super) enum Half {
 
 pub(super) struct Reader {
     half: Half,
-    /// Told before bytes are taken, see [`Lane::reading`]; `None` where nobody would keep the socket over a crash.
-    pub(super) lane: Option<Arc<Lane>>,
+    /// Set before bytes are taken. Kept only where somebody would keep the socket over a crash.
+    pub(super) mark: Mark,
     /// Room to offer to the next read: grows while reads fill it.
     room: usize,
 }
@@ -37,7 +36,7 @@ pub(super) enum Writer {
 
 impl Reader {
     pub(super) fn new(half: Half) -> Reader {
-        Reader { half, lane: None, room: QUIET_BUFFER }
+        Reader { half, mark: Mark::reading(None), room: QUIET_BUFFER }
     }
 
     /// Reads at most `most` bytes; 0 is the end. With `most` at 0 nothing is read and only the end is waited for. `noted`: all
@@ -52,21 +51,23 @@ impl Reader {
         buf.reserve(room);
         let mut buf = buf.limit(room);
         let read = loop {
-            if self.lane.is_some() {
-                // Nothing is said while there is nothing to read: a kill leaves the stream where it is known to be.
-                self.something().await?;
+            if !self.mark.is_kept() {
+                break match &mut self.half {
+                    Half::Tcp(half) => half.read_buf(&mut buf).await?,
+                    Half::Ipc(half) => half.read_buf(&mut buf).await?,
+                };
             }
+            // Nothing is said while there is nothing to read: a kill leaves the stream where it is known to be.
+            self.something().await?;
             // From here to where what was read is noted there is no await.
-            self.reading(true);
-            let read = match &mut self.half {
-                Half::Tcp(half) if self.lane.is_none() => half.read_buf(&mut buf).await,
-                Half::Ipc(half) if self.lane.is_none() => half.read_buf(&mut buf).await,
+            self.mark.set(true);
+            let read = match &self.half {
                 Half::Tcp(half) => half.try_read_buf(&mut buf),
                 Half::Ipc(half) => half.try_read_buf(&mut buf),
             };
             match read {
                 // Nobody else reads it, so this does not happen.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.reading(!noted),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.mark.set(!noted),
                 read => break read?,
             }
         };
@@ -75,26 +76,29 @@ impl Reader {
         }
         Ok(read)
     }
-}
 
-impl Reader {
-    fn reading(&self, now: bool) {
-        if let Some(lane) = &self.lane {
-            lane.reading(now);
+    fn socket(&self) -> BorrowedFd<'_> {
+        match &self.half {
+            Half::Tcp(half) => half.as_ref().as_fd(),
+            Half::Ipc(half) => half.as_ref().as_fd(),
         }
     }
 
     /// Resolves when there is a byte to read, or the end, and takes nothing. That a socket is readable is only a hint.
     async fn something(&self) -> io::Result<()> {
+        let peek = || {
+            rustix::net::recv(self.socket(), &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+            Ok(())
+        };
         loop {
             let peeked = match &self.half {
                 Half::Tcp(half) => {
                     half.readable().await?;
-                    half.as_ref().try_io(Interest::READABLE, || peek(half.as_ref()))
+                    half.as_ref().try_io(Interest::READABLE, peek)
                 }
                 Half::Ipc(half) => {
                     half.readable().await?;
-                    half.as_ref().try_io(Interest::READABLE, || peek(half.as_ref()))
+                    half.as_ref().try_io(Interest::READABLE, peek)
                 }
             };
             match peeked {
@@ -106,19 +110,13 @@ impl Reader {
 
     /// The same socket for the service manager.
     pub(super) fn copy(&self) -> io::Result<OwnedFd> {
-        match &self.half {
-            Half::Tcp(half) => half.as_ref().as_fd().try_clone_to_owned(),
-            Half::Ipc(half) => half.as_ref().as_fd().try_clone_to_owned(),
-        }
+        self.socket().try_clone_to_owned()
     }
 
     /// Ends the connection for the peer, whoever else has the socket open.
     pub(super) fn shut_down(&self) {
         // Fails if the peer has ended it before.
-        let _ = match &self.half {
-            Half::Tcp(half) => rustix::net::shutdown(half.as_ref(), Shutdown::Both),
-            Half::Ipc(half) => rustix::net::shutdown(half.as_ref(), Shutdown::Both),
-        };
+        let _ = rustix::net::shutdown(self.socket(), Shutdown::Both);
     }
 
     /// Resolves when the peer has closed its end, also while what it sent before that is unread.
@@ -133,11 +131,6 @@ impl Reader {
             std::future::pending::<()>().await;
         }
     }
-}
-
-fn peek(socket: impl AsFd) -> io::Result<()> {
-    rustix::net::recv(socket, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
-    Ok(())
 }
 
 /// The socket of both halves, for another process.

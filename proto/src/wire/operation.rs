@@ -139,6 +139,19 @@ impl Operation {
         )
     }
 
+    /// Whether only an engine's scheduler asks for it, which names no worker.
+    pub fn is_schedulers(self) -> bool {
+        matches!(
+            self,
+            O::Lookup
+                | O::QueryPrefetchStatus
+                | O::WaitPrefetchStatus
+                | O::FreeLookupLocks
+                | O::EndSession
+                | O::ReportBlockAllocation
+        )
+    }
+
     /// Whether the daemon itself moves payload bytes, or maps memory, to execute the operation.
     pub fn is_copy(self) -> bool {
         matches!(self, O::Store | O::Retrieve | O::RegisterKvCache | O::UnregisterKvCache | O::Clear)
