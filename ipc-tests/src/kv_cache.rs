@@ -5,6 +5,8 @@ use std::os::unix::fs::FileExt;
 
 use lmcache_proto::wire::{DeviceDescriptor, EngineGroupInfo, LayoutHints, RegisterKvCache, TensorMetadata};
 
+use crate::worker::Model;
+
 /// Shape of every layer: `[2, blocks, block, heads, head]` float16.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -21,6 +23,14 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// A small one: 64 blocks, which are four chunks.
+    pub const SMALL: Shape = Shape { layers: 2, blocks: 64, block: 16, heads: 2, head: 32 };
+
+    /// The model `name` with this cache, on one rank.
+    pub fn model(&self, name: &str) -> Model {
+        Model { name: name.into(), world_size: 1, layers: self.layers as u64, width: self.heads * self.head }
+    }
+
     /// Bytes of a layer.
     pub fn layer_bytes(&self) -> u64 {
         2 * self.blocks * self.block_bytes()

@@ -7,7 +7,7 @@ use ipc_tests::kv_cache::{KvCache, Shape};
 use ipc_tests::worker::{Model, key, prompt};
 use lmcache_proto::wire::{Operation, PrepareRetrieveResponse, PrepareStoreResponse, Request, Response};
 
-const SHAPE: Shape = Shape { layers: 2, blocks: 64, block: 16, heads: 2, head: 32 };
+const SHAPE: Shape = Shape::SMALL;
 
 fn at(point: &str, count: u64) -> String {
     format!("{point}:{count}")
@@ -126,12 +126,7 @@ async fn a_load_under_way_is_answered_and_the_worker_goes_on() {
         let endpoint = endpoints(&daemon)[1].clone();
         let kv = KvCache::new(if lost { "lost" } else { "known" }, SHAPE);
         kv.fill();
-        let model = Model {
-            name: "driven".into(),
-            world_size: 1,
-            layers: SHAPE.layers as u64,
-            width: SHAPE.heads * SHAPE.head,
-        };
+        let model = SHAPE.model("driven");
         let frame = model.key("a", &prompt(2, 2)).frame(Some(0), 0, 512);
         let blocks = |from: u64| vec![(from..from + 32).collect::<Vec<u64>>()];
         let retrieve = || Request::Retrieve {

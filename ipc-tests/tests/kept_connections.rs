@@ -254,16 +254,11 @@ async fn a_connection_with_a_token_ends_with_the_daemon() {
 /// A worker whose memory the daemon copies goes on without a word of the restart: nothing of its was lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_kept_its_connection_is_not_told_of_the_restart() {
-    const SHAPE: Shape = Shape { layers: 2, blocks: 64, block: 16, heads: 2, head: 32 };
+    const SHAPE: Shape = Shape::SMALL;
     let mut unit = Unit::start("").await;
     let kv = KvCache::new("kept", SHAPE);
     kv.fill();
-    let model = Model {
-        name: "driven".into(),
-        world_size: 1,
-        layers: SHAPE.layers as u64,
-        width: SHAPE.heads * SHAPE.head,
-    };
+    let model = SHAPE.model("driven");
     let frame = model.key("a", &prompt(2, 2)).frame(Some(0), 0, 512);
     let blocks = |from: u64| vec![(from..from + 32).collect::<Vec<u64>>()];
     let mut worker = Dealer::connect(&unit.endpoints()[0]).await;

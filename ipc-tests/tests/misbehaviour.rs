@@ -19,7 +19,7 @@ use lmcached::l2::control::{self, Batch};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-const SHAPE: Shape = Shape { layers: 2, blocks: 64, block: 16, heads: 2, head: 32 };
+const SHAPE: Shape = Shape::SMALL;
 
 fn ids(from: u64, count: u64) -> Vec<Vec<u64>> {
     vec![(from..from + count).collect()]
@@ -92,12 +92,7 @@ async fn a_scribbled_object_is_not_copied_by_the_daemon_and_survives_no_restart(
     let mut daemon = Daemon::start(&["--l1-checksums"]).await;
     let kv = KvCache::new("scribble", SHAPE);
     kv.fill();
-    let model = Model {
-        name: "m".into(),
-        world_size: 1,
-        layers: SHAPE.layers as u64,
-        width: SHAPE.heads * SHAPE.head,
-    };
+    let model = SHAPE.model("m");
     let tokens = prompt(2, 2);
     let frame = |request: &str| model.key(request, &tokens).frame(Some(0), 0, 512);
     {
@@ -336,12 +331,7 @@ async fn a_worker_lies_about_its_layout() {
     kv.fill();
     let honest = kv.registration(7, "m");
     let bytes = SHAPE.layer_bytes();
-    let model = Model {
-        name: "m".into(),
-        world_size: 1,
-        layers: SHAPE.layers as u64,
-        width: SHAPE.heads * SHAPE.head,
-    };
+    let model = SHAPE.model("m");
     let frame = model.key("r", &prompt(7, 1)).frame(Some(0), 0, 256);
     let lie = |change: &dyn Fn(&mut u64, &mut TensorMetadata)| {
         let mut payload = honest.clone();

@@ -7,15 +7,10 @@ use ipc_tests::worker::{Model, commit_retrieve, key, lookup, prepare_retrieve, p
 use lmcache_client::Connection;
 use lmcache_proto::wire::{Request, Response};
 
-const SHAPE: Shape = Shape { layers: 2, blocks: 64, block: 16, heads: 2, head: 32 };
+const SHAPE: Shape = Shape::SMALL;
 
 fn driven_model() -> Model {
-    Model {
-        name: "driven".into(),
-        world_size: 1,
-        layers: SHAPE.layers as u64,
-        width: SHAPE.heads * SHAPE.head,
-    }
+    SHAPE.model("driven")
 }
 
 async fn ping(client: &mut Connection, instance: u64) -> bool {

@@ -10,7 +10,7 @@ use ipc_tests::worker::{Model, key, lookup, prompt};
 use lmcache_client::Connection;
 use lmcache_proto::wire::{DeviceDescriptor, RegisterKvCache, Request, Response};
 
-const SHAPE: Shape = Shape { layers: 2, blocks: 64, block: 16, heads: 2, head: 32 };
+const SHAPE: Shape = Shape::SMALL;
 
 fn cache(tag: &str) -> KvCache {
     KvCache::new(tag, SHAPE)
@@ -22,7 +22,7 @@ async fn register(client: &mut Connection, payload: RegisterKvCache) {
 }
 
 fn model() -> Model {
-    Model { name: "m".into(), world_size: 1, layers: SHAPE.layers as u64, width: SHAPE.heads * SHAPE.head }
+    SHAPE.model("m")
 }
 
 fn ids(from: u64, count: u64) -> Vec<Vec<u64>> {

@@ -282,7 +282,7 @@ async fn a_request_of_another_tenant_is_neither_asked_for_nor_ended() {
 
 #[tokio::test]
 async fn the_memory_of_another_tenant_s_worker_is_neither_read_nor_written() {
-    const SHAPE: Shape = Shape { layers: 2, blocks: 64, block: 16, heads: 2, head: 32 };
+    const SHAPE: Shape = Shape::SMALL;
     let file = File::new(TOKENS);
     let mut daemon = Daemon::start(&[&file.flag()]).await;
     let (victim, thief) = (KvCache::new("victim", SHAPE), KvCache::new("thief", SHAPE));
