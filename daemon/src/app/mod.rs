@@ -1,11 +1,13 @@
 //! Start-up and shutdown: the order in which things come to life and go.
 //!
+//! * `listen`: where it is reached;
 //! * `open`: the engine and the server that a configuration means;
 //! * `maintain`: what time alone causes;
 //! * `stop`: what an orderly end waits for;
 //! * `upgrade`: an end that leaves everything to another process.
 #![forbid(unsafe_code)]
 
+mod listen;
 mod maintain;
 mod open;
 mod stop;
@@ -20,11 +22,11 @@ use lmcache_proto::shm::names;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Config, Endpoint, Listen, Notice};
+use crate::config::{Config, Notice};
 use crate::engine::Engine;
 use crate::events::Bus;
 use crate::failpoint;
-use crate::handover::{Heir, HeirError, Program, SocketRole, SuccessorError};
+use crate::handover::{Heir, HeirError, Program, SuccessorError};
 use crate::http::history;
 use crate::http::{self, Admin, AdminParts, EventStreams, Guard, Token, TokenError};
 use crate::l1::{L1, OpenError};
@@ -34,14 +36,16 @@ use crate::logging::Levels;
 use crate::periodic::Periodic;
 use crate::process::{self, ProcessId};
 use crate::ring::{RingError, RingTimer};
-use crate::server::{BindError, Listener, Server};
+use crate::server::{BindError, Server};
 use crate::systemd::{self, Sockets, Supervisor};
 use crate::telemetry::{self, DaemonGauges, HttpCounters, Outlet};
 use crate::tenants::TenantsError;
 use crate::trace::{self, RecordError, Recorder};
+use listen::{Doors, announce};
 use maintain::maintain;
-use open::{access, hash_algorithm, open_engine, server_config};
-use stop::{empty, flush_tiers};
+use open::{hash_algorithm, open_engine, server_config};
+use stop::{empty, flush_tiers, last_words};
+use upgrade::Entrances;
 
 /// Why the daemon could not start or go on. Each is one line, and exit code 1.
 #[derive(Debug, Error)]
@@ -105,6 +109,14 @@ pub enum AppError {
 /// Time for the last answers over HTTP.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// Why the daemon ends.
+enum Stop {
+    /// It was told to, by this.
+    Ordered(&'static str),
+    /// Another process takes over.
+    Upgrade(Box<upgrade::Parting>),
+}
+
 /// How the daemon was started.
 #[derive(Debug)]
 pub struct Start<'l> {
@@ -158,43 +170,8 @@ async fn serve(
     let hangup = tenancy::hangup(config).map_err(AppError::Runtime)?;
 
     // Endpoints first: a second daemon by mistake must not touch the first one's pool.
-    let access = access(config);
-    let mut listeners = Vec::new();
-    for endpoint in &config.server.endpoints {
-        if let Some((socket, own_file)) = heir.as_mut().and_then(|heir| heir.listener(endpoint)) {
-            listeners.push(Listener::take_over(endpoint.clone(), socket, own_file, &access)?);
-            continue;
-        }
-        let handed_over = match endpoint {
-            Endpoint::Ipc { path } => sockets.at(path),
-            Endpoint::Tcp { .. } => None,
-        };
-        listeners.push(match (handed_over, endpoint) {
-            (Some(socket), Endpoint::Ipc { path }) => Listener::adopt(path.clone(), socket, &access)?,
-            _ => Listener::bind(endpoint.clone(), &access).await?,
-        });
-    }
-    for (path, socket) in sockets.rest() {
-        listeners.push(Listener::adopt(path, socket, &access)?);
-    }
-    while let Some((endpoint, socket)) = heir.as_mut().and_then(Heir::other_listener) {
-        listeners.push(Listener::take_over(endpoint, socket, false, &access)?);
-    }
-    let taken = |heir: &mut Option<Heir>, role| heir.as_mut().and_then(|heir| heir.http(&role));
-    let admin_listener =
-        listen(&config.http.listen, "--http-port", taken(&mut heir, SocketRole::Admin)).await?;
-    let metrics_socket = taken(&mut heir, SocketRole::Metrics);
-    let metrics_listener = match &config.observability.prometheus {
-        Some(listen_on) => match listen(listen_on, "--prometheus-port", metrics_socket).await {
-            Ok(listener) => Some(listener),
-            Err(error) if !listen_on.port_is_explicit => {
-                tracing::warn!("{error}; /metrics stays on --http-port");
-                None
-            }
-            Err(error) => return Err(error),
-        },
-        None => None,
-    };
+    let Doors { clients: listeners, admin: admin_listener, metrics: metrics_listener } =
+        Doors::open(config, &mut sockets, heir.as_mut()).await?;
 
     let token = config.http.token_file.as_deref().map(Token::read).transpose()?;
     let gate = tenancy::open(config)?;
@@ -256,7 +233,7 @@ async fn serve(
             http: http_counters,
         },
     ));
-    let mut doors = upgrade::Doors::of(&listeners, &admin_listener, metrics_listener.as_ref());
+    let mut entrances = Entrances::of(&listeners, &admin_listener, metrics_listener.as_ref());
     if let Some(mut heir) = heir {
         server.number_from(heir.next_connection());
         let connections = heir.connections();
@@ -270,11 +247,11 @@ async fn serve(
     }
     server.revive(sockets.connections());
     for listener in listeners {
-        doors.accepting.push(tokio::spawn(server.clone().accept(listener)));
+        entrances.accepting.push(tokio::spawn(server.clone().accept(listener)));
     }
-    doors.http.push(tokio::spawn(http::serve_admin(admin_listener, admin.clone())));
+    entrances.http.push(tokio::spawn(http::serve_admin(admin_listener, admin.clone())));
     if let Some(listener) = metrics_listener {
-        doors.http.push(tokio::spawn(http::serve_metrics(listener, admin.clone())));
+        entrances.http.push(tokio::spawn(http::serve_metrics(listener, admin.clone())));
     }
     tokio::spawn(history::keep(admin.history.clone(), admin.clone()));
     tokio::spawn(supervisor.clone().watch(systemd::probe(&l1)));
@@ -285,33 +262,30 @@ async fn serve(
     let reserved = reserve(&l1);
     let maintenance = tokio::spawn(maintain(engine.clone(), periodic));
 
-    let mut parting = None;
     let stopped = async {
         loop {
             tokio::select! {
-                _ = term.recv() => return "SIGTERM",
-                _ = int.recv() => return "SIGINT",
+                _ = term.recv() => return Stop::Ordered("SIGTERM"),
+                _ = int.recv() => return Stop::Ordered("SIGINT"),
                 limit = admin.drain_order.given() => {
                     // A signal ends the wait.
-                    return tokio::select! {
+                    return Stop::Ordered(tokio::select! {
                         () = empty(&engine, limit) => "drain over HTTP",
                         _ = term.recv() => "SIGTERM",
                         _ = int.recv() => "SIGINT",
-                    };
+                    });
                 }
                 order = admin.upgrade_order.given() => {
-                    parting = upgrade::begin(config, &program, &server, order).await;
-                    if parting.is_some() {
-                        return "upgrade";
+                    if let Some(parting) = upgrade::begin(config, &program, &server, order).await {
+                        return Stop::Upgrade(Box::new(parting));
                     }
                 }
             }
         }
     };
-    tokio::pin!(reserved);
-    let mut stopped = Box::pin(stopped);
-    let signal = tokio::select! {
-        signal = &mut stopped => signal,
+    tokio::pin!(stopped, reserved);
+    let stop = tokio::select! {
+        stop = &mut stopped => stop,
         result = &mut reserved => {
             if let Err(error) = result {
                 if !l1.pool().segment().reused() {
@@ -322,23 +296,22 @@ async fn serve(
             }
             tracing::info!(bytes = l1.stats().frontier, "pool reserved; ready");
             supervisor.ready();
-            stopped.as_mut().await
+            stopped.await
         }
     };
-    drop(stopped);
-    if let Some(parting) = parting {
-        tracing::info!("upgrade: the successor is there; leaving it the sockets and the pool");
-        admin.drain();
-        l1.pool().stop_reserving();
-        maintenance.abort();
-        let _ = maintenance.await;
-        drop(ring_timer);
-        let finish = move || {
-            drop(events);
-            telemetry.shutdown();
-        };
-        return upgrade::finish(parting, &engine, &server, doors, (&supervisor, &admin), finish).await;
-    }
+    let signal = match stop {
+        Stop::Ordered(signal) => signal,
+        Stop::Upgrade(parting) => {
+            tracing::info!("upgrade: the successor is there; leaving it the sockets and the pool");
+            admin.drain();
+            l1.pool().stop_reserving();
+            maintenance.abort();
+            let _ = maintenance.await;
+            drop(ring_timer);
+            let told = last_words(events, telemetry);
+            return upgrade::finish(*parting, &engine, &server, entrances, (&supervisor, &admin), told).await;
+        }
+    };
     tracing::info!(
         signal,
         drain_s = config.shutdown.drain.as_secs_f64(),
@@ -365,14 +338,7 @@ async fn serve(
     failpoint::hit("stop.flushed");
     drop(ring_timer);
     engine.ring().unlink();
-    // Delivers what is queued, then sends the last numbers; both have limits.
-    let last = tokio::task::spawn_blocking(move || {
-        drop(events);
-        telemetry.shutdown();
-    });
-    if let Err(error) = last.await {
-        tracing::error!(%error, "the last events were lost to a panic; this is a bug in lmcached, please report it");
-    }
+    last_words(events, telemetry).await;
     failpoint::hit("stop.told");
     admin.last_answers(LAST_ANSWERS).await;
     let name = &config.l1.pool_name;
@@ -394,65 +360,12 @@ async fn serve(
     Ok(())
 }
 
-/// Listens; on the socket that a running daemon has left, if it was bound to the same.
-async fn listen(
-    on: &Listen,
-    flag: &'static str,
-    handed_over: Option<std::net::TcpListener>,
-) -> Result<tokio::net::TcpListener, AppError> {
-    let listener = match handed_over {
-        Some(socket) if socket.local_addr().is_ok_and(|bound| on.port == 0 || bound.port() == on.port) => {
-            socket.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(socket))
-        }
-        _ => http::bind(&on.host, on.port).await,
-    };
-    listener.map_err(|source| AppError::Http { host: on.host.clone(), port: on.port, flag, source })
-}
-
 /// What is done about a dead process; it takes locks and may free much, so not on an I/O thread.
 fn on_death(engine: Arc<Engine>) -> impl Fn(ProcessId) {
     move |process| {
         let engine = engine.clone();
         tokio::task::spawn_blocking(move || engine.process_died(process));
     }
-}
-
-fn announce(
-    config: &Config,
-    l1: &L1,
-    listeners: &[Listener],
-    admin: &tokio::net::TcpListener,
-    metrics: Option<&tokio::net::TcpListener>,
-) {
-    for listener in listeners {
-        tracing::info!(endpoint = %listener.endpoint(), "listening for LMCache 0.5.6 clients");
-        if listener.is_remote() {
-            let who = if config.server.tenant_tokens_file.is_some() {
-                "requests for the cache need a token of --tenant-tokens-file, which travels unencrypted"
-            } else {
-                "the protocol has no authentication: anybody who reaches it can read and clear the cache"
-            };
-            tracing::warn!(endpoint = %listener.endpoint(), "this endpoint can be reached from other machines, and {who}");
-        }
-    }
-    let address = |listener: &tokio::net::TcpListener| {
-        listener.local_addr().map_or_else(|_| "?".into(), |a| a.to_string())
-    };
-    tracing::info!(
-        http = address(admin),
-        metrics = metrics.map_or_else(|| "off".into(), address),
-        "admin API"
-    );
-    tracing::info!(
-        pool = config.l1.pool_name,
-        bytes = l1.stats().capacity,
-        chosen_by = if config.l1.size_bytes.is_some() { "--l1-size-gb" } else { "free memory" },
-        eviction = ?config.eviction.policy,
-        chunk_size = config.server.chunk_size,
-        hash = hash_algorithm(config).name(),
-        taken_over = l1.pool().segment().reused(),
-        "L1 pool; reserving its memory in the background"
-    );
 }
 
 /// Makes the pool's memory real on all cores; resolves when it is done. On threads of its own: it takes minutes for a large

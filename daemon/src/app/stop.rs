@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::{Engine, L2};
+use crate::events::Drain;
 use crate::l2::adapter::L2Adapter as _;
+use crate::telemetry::Telemetry;
 
 /// Before an ordered end: what was stored goes to the tiers, and those who hold something get to read it. New stores are
 /// refused already.
@@ -41,5 +43,16 @@ pub(super) async fn flush_tiers(l2: &L2, limit: Duration) {
     }
     for attached in &*l2.opened.tiers.all() {
         attached.tier.close().await;
+    }
+}
+
+/// Delivers the events that are queued, then sends the last numbers; both have limits.
+pub(super) async fn last_words(events: Option<Drain>, telemetry: Arc<Telemetry>) {
+    let last = tokio::task::spawn_blocking(move || {
+        drop(events);
+        telemetry.shutdown();
+    });
+    if let Err(error) = last.await {
+        tracing::error!(%error, "the last events were lost to a panic; this is a bug in lmcached, please report it");
     }
 }

@@ -26,15 +26,19 @@ const ANSWER: Duration = Duration::from_secs(1);
 
 /// Where people come in: copies of the sockets, and who accepts on them.
 #[derive(Debug, Default)]
-pub(super) struct Doors {
+pub(super) struct Entrances {
     sockets: Vec<(SocketRole, OwnedFd)>,
     pub(super) accepting: Vec<JoinHandle<()>>,
     pub(super) http: Vec<JoinHandle<()>>,
 }
 
-impl Doors {
+impl Entrances {
     /// Of what is listened on. A socket of which there is no copy (no descriptor is left) is bound anew by the successor.
-    pub(super) fn of(listeners: &[Listener], admin: &TcpListener, metrics: Option<&TcpListener>) -> Doors {
+    pub(super) fn of(
+        listeners: &[Listener],
+        admin: &TcpListener,
+        metrics: Option<&TcpListener>,
+    ) -> Entrances {
         let clients = listeners.iter().filter_map(|listener| {
             let (socket, own_file) = listener.hand_over().ok()?;
             Some((SocketRole::Clients { endpoint: listener.configured().clone(), own_file }, socket))
@@ -43,7 +47,7 @@ impl Doors {
         let http = http
             .into_iter()
             .filter_map(|(role, listener)| Some((role, listener?.as_fd().try_clone_to_owned().ok()?)));
-        Doors { sockets: clients.chain(http).collect(), ..Doors::default() }
+        Entrances { sockets: clients.chain(http).collect(), ..Entrances::default() }
     }
 }
 
@@ -106,12 +110,12 @@ pub(super) async fn finish(
     parting: Parting,
     engine: &Arc<Engine>,
     server: &Arc<Server>,
-    doors: Doors,
+    entrances: Entrances,
     (supervisor, admin): (&Supervisor, &Admin),
-    finish: impl FnOnce() + Send + 'static,
+    told: impl Future<Output = ()>,
 ) -> Result<(), AppError> {
     let Parting { successor, connections, hello, program, reply, began } = parting;
-    doors.http.iter().for_each(JoinHandle::abort);
+    entrances.http.iter().for_each(JoinHandle::abort);
     engine.lookups_done(TIERS).await;
     if let Some(l2) = engine.l2() {
         flush_tiers(l2, TIERS).await;
@@ -119,21 +123,19 @@ pub(super) async fn finish(
     engine.ring().detach_all();
     // Its segment is made anew; of this one's name, the successor must not find anything.
     engine.ring().unlink();
-    let (estate, descriptors) = match gather(engine, server, doors.sockets, connections) {
+    let (estate, descriptors) = match gather(engine, server, entrances.sockets, connections) {
         Ok(gathered) => gathered,
         Err(error) => return Err(AppError::Runtime(error)),
     };
     // The recording is whole and the last numbers are out before somebody else begins.
-    if let Err(error) = tokio::task::spawn_blocking(finish).await {
-        tracing::error!(%error, "the last events were lost to a panic; this is a bug in lmcached, please report it");
-    }
+    told.await;
     let taken =
         tokio::task::spawn_blocking(move || bequeath(successor, &estate, &descriptors, &program, &hello));
     let taken = taken.await.map_err(|error| AppError::Runtime(error.into()))?;
     match taken {
         Ok((pid, failed)) => {
             server.leave();
-            for accepting in doors.accepting {
+            for accepting in entrances.accepting {
                 let _ = accepting.await;
             }
             supervisor.succeeded_by(pid).await;
