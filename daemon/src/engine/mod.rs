@@ -1,9 +1,11 @@
 //! What the operations mean. The engine knows objects, workers and requests; it knows no sockets.
 //!
 //! One file per group of operations: `lookup`, `engine_driven`, `lmcache_driven`, `liveness`, `kv_events`,
-//! `handover` (what goes on in another process), `management` and `look` (what operators ask), `warm` (prefetches that operators ask for), `quotas`, `tenancy` (who may ask for what). State is owned in one place each: `instances` (registered workers), `sessions` (requests, with their
-//! `prompt`s, `leases` and `prefetch` jobs), `transfers` (slots that workers are touching), `copies` (what the daemon copies itself). `changes` is what follows when the cache changes,
-//! `publish` what the events say, `calls` what a recording gets.
+//! `handover` (what goes on in another process), `management` and `look` (what operators ask), `warm` (prefetches that
+//! operators ask for), `quotas`, `tenancy` (who may ask for what). State is owned in one place each: `client` (a connection),
+//! `instances` (registered workers), `sessions` (requests, with their `prompt`s, `leases` and `prefetch` jobs), `transfers`
+//! (slots that workers are touching), `copies` (what the daemon copies itself). `changes` is what follows when the cache
+//! changes, `publish` what the events say, `calls` what a recording gets.
 //!
 //! Locks, outermost first: a session, then liveness or transfers, then the order lock of `changes`, then L1's index; the
 //! others are leaves.
@@ -13,6 +15,7 @@
 pub(crate) mod alone;
 mod calls;
 mod changes;
+mod client;
 mod copies;
 mod engine_driven;
 mod handover;
@@ -39,15 +42,16 @@ mod warm;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use lmcache_proto::hash::{Chain, TokenHasher};
-use lmcache_proto::wire::{CacheKey, Operation, Request, Response, TokenMemo};
+use lmcache_proto::wire::{CacheKey, Operation, Request, Response};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+pub use client::{Client, Origin};
 pub use handover::EngineState;
 pub use kv_events::{EventSource, KvEvents};
 pub use prefetch::L2;
@@ -58,160 +62,29 @@ pub use warm::{Begun, WarmError, WarmState};
 
 use crate::device::cuda::Cuda;
 use crate::events::{Bus, Event};
-use crate::journal::{self, Journal, Lane, Owed, Peer, Ticket};
+use crate::journal::Journal;
 use crate::l1::{L1, Owner};
 use crate::liveness_watch::DeathWatch;
-use crate::process::ProcessId;
 use crate::quota::Quotas;
 use crate::ring::RingHub;
 use crate::roster::Roster;
-use crate::tenants::{Gate, TokenHash};
+use crate::tenants::Gate;
+use client::CLIENT_PROMPT_BYTES;
 use copies::UnderWay;
 use instances::Instances;
 use liveness::Liveness;
-use prompt::Prompt;
 use returning::Returning;
 use sessions::Sessions;
 use transfers::Transfers;
 use warm::Warmed;
 
-/// Where a client is, as far as the transport says.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Origin {
-    /// The process at the other end.
-    pub process: Option<ProcessId>,
-    /// Its user.
-    pub uid: Option<u32>,
-    /// It is on this machine.
-    pub is_local: bool,
-    /// Stands for its address; 0 on a Unix socket.
-    pub host: u64,
-}
-
-/// One connection, which is one client.
-#[derive(Debug)]
-pub struct Client {
-    /// Unique for the daemon's life, from 1.
-    pub id: u64,
-    /// For logs.
-    pub peer: String,
-    /// The process at the other end, where the transport or the client tells.
-    process: OnceLock<ProcessId>,
-    origin: Origin,
-    /// Where its requests are noted while they are under way.
-    pub(crate) lane: Option<Arc<Lane>>,
-    /// The number of its first request, where it counts them.
-    first: OnceLock<Option<u64>>,
-    /// What an earlier daemon owes it, found since the connection asked last.
-    owed: Mutex<Vec<Owed>>,
-    owes: AtomicBool,
-    /// The token that it has shown.
-    token: OnceLock<TokenHash>,
-    memo: Mutex<TokenMemo>,
-    /// The prompt of its last transfer whose request had no session.
-    prompt: Mutex<Prompt>,
-}
-
-/// Longest prompt that a connection remembers, in bytes: some 80 k tokens.
-const CLIENT_PROMPT_BYTES: usize = 256 << 10;
-
 /// Why an operation was not done, and the detail for the log.
 type Failure = (Refusal, String);
-
-impl Client {
-    /// A client that has sent nothing yet.
-    pub fn new(id: u64, peer: String, origin: Origin) -> Client {
-        let process = origin.process.map_or_else(OnceLock::new, OnceLock::from);
-        Client {
-            id,
-            peer,
-            process,
-            origin,
-            token: OnceLock::new(),
-            lane: None,
-            first: OnceLock::new(),
-            owed: Mutex::default(),
-            owes: AtomicBool::new(false),
-            memo: Mutex::default(),
-            prompt: Mutex::default(),
-        }
-    }
-
-    /// The same client, whose requests are noted in `journal`.
-    pub fn noted_in(mut self, journal: &Journal) -> Client {
-        self.lane = journal.lane(self.id, self.as_peer());
-        self
-    }
-
-    fn as_peer(&self) -> Peer {
-        Peer { process: self.process(), host: self.origin.host }
-    }
-
-    /// A request has been read, before it is executed.
-    pub(crate) fn asks(&self, operation: Operation, uid: &[u8], op_frame: &[u8]) -> Option<Ticket> {
-        self.first.get_or_init(|| journal::uid_number(uid));
-        self.lane.as_ref()?.note(operation, uid, op_frame)
-    }
-
-    /// Requests of an earlier connection of this client that nobody will answer any more, each once.
-    pub(crate) fn take_owed(&self) -> Vec<Owed> {
-        // Relaxed: set by the request that was executed last, in whose answer's way the caller is.
-        if !self.owes.load(Ordering::Relaxed) {
-            return Vec::new();
-        }
-        self.owes.store(false, Ordering::Relaxed);
-        std::mem::take(&mut *self.owed.lock())
-    }
-
-    /// The user that shared memory which the client names must belong to; `None`: any.
-    ///
-    /// The daemon opens it with its own rights, so a client must not be able to name what only the daemon may open. Over TCP
-    /// nobody says who the client is: it gets no more than the daemon's own, unless the daemon is root, for whom that would be
-    /// nothing that engines make.
-    fn owner_of_segments(&self) -> Option<u32> {
-        let own = || nix::unistd::geteuid().as_raw();
-        Some(self.origin.uid.unwrap_or_else(own)).filter(|uid| *uid != 0)
-    }
-
-    /// The process at the other end, if it is known.
-    pub fn process(&self) -> Option<ProcessId> {
-        self.process.get().copied()
-    }
-
-    /// Notes the process at the other end. Returns whether it was unknown before; it never changes.
-    pub(crate) fn set_process(&self, process: ProcessId) -> bool {
-        let new = self.process.set(process).is_ok();
-        if let (true, Some(lane)) = (new, &self.lane) {
-            lane.is_process(process);
-        }
-        new
-    }
-
-    /// Runs `work` as if a key of the client were being decoded all the while.
-    #[cfg(test)]
-    pub(crate) fn while_decoding<T>(&self, work: impl FnOnce() -> T) -> T {
-        let _decoding = self.memo.lock();
-        work()
-    }
-
-    /// Forgets the client's last key and prompt unless `keep` says so of the bytes they take. Does nothing while they are
-    /// in use.
-    pub(crate) fn remember_if(&self, keep: impl FnOnce(usize) -> bool) {
-        if let (Some(mut memo), Some(mut prompt)) = (self.memo.try_lock(), self.prompt.try_lock())
-            && !keep(memo.bytes() + prompt.bytes())
-        {
-            *memo = TokenMemo::default();
-            prompt.forget();
-        }
-    }
-}
 
 /// What comes of a request.
 pub enum Outcome {
     /// The answer.
     Reply(Response),
-    /// No answer, because none exists for the operation.
-    Silence,
     /// The answer comes later and holds nobody up.
     Later {
         /// Resolves to the answer.

@@ -1,25 +1,23 @@
 //! One peer: what is read from it and when, its requests in order, its replies, and everything it may make us hold.
 
 use std::collections::HashMap;
-use std::fmt::Display;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use lmcache_proto::fnv::Fnv;
-use lmcache_proto::wire::{ForeignRelease, OpCode};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::budget::{FRAME_OVERHEAD, PARKED_OVERHEAD, PEER_FLOOR, READ_BYTES, Share};
+use super::budget::{FRAME_OVERHEAD, PEER_FLOOR, READ_BYTES, Share};
 use super::endpoint::Stream;
 use super::execute::{Event, Subscription};
 use super::handover::{Handed, Resumed};
 use super::handshake::{self, Stranger};
-use super::queue::{Call, Message, Queue};
+use super::queue::{Message, Queue};
 use super::rate::Rate;
 use super::socket::{Half, QUIET_BUFFER, Reader, Writer};
-use super::stats::{BadMessage, Ended, Paused};
+use super::stats::{Ended, Paused};
 use super::zmtp::{self, Decoder, FrameError, Item};
 use super::{InFlight, Phase, Place, Server};
 use crate::engine::{Client, Origin};
@@ -27,23 +25,16 @@ use crate::journal::{Mark, Ticket};
 
 /// Why a connection that has asked for nothing was ended.
 const GAVE_WAY: &str = "it had asked for nothing yet, and --max-connections are open";
-/// Longest correlation id; LMCache's are msgpack integers of at most 9 bytes.
-const MAX_UID: usize = 64;
 /// Messages handled before the thread is given to others. A read buffer may hold thousands of tiny ones.
 const TURN: usize = 128;
-/// Answers that may wait for a peer before the daemon does no more for it: some ten thousand small ones, or those to some
-/// retrieves of the longest prompts. What clients have under way at once is far less.
-const MAX_UNTAKEN: usize = 1 << 20;
 /// Bytes of answers that go to the kernel as a whole or not at all, see [`Connection::flush_now`].
 const WHOLE: usize = 16 << 10;
-/// What a peer must take of its answers within the message timeout, if more waits for it.
-const MIN_TAKEN: usize = 64 << 10;
 
 pub(super) struct Connection<'s> {
     pub(super) server: &'s Arc<Server>,
     pub(super) client: Arc<Client>,
     pub(super) events: mpsc::UnboundedSender<Event>,
-    share: Share,
+    pub(super) share: Share,
     pub(super) queue: Queue,
     /// Cost of the ordered request on the compute threads, if one is there.
     pub(super) executing: Option<usize>,
@@ -53,17 +44,17 @@ pub(super) struct Connection<'s> {
     /// The same, as the next daemon would see them.
     pub(super) unanswered: Vec<Ticket>,
     /// Set while the kernel may have a part of an answer.
-    writing: Mark,
+    pub(super) writing: Mark,
     pub(super) parked: JoinSet<()>,
     /// Requests whose copies are under way.
     pub(super) copying: usize,
     pub(super) streams: HashMap<Bytes, Subscription>,
     pub(super) next_stream: u64,
     /// Since when replies wait for the peer, and how many bytes of them it has taken since.
-    unsent: Option<(Instant, usize)>,
+    pub(super) unsent: Option<(Instant, usize)>,
     /// The peer takes no more replies.
     pub(super) deaf: bool,
-    paused: Option<Paused>,
+    pub(super) paused: Option<Paused>,
     /// Messages that it may send.
     rate: Option<Rate>,
     /// It has asked for nothing yet.
@@ -380,90 +371,6 @@ impl Connection<'_> {
         }
     }
 
-    /// Starts what is queued, as far as it may start.
-    fn advance(&mut self, turn: &mut usize) {
-        while *turn > 0
-            && self.may_start()
-            && let Some(message) = self.queue.pop()
-        {
-            *turn -= 1;
-            self.start(message);
-        }
-    }
-
-    /// One ordered request at a time, and none while the peer does not take the answers of those before.
-    fn may_start(&self) -> bool {
-        self.executing.is_none()
-            && self.out.len() <= MAX_UNTAKEN.min(self.server.config.max_peer_bytes)
-            && (self.out.is_empty() || self.share.room() > 0)
-    }
-
-    /// Whether queued requests wait for other peers' bytes to go.
-    fn is_held_back(&self) -> bool {
-        !self.queue.is_empty() && !self.out.is_empty() && self.share.room() == 0
-    }
-
-    /// Backpressure: a peer over its budget, or that does not take its answers, is not read until it has drained.
-    fn is_full(&self) -> Option<Paused> {
-        self.is_full_with(0, 0)
-    }
-
-    /// The same with `messages` more that cost `cost`.
-    fn is_full_with(&self, cost: usize, messages: usize) -> Option<Paused> {
-        if self.out.len() > MAX_UNTAKEN {
-            return Some(Paused::Answers);
-        }
-        let waiting = self.queue.cost() + self.executing.unwrap_or(0) + self.out.len() + cost;
-        (waiting > self.server.config.max_peer_bytes || self.queue.is_full_with(messages))
-            .then_some(Paused::Peer)
-    }
-
-    /// Records everything that the peer makes us hold.
-    fn hold(&mut self, unread: usize) {
-        // While a request is on the compute threads the memo is theirs; it is looked at when they are done.
-        if self.executing.is_none() {
-            self.client.remember_if(|bytes| self.share.set_memo(bytes));
-        }
-        let waiting = self.queue.cost() + self.executing.unwrap_or(0) + self.out.len();
-        let parked = (self.parked.len() + self.copying + self.streams.len()) * PARKED_OVERHEAD;
-        self.share.set(unread + waiting + parked);
-    }
-
-    /// What a peer is ended for whose time is over; `begun` is when its unfinished message did.
-    fn late(&mut self, begun: Option<Instant>, unread: usize) -> Option<(Ended, String)> {
-        let timeout = self.server.config.message_timeout;
-        let over = |since: Instant| since.elapsed() >= timeout;
-        let seconds = timeout.as_secs_f64();
-        if begun.is_some_and(over) {
-            let detail = format!(
-                "a message was not whole {seconds:.0} s after its first byte; {unread} bytes of it had come"
-            );
-            return Some((Ended::Slow, detail));
-        }
-        if let Some((since, taken)) = self.unsent
-            && over(since)
-        {
-            if taken < MIN_TAKEN {
-                let left = self.out.len();
-                let detail =
-                    format!("it took {taken} bytes of its answers in {seconds:.0} s; {left} bytes are left");
-                return Some((Ended::NotTaken, detail));
-            }
-            self.unsent = Some((Instant::now(), 0));
-        }
-        None
-    }
-
-    fn note_pause(&mut self, full: Option<Paused>, starved: bool) {
-        let now = full.or_else(|| starved.then_some(Paused::Total));
-        if now != self.paused {
-            self.paused = now;
-            if let Some(reason) = now {
-                self.server.stats.pause(&self.client, reason);
-            }
-        }
-    }
-
     /// Lets the service manager keep the socket for the next daemon.
     fn keep_socket(&self, reader: &Reader) {
         let supervisor = &self.server.supervisor;
@@ -518,63 +425,5 @@ impl Connection<'_> {
         self.out = BytesMut::new();
         self.streams.clear();
         self.parked.abort_all();
-    }
-
-    /// One message that is no stream's ack or cancel: a request, which is noted. `None`: it is none that could be executed.
-    fn message(&mut self, mut frames: Vec<Bytes>) -> Option<Message> {
-        let stats = &self.server.stats;
-        let bad = |what, detail: &dyn Display| {
-            stats.bad_message(&self.client, what, detail);
-            None
-        };
-        if frames.len() < 2 {
-            return bad(BadMessage::TooShort, &"fewer than two frames");
-        }
-        if frames[0].len() > MAX_UID {
-            return bad(BadMessage::OverlongId, &format!("a correlation id of {} bytes", frames[0].len()));
-        }
-        let bytes = frames.iter().map(Bytes::len).sum();
-        let payload = frames.split_off(2);
-        let (op_frame, uid) = (frames.pop()?, frames.pop()?);
-        // An old release's ids mean other operations here, so the hint comes whatever the id is called now.
-        if let Some(release) = ForeignRelease::guess(&op_frame, payload.len()) {
-            stats.foreign(&self.client, release);
-        }
-        let operation = match OpCode::decode(&op_frame) {
-            Ok(OpCode::Known(operation)) => operation,
-            Ok(OpCode::Unserved(name)) => return bad(BadMessage::Unserved, &name),
-            Ok(OpCode::Unknown(name)) => return bad(BadMessage::Unknown, &name),
-            Err(error) => return bad(BadMessage::Operation, &error),
-        };
-        let ticket = self.client.asks(operation, &uid, &op_frame);
-        let call = Call { uid, op_frame, ticket };
-        Some(Message { call, operation, payload, bytes, arrived: Instant::now().into_std() })
-    }
-
-    /// Executes what may start, in the order sent; the rest waits in the queue.
-    fn execute(&mut self, batch: &mut Vec<Message>) {
-        for message in batch.drain(..) {
-            let first = self.queue.is_empty() && self.may_start();
-            if message.operation.is_unordered() || (first && !message.is_heavy()) {
-                self.execute_here(message);
-            } else {
-                // A heavy one goes through the queue too, for memory of its own; it starts at once if nothing is before it.
-                self.queue.push(message);
-                self.advance(&mut 1);
-            }
-        }
-    }
-
-    /// A stream's ack or cancel.
-    fn control(&mut self, frames: &[Bytes]) {
-        match frames.get(2).map(|frame| &frame[..]) {
-            Some(b"ack") => {
-                if let Some(stream) = self.streams.get(&frames[0]) {
-                    stream.grant();
-                }
-            }
-            Some(b"cancel") => drop(self.streams.remove(&frames[0])),
-            _ => self.server.stats.bad_message(&self.client, BadMessage::Control, "neither ack nor cancel"),
-        }
     }
 }

@@ -145,20 +145,15 @@ impl Connection<'_> {
 
     fn finish(&mut self, mut call: Call, asked: Asked, outcome: Outcome, guard: InFlight) {
         self.make_good();
-        let outcome = match outcome {
-            Outcome::Pending(pending) => return self.await_copy(call, asked, pending, guard),
-            outcome => outcome,
-        };
-        self.unflushed.push(guard);
         match outcome {
+            Outcome::Pending(pending) => return self.await_copy(call, asked, pending, guard),
             Outcome::Reply(response) => self.answer(call, &response),
-            Outcome::Silence | Outcome::Pending(_) => {}
             // Nobody is there to be told.
             Outcome::Later { .. } | Outcome::Stream(_) if self.deaf => {}
+            Outcome::Later { otherwise, .. } if self.parked.len() >= MAX_PARKED => {
+                self.answer(call, &otherwise);
+            }
             Outcome::Later { wait, otherwise } => {
-                if self.parked.len() >= MAX_PARKED {
-                    return self.answer(call, &otherwise);
-                }
                 call.own();
                 let event = Event::Woken { call, response: otherwise };
                 let mut word = LastWord { events: self.events.clone(), event: Some(event) };
@@ -169,10 +164,8 @@ impl Connection<'_> {
                     }
                 });
             }
+            Outcome::Stream(_) if self.streams.len() >= MAX_STREAMS => self.answer(call, &Response::Nothing),
             Outcome::Stream(mut source) => {
-                if self.streams.len() >= MAX_STREAMS {
-                    return self.answer(call, &Response::Nothing);
-                }
                 self.next_stream += 1;
                 let number = self.next_stream;
                 let credit = Arc::new(Notify::new());
@@ -194,6 +187,7 @@ impl Connection<'_> {
                 self.streams.insert(key, Subscription { number, _ticket: ticket, credit, task });
             }
         }
+        self.unflushed.push(guard);
     }
 
     /// Waits for the end of a copy, beside the connection: it goes on when the peer has gone, and the daemon does not stop before

@@ -4,6 +4,7 @@
 //! * `access`: who may connect to a Unix socket;
 //! * `endpoint`, `socket`: `tcp://` and `ipc://`, listening and connected;
 //! * `connection`: one task per peer, which is the ROUTER: when it is read, and in what order its requests run;
+//! * `intake`, `limits`: what becomes of a message, and what a peer may make the daemon hold;
 //! * `queue`, `execute`: what waits for its turn, and what becomes of it: answered, parked, a stream;
 //! * `budget`, `rate`: bytes that peers may make the daemon hold, and messages that they may send in a second;
 //! * `handover`: connections that go on in another process;
@@ -21,6 +22,8 @@ mod endpoint;
 mod execute;
 mod handover;
 mod handshake;
+mod intake;
+mod limits;
 mod queue;
 mod rate;
 mod socket;
