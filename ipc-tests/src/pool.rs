@@ -14,10 +14,11 @@ pub fn remove(name: &str) {
     }
 }
 
-/// The pool, opened by name.
+/// The pool, opened by name, as long as it was then: a mapping does not grow with its file.
 #[derive(Debug)]
 pub struct Pool {
     file: File,
+    bytes: u64,
 }
 
 impl Pool {
@@ -34,7 +35,15 @@ impl Pool {
     /// # Errors
     /// The open call's.
     pub fn try_open(path: &Path) -> std::io::Result<Pool> {
-        Ok(Pool { file: OpenOptions::new().read(true).write(true).open(path)? })
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let bytes = file.metadata()?.len();
+        Ok(Pool { file, bytes })
+    }
+
+    fn offset(&self, slot: &Slot) -> u64 {
+        let end = slot.offset.saturating_add(slot.length);
+        assert!(end <= self.bytes, "slot up to {end} inside the {} bytes that are mapped", self.bytes);
+        slot.offset
     }
 
     /// Fills a slot with a pattern made from `seed`.
@@ -42,7 +51,7 @@ impl Pool {
     /// # Panics
     /// If the slot is outside the pool.
     pub fn fill(&self, slot: &Slot, seed: u64) {
-        self.file.write_all_at(&pattern(seed, slot.length), slot.offset).expect("slot inside the pool");
+        self.file.write_all_at(&pattern(seed, slot.length), self.offset(slot)).expect("slot inside the pool");
     }
 
     /// Whether a slot holds the pattern of `seed`.
@@ -51,7 +60,7 @@ impl Pool {
     /// If the slot is outside the pool.
     pub fn holds(&self, slot: &Slot, seed: u64) -> bool {
         let mut bytes = vec![0; slot.length as usize];
-        self.file.read_exact_at(&mut bytes, slot.offset).expect("slot inside the pool");
+        self.file.read_exact_at(&mut bytes, self.offset(slot)).expect("slot inside the pool");
         bytes == pattern(seed, slot.length)
     }
 }

@@ -71,6 +71,52 @@ async fn a_pool_made_for_other_chunks_is_not_believed() {
 }
 
 #[tokio::test]
+async fn a_larger_size_extends_the_pool_and_keeps_what_is_in_it() {
+    let mut daemon = Daemon::start(&[]).await;
+    let model = Model::small("m");
+    let pool = Pool::open(&daemon.pool_path());
+    let mut client = daemon.connect().await;
+    client.call(&model.registration(7)).await.expect("register");
+    // 192 objects of 256 KiB: three quarters of the pool, and then as much of a pool four times as large.
+    for seed in 0..48 {
+        store(&mut client, &pool, &model, &format!("r{seed}"), &prompt(seed, 4), 7, u64::from(seed) << 8)
+            .await;
+    }
+    drop(client);
+    daemon.restart_with(&["--l1-size-gb=0.25", "--require-warm"]).await;
+    assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 192.0);
+    let mut client = daemon.connect().await;
+    let ping = Request::Ping { instance_id: Some(7) };
+    assert_eq!(
+        client.call(&ping).await.expect("ping"),
+        Response::Flag(false),
+        "the worker has mapped a quarter of it"
+    );
+    client.call(&model.registration(7)).await.expect("register");
+    let pool = Pool::open(&daemon.pool_path());
+    for seed in 48..192 {
+        store(&mut client, &pool, &model, &format!("r{seed}"), &prompt(seed, 4), 7, u64::from(seed) << 8)
+            .await;
+    }
+    assert_eq!(daemon.metric("lmcache_mp_l1_evicted_keys_total", &[]).await, 0.0);
+    for seed in 0..192 {
+        let (tokens, request) = (prompt(seed, 4), format!("again{seed}"));
+        assert_eq!(lookup(&mut client, &model, &request, &tokens, 1).await, 4);
+        let frame = model.key(&request, &tokens).frame(Some(0), 0, 1024);
+        let slots = prepare_retrieve(&mut client, &frame, 7).await.expect("slots");
+        for (chunk, slot) in slots.iter().enumerate() {
+            assert!(pool.holds(slot, (u64::from(seed) << 8) + chunk as u64), "prompt {seed}, chunk {chunk}");
+        }
+        assert!(commit_retrieve(&mut client, &frame, 7).await);
+    }
+    // And what the larger one holds survives as well, its workers known.
+    daemon.crash_and_restart().await;
+    assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 768.0);
+    let mut client = daemon.connect().await;
+    assert_eq!(client.call(&ping).await.expect("ping"), Response::Flag(true));
+}
+
+#[tokio::test]
 async fn fresh_means_fresh() {
     let mut daemon = Daemon::start(&[]).await;
     let model = Model::small("m");

@@ -18,7 +18,7 @@ use crate::l2::control;
 use crate::liveness_watch::DeathWatch;
 use crate::quota::Quotas;
 use crate::ring::{RingConfig, RingHub};
-use crate::roster::Roster;
+use crate::roster::{PoolFile, Roster};
 use crate::server::{Access, ServerConfig};
 use crate::tenants::Gate;
 
@@ -121,10 +121,12 @@ pub(super) fn open_engine(
         opened: control::open(&config.l2, &l1, &bus, &quotas)?,
         runtime: tokio::runtime::Handle::current(),
     });
-    let (roster, workers) = Roster::open(&names::workers(&config.l1.pool_name), l1.pool().segment().inode());
+    let pool = l1.pool().segment();
+    let pool_file = PoolFile { inode: pool.inode(), bytes: pool.bytes() };
+    let (roster, workers) = Roster::open(&names::workers(&config.l1.pool_name), pool_file);
     let journal = Journal::open(
         &names::journal(&config.l1.pool_name),
-        l1.pool().segment().inode(),
+        pool.inode(),
         config.server.limits.max_connections,
         state.is_some(),
     );

@@ -5,7 +5,7 @@
 //! * `names`: interned model names and salts;
 //! * `policy`: who goes first;
 //! * `index`: states, leases and pins;
-//! * `open`, `recover`: start, and what an earlier daemon left;
+//! * `open`, `recover`, `extend`: start, what an earlier daemon left, and more memory for it;
 //! * `lookup`, `hold`: what the engine does with it;
 //! * `lock`: the lock, which a model checker has one of its own for (`models`);
 //! * `look`: what operators see and do;
@@ -18,6 +18,7 @@
 #![deny(unsafe_code)]
 
 mod alloc;
+mod extend;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod hold;

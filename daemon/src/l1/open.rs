@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use lmcache_proto::hash::HashAlgorithm;
@@ -10,6 +11,7 @@ use lmcache_proto::shm::{self, PAGE, TableLayout};
 use rustc_hash::FxHashSet;
 use thiserror::Error;
 
+use super::extend::extend;
 use super::index::Index;
 use super::lock::Lock;
 use super::names::Names;
@@ -22,6 +24,7 @@ use super::recover::Recovered;
 use super::{L1, ObjectId};
 use crate::failpoint;
 use crate::quota::Quotas;
+use crate::shm_file;
 
 /// How to open L1.
 #[derive(Clone, Debug)]
@@ -141,22 +144,19 @@ impl<K: Lock<Index>> L1<K> {
     pub(super) fn open_with(config: &L1Config) -> Result<(L1<K>, Recovered), OpenError> {
         let bytes = config.pool_bytes;
         let existing = pool::left_behind(&config.pool_name);
-        // One without a byte is what a start that died has begun.
-        let other = |len: &u64| *len != bytes && *len > 0;
-        if let Some(found) = existing.as_ref().map(|meta| meta.len()).filter(other)
-            && !config.fresh
-        {
-            let (found, wanted) = (found.to_string(), bytes.to_string());
-            cold(config, Difference { field: "pool size in bytes", found, wanted })?;
-        }
-        // A pool that is taken over has its memory already (blocks, not length: it may be sparse).
-        let already = existing
-            .map_or(0, |meta| if meta.len() == bytes && !config.fresh { meta.blocks() * 512 } else { 0 });
+        // What is there is taken over or given back (blocks, not length: it may be sparse).
+        let already = existing.as_ref().map_or(0, |meta| meta.blocks() * 512);
         check_capacity(bytes, already.min(bytes))?;
         let align = config.align.max(PAGE);
+        let found = existing.map_or(0, |meta| meta.len());
+        let warm = made_fit(config, found, align)?;
+        discard_half_made(config);
         let handed_over = clone_of(config, |handed| &handed.pool)?;
-        let mut segment =
-            Segment::open_or_take(&config.pool_name, bytes, !config.fresh, config.group, handed_over)?;
+        let mut segment = Segment::open_or_take(&config.pool_name, bytes, warm, config.group, handed_over)?;
+        if already > 0 && !segment.reused() {
+            // Workers may have the old one mapped: then it takes its memory as long as they live.
+            check_capacity(bytes, 0)?;
+        }
         failpoint::hit("l1.open.pool");
         let mut table = open_table(config, segment.reused())?;
         failpoint::hit("l1.open.both");
@@ -204,6 +204,43 @@ impl<K: Lock<Index>> L1<K> {
     }
 }
 
+/// Whether a pool of `found` bytes may be taken over, as far as sizes say; a smaller one is extended. One without a byte is what
+/// a start that died has begun.
+fn made_fit(config: &L1Config, found: u64, align: u64) -> Result<bool, OpenError> {
+    if config.fresh || found == 0 {
+        return Ok(false);
+    }
+    let wanted = config.pool_bytes;
+    let different = |field, found: u64, wanted: u64| Difference {
+        field,
+        found: found.to_string(),
+        wanted: wanted.to_string(),
+    };
+    let difference = if found == wanted {
+        // Asked before it is opened: opening takes a new file for one of another size.
+        let (bytes, table) =
+            (layout(config).bytes(), pool::left_behind(&shm::names::table(&config.pool_name)));
+        let other = table.map(|meta| meta.len()).filter(|found| *found > 0 && *found != bytes);
+        other.map(|found| different("table size in bytes", found, bytes))
+    } else if found < wanted && config.handed_over.is_none() {
+        extend(config, found, align)?
+    } else {
+        Some(different("pool size in bytes", found, wanted))
+    };
+    match difference {
+        None => Ok(true),
+        Some(difference) => cold(config, difference).map(|()| false),
+    }
+}
+
+/// Removes the table that a start which died has begun for a larger pool.
+fn discard_half_made(config: &L1Config) {
+    let path = Path::new(pool::SHM_DIR).join(shm::names::larger_table(&config.pool_name));
+    if let Err(error) = shm_file::remove(&path) {
+        tracing::warn!(path = %path.display(), %error, "cannot remove the unfinished table of an earlier start; it takes memory");
+    }
+}
+
 fn layout(config: &L1Config) -> TableLayout {
     TableLayout::for_pool(config.pool_bytes)
 }
@@ -242,7 +279,7 @@ fn cold(config: &L1Config, difference: Difference) -> Result<(), OpenError> {
 /// In what the table is not that of `pool`, or not made as we would make it. Asked before anything is written: a start that dies
 /// right after must find both as they were. A table made ours, beside the old pool, would say of slots that workers still
 /// touch that they are free.
-fn differs(
+pub(super) fn differs(
     table: &Segment,
     config: &L1Config,
     pool: &Segment,
@@ -262,7 +299,7 @@ fn identity(config: &L1Config, pool: &Segment, align: u64) -> TableIdentity {
     }
 }
 
-fn no_table(config: &L1Config, source: std::io::Error) -> OpenError {
+pub(super) fn no_table(config: &L1Config, source: std::io::Error) -> OpenError {
     OpenError::Table { pool: config.pool_name.clone(), source }
 }
 

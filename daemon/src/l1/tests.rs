@@ -129,6 +129,59 @@ fn a_pool_whose_table_is_not_believed_is_not_written_into() {
     }
 }
 
+#[test]
+fn a_longer_pool_keeps_what_is_in_it_and_uses_the_rest() {
+    let config = config("longer");
+    let _discard = Discard(config.clone());
+    let inode = || std::fs::metadata(format!("{}/{}", pool::SHM_DIR, config.pool_name)).expect("there").ino();
+    let (l1, _) = open(&config);
+    assert_eq!(put(&l1, "salt", 0..16), Ok(16), "full");
+    let owner = Owner { instance: 1, pid: 0, start_time: 0 };
+    let pinned = l1.pin_read("m", "salt", cells(3..4), 7, Some(owner)).expect("it is there");
+    assert_eq!(pinned.len(), 1);
+    let before = inode();
+    drop(l1);
+    // More records of every kind, and a length that is no multiple of a reservation step.
+    let larger = L1Config { pool_bytes: (200 << 20) + 4096, require_warm: true, ..config.clone() };
+    let (l1, recovered) = open(&larger);
+    assert_eq!((recovered.objects, recovered.dropped, recovered.pins.len()), (16, 0, 1));
+    assert_eq!(inode(), before, "workers have it mapped");
+    assert_eq!(hits(&l1, "salt", 16), 16);
+    assert_eq!(l1.stats().frontier, larger.pool_bytes);
+    for tenant in 0..12 {
+        let salt = format!("tenant-{tenant}");
+        assert_eq!(put(&l1, &salt, 0..200), Ok(200));
+        assert_eq!(hits(&l1, &salt, 200), 200);
+    }
+    assert_eq!(l1.stats().totals.evicted, 0, "16 + 2400 objects of 64 KiB in 200 MiB");
+    drop(l1);
+    let (l1, recovered) = open(&larger);
+    assert_eq!(recovered.objects, 2416);
+    drop(l1);
+    // Shorter than what is there is another pool.
+    assert_eq!(open(&config).1.objects, 0);
+}
+
+/// An extension that ends between its steps: the table says more than there is, and the next start may want even more.
+#[test]
+fn an_extension_goes_on_where_it_was_left() {
+    for bytes in [4 << 20, 6 << 20] {
+        let config = config("halfway");
+        let _discard = Discard(config.clone());
+        let (l1, _) = open(&config);
+        assert_eq!(put(&l1, "", 0..16), Ok(16));
+        drop(l1);
+        let (l1, _) = open(&L1Config { pool_bytes: 4 << 20, ..config.clone() });
+        drop(l1);
+        let path = format!("{}/{}", pool::SHM_DIR, config.pool_name);
+        let pool = std::fs::File::options().write(true).open(path).expect("the pool is there");
+        pool.set_len(config.pool_bytes).expect("as it was before");
+        let (l1, recovered) = open(&L1Config { pool_bytes: bytes, require_warm: true, ..config.clone() });
+        assert_eq!(recovered.objects, 16, "{bytes}");
+        assert_eq!(put(&l1, "", 16..60), Ok(44), "{bytes}");
+    }
+}
+
 /// A start that gives the pool up may die before it has taken a new one: then the old pool and its table must be as they were.
 #[test]
 fn a_table_that_is_not_believed_is_not_written_into_either() {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustc_hash::FxHashMap;
 
+use super::PoolFile;
 use super::record::{Kept, Mode, Record};
 use crate::failpoint;
 use crate::l1::pool::SHM_DIR;
@@ -20,9 +21,9 @@ use crate::shm_file;
 
 const MAGIC: [u8; 8] = *b"LMCDWRK\0";
 /// Changes with the format of the file or of an entry.
-const VERSION: u32 = 2;
-/// Magic, version, reserved, inode of the pool.
-const HEADER: usize = 24;
+const VERSION: u32 = 3;
+/// Magic, version, reserved, inode and bytes of the pool.
+const HEADER: usize = 32;
 /// Most bytes of registrations in force; a thousand of the largest that vLLM sends are less.
 const MAX_LIVE: u64 = 64 << 20;
 /// A file is rewritten when the stale part is larger than the part in force and this.
@@ -31,7 +32,7 @@ const SLACK: u64 = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Log {
     path: PathBuf,
-    pool: u64,
+    pool: PoolFile,
     file: File,
     end: u64,
     /// Where the entries in force are.
@@ -41,7 +42,7 @@ pub(super) struct Log {
 
 impl Log {
     /// Opens the file and reads what is in force for `pool`. What is not ours or not for that pool is replaced.
-    pub(super) fn open(name: &str, pool: u64) -> io::Result<(Log, Vec<Kept>)> {
+    pub(super) fn open(name: &str, pool: PoolFile) -> io::Result<(Log, Vec<Kept>)> {
         let path = Path::new(SHM_DIR).join(name);
         let kept = read(&path, pool)?;
         let mut log = Log::create(path, pool)?;
@@ -53,7 +54,7 @@ impl Log {
     }
 
     /// A file with no entries, not yet under its name.
-    fn create(path: PathBuf, pool: u64) -> io::Result<Log> {
+    fn create(path: PathBuf, pool: PoolFile) -> io::Result<Log> {
         let new = beside(&path);
         shm_file::remove(&new)?;
         let file = OpenOptions::new()
@@ -68,7 +69,8 @@ impl Log {
         header.extend_from_slice(&MAGIC);
         header.extend_from_slice(&VERSION.to_le_bytes());
         header.extend_from_slice(&[0; 4]);
-        header.extend_from_slice(&pool.to_le_bytes());
+        header.extend_from_slice(&pool.inode.to_le_bytes());
+        header.extend_from_slice(&pool.bytes.to_le_bytes());
         file.write_all_at(&header, 0)?;
         Ok(Log { path, pool, file, end: HEADER as u64, live: FxHashMap::default(), live_bytes: 0 })
     }
@@ -163,18 +165,20 @@ fn beside(path: &Path) -> PathBuf {
 }
 
 /// What is in force in a file of ours for `pool`; nothing if it is none.
-fn read(path: &Path, pool: u64) -> io::Result<Vec<Kept>> {
+fn read(path: &Path, pool: PoolFile) -> io::Result<Vec<Kept>> {
     // Twice of what may be in force, and what may be stale besides: see `tidy`.
     let bytes = shm_file::read_own(path, 3 * MAX_LIVE)?;
     Ok(bytes.map_or_else(Vec::new, |bytes| parse(&bytes, pool)))
 }
 
 /// What is in force in the bytes of a file.
-pub(super) fn parse(bytes: &[u8], pool: u64) -> Vec<Kept> {
+pub(super) fn parse(bytes: &[u8], pool: PoolFile) -> Vec<Kept> {
     let header = bytes.split_at_checked(HEADER).filter(|(header, _)| {
-        header[..8] == MAGIC && header[8..12] == VERSION.to_le_bytes() && header[16..] == pool.to_le_bytes()
+        header[..8] == MAGIC
+            && header[8..12] == VERSION.to_le_bytes()
+            && header[16..24] == pool.inode.to_le_bytes()
     });
-    let Some((_, mut rest)) = header else { return Vec::new() };
+    let Some((header, mut rest)) = header else { return Vec::new() };
     let mut live: Vec<Kept> = Vec::new();
     let mut at: FxHashMap<(u64, Mode), usize> = FxHashMap::default();
     while let Some((record, length)) = Record::decode(rest) {
@@ -199,6 +203,10 @@ pub(super) fn parse(bytes: &[u8], pool: u64) -> Vec<Kept> {
                 }
             }
         }
+    }
+    if header[24..] != pool.bytes.to_le_bytes() {
+        // They have mapped the pool as it was, and must not be given what lies behind.
+        live.retain(|kept| kept.mode != Mode::EngineDriven);
     }
     live
 }

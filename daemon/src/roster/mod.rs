@@ -21,6 +21,15 @@ pub use record::{Kept, MemoryFile, Mode};
 
 use log::Log;
 
+/// The pool whose workers are registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolFile {
+    /// Its file.
+    pub inode: u64,
+    /// Its length: workers that copy have mapped so much of it.
+    pub bytes: u64,
+}
+
 /// The registrations of one pool's workers.
 ///
 /// Keeping them is a service to the next daemon and never fails a request of this one: what goes wrong is logged, and the
@@ -34,11 +43,11 @@ impl Roster {
         Roster(Mutex::new(None))
     }
 
-    /// Opens the roster `name` (in shared memory, without slash) of the pool with inode `pool`, and returns what an earlier
-    /// daemon kept there for the same pool.
+    /// Opens the roster `name` (in shared memory, without slash) of `pool`, and returns what an earlier daemon kept there for
+    /// the same pool. If that has become longer since, workers that have it mapped are not among them.
     ///
     /// The caller owns the pool and with it this file: no other daemon writes it.
-    pub fn open(name: &str, pool: u64) -> (Roster, Vec<Kept>) {
+    pub fn open(name: &str, pool: PoolFile) -> (Roster, Vec<Kept>) {
         match Log::open(name, pool) {
             Ok((log, kept)) => (Roster(Mutex::new(Some(log))), kept),
             Err(error) => {

@@ -93,7 +93,7 @@ pub(crate) fn fuzz_record(body: &[u8]) {
         let (back, _) = Record::decode(&again).expect("own bytes decode");
         assert_eq!(back.encode(), again);
     }
-    let _ = super::log::parse(body, 1);
+    let _ = super::log::parse(body, super::PoolFile { inode: 1, bytes: 1 });
 }
 
 fn seal(body: &[u8]) -> u64 {

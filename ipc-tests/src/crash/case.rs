@@ -23,6 +23,8 @@ const ENOUGH: usize = 20;
 const WORKER_KILLS: u64 = 8;
 /// With this the daemon cannot take over what one without it has left; workers see no difference.
 const OTHER_HASH: &[&str] = &["--hash-algorithm=sha256_cbor"];
+/// With this the pool becomes longer, and workers have to register again.
+const LARGER: &[&str] = &["--l1-size-gb=0.125"];
 /// The environment of a daemon that is to live; the one of its first start may say otherwise.
 const UNARMED: [(&str, &str); 1] = [("LMCACHED_FAILPOINT", "")];
 
@@ -49,6 +51,11 @@ impl Killed {
     /// Whether the case may lose what was committed: the pool was given up.
     fn gives_up(self) -> bool {
         matches!(self, Killed::At(Point { phase: Phase::Replacement | Phase::Discard, .. }))
+    }
+
+    /// Whether the workers must be known afterwards.
+    fn keeps_workers(self) -> bool {
+        !self.gives_up() && !matches!(self, Killed::At(Point { phase: Phase::Extension, .. }))
     }
 
     fn name(self) -> String {
@@ -125,7 +132,7 @@ pub async fn run(killed: Killed, seed: u64) -> Result<Report, String> {
         _ => String::new(),
     };
     let daemon = Daemon::launch(&[("LMCACHED_FAILPOINT", &first)], &flags);
-    let crew = Crew::new(&daemon, seed.wrapping_add(stream), killed.class(), !killed.gives_up());
+    let crew = Crew::new(&daemon, seed.wrapping_add(stream), killed.class(), killed.keeps_workers());
     let mut case = Case { daemon, crew, random, quotas: Quotas::default(), report: Report::default() };
     let result = case.go(killed, &armed).await;
     result.map(|()| case.report).map_err(|what| {
@@ -156,10 +163,13 @@ impl Case {
                 return self.close(class, true).await;
             }
         }
-        // A pool that was being given up is given up by the next start, too, or taken over after all.
-        let again =
-            matches!(killed, Killed::At(Point { phase: Phase::Replacement, .. })) && self.random.one_in(2);
-        self.daemon.relaunch(&UNARMED, if again { OTHER_HASH } else { &[] });
+        let flags = match killed {
+            // A pool that was being given up is given up by the next start, too, or taken over after all.
+            Killed::At(Point { phase: Phase::Replacement, .. }) if self.random.one_in(2) => OTHER_HASH,
+            Killed::At(Point { phase: Phase::Extension, .. }) => LARGER,
+            _ => &[],
+        };
+        self.daemon.relaunch(&UNARMED, flags);
         self.up().await?;
         self.look(class, !killed.gives_up(), "restarted").await?;
         self.crew.complete();
@@ -222,10 +232,11 @@ impl Case {
                 self.daemon.relaunch(&armed, &[]);
                 self.dies().await
             }
-            Phase::Replacement => {
+            Phase::Replacement | Phase::Extension => {
                 self.work_until_enough().await?;
                 self.kill();
-                self.daemon.relaunch(&armed, OTHER_HASH);
+                self.daemon
+                    .relaunch(&armed, if point.phase == Phase::Extension { LARGER } else { OTHER_HASH });
                 self.dies().await
             }
             Phase::Stop | Phase::Discard => {

@@ -87,6 +87,8 @@ pub enum Phase {
     Revival,
     /// While it gives up a pool that was made with another hash, and takes a new one.
     Replacement,
+    /// While it makes the pool longer that a daemon left.
+    Extension,
     /// While it stops in order.
     Stop,
     /// While it stops and removes its pool.
@@ -166,6 +168,10 @@ pub const FULL_RUN: &[Point] = &[
     point("segment.replace.before", Phase::Replacement, 3),
     point("segment.replace.unnamed", Phase::Replacement, 3),
     point("segment.unlink.before", Phase::Discard, 5),
+    point("l1.extend.copied", Phase::Extension, 1),
+    point("segment.rename.before", Phase::Extension, 1),
+    point("segment.rename.done", Phase::Extension, 1),
+    point("segment.extended", Phase::Extension, 1),
     point("segment.found", Phase::Takeover, 3),
     point("l1.recover.names", Phase::Takeover, 1),
     point("l1.recover.pins", Phase::Takeover, 1),

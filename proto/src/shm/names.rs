@@ -10,6 +10,11 @@ pub fn table(pool: &str) -> String {
     format!("lmcached_{pool}_table")
 }
 
+/// What becomes the segment of a pool's table when the pool is extended. A file of this name beside no daemon is of no use.
+pub fn larger_table(pool: &str) -> String {
+    format!("lmcached_{pool}_table.larger")
+}
+
 /// The segment of a pool's ring.
 pub fn ring(pool: &str) -> String {
     format!("lmcached_{pool}_ring")
@@ -31,11 +36,12 @@ pub fn keeper(segment: &str) -> String {
 }
 
 /// Everything that may be there of a pool, itself first.
-pub fn all(pool: &str) -> [String; 7] {
+pub fn all(pool: &str) -> [String; 8] {
     [
         pool.to_owned(),
         keeper(pool),
         table(pool),
+        larger_table(pool),
         workers(pool),
         journal(pool),
         ring(pool),

@@ -24,7 +24,7 @@ pub(super) fn run(action: Pool, json: bool) -> Result<(), CtlError> {
 }
 
 /// The files of a pool, itself first.
-fn files(name: &str) -> [PathBuf; 7] {
+fn files(name: &str) -> [PathBuf; 8] {
     names::all(name).map(|name| Path::new(SHM_DIR).join(name))
 }
 

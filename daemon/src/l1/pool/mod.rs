@@ -4,15 +4,18 @@
 //! them, is decided by the index next door.
 #![allow(unsafe_code)]
 
+mod extend;
+mod file;
 mod records;
 mod reserve;
 mod segment;
 mod slot;
 mod table;
 
+pub(super) use extend::copy_records;
+pub(crate) use file::{SHM_DIR, left_behind};
 pub use records::{Difference, ObjectFields, PinFields, TableIdentity};
 pub use reserve::{CapacityError, check_capacity, default_pool_bytes, huge_pages_refused};
-pub(crate) use segment::{SHM_DIR, left_behind};
 pub use segment::{Segment, SegmentError};
 pub(crate) use slot::in_pieces;
 pub use slot::{SlotMut, SlotRef};
@@ -91,8 +94,9 @@ impl Pool {
             done[step as usize] = true;
             let old = self.frontier.load(Ordering::Relaxed);
             let mut new = old;
+            // In whole steps: a pool that has been extended starts in the middle of one.
             while new < total && done[(new / STEP) as usize] {
-                new = (new + STEP).min(total);
+                new = ((new / STEP + 1) * STEP).min(total);
             }
             if new > old {
                 self.frontier.store(new, Ordering::Release);

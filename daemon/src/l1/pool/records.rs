@@ -51,6 +51,13 @@ pub struct Difference {
     pub wanted: String,
 }
 
+impl Difference {
+    /// There is no table.
+    pub(in crate::l1) fn no_table() -> Difference {
+        Difference { field: "table", found: "none".into(), wanted: "one of lmcached".into() }
+    }
+}
+
 /// Contents of a pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinFields {

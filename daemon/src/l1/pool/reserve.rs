@@ -5,7 +5,7 @@ use std::fs;
 
 use thiserror::Error;
 
-use super::segment::{SHM_DIR, left_behind};
+use super::file::{SHM_DIR, left_behind};
 
 /// Why a pool of the wanted size cannot be.
 #[derive(Debug, Error, PartialEq, Eq)]

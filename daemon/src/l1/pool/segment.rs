@@ -4,17 +4,13 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::ptr::NonNull;
 
-use lmcache_proto::shm::names;
 use thiserror::Error;
 
+use super::file::{give_to_group, keeper_path, names_inode, open_existing, revive, shm_path};
 use crate::failpoint;
-
-/// Where Linux keeps POSIX shared memory; `shm_open("/x")` is a file here.
-pub(crate) const SHM_DIR: &str = "/dev/shm";
 
 /// Why a segment could not be had.
 #[derive(Debug, Error)]
@@ -165,6 +161,32 @@ impl Segment {
         failpoint::hit("segment.sized");
         give_to_group(&file, name, group)?;
         Segment::map(file, name, len, false)
+    }
+
+    /// The same memory, and more behind it up to `len` bytes. Who has the segment mapped sees of it what it was.
+    ///
+    /// # Errors
+    /// `Os`; the segment is then closed, and as long as it was or as it should be.
+    pub fn extended(self, len: u64) -> Result<Segment, SegmentError> {
+        assert!(len >= self.bytes(), "a segment that others have mapped never shrinks");
+        let os = |action, source| SegmentError::Os { action, name: self.name.clone(), source };
+        let file = self.file.try_clone().map_err(|error| os("extend", error))?;
+        file.set_len(len).map_err(|error| os("extend", error))?;
+        failpoint::hit("segment.extended");
+        Segment::map(file, &self.name, len, self.reused)
+    }
+
+    /// Gives the segment the name `name`, in place of the one that has it.
+    ///
+    /// # Errors
+    /// `Os`; both are then what they were.
+    pub fn renamed(mut self, name: &str) -> Result<Segment, SegmentError> {
+        let os = |source| SegmentError::Os { action: "rename", name: self.name.clone(), source };
+        failpoint::hit("segment.rename.before");
+        fs::rename(shm_path(&self.name), shm_path(name)).map_err(os)?;
+        failpoint::hit("segment.rename.done");
+        name.clone_into(&mut self.name);
+        Ok(self)
     }
 
     fn map(file: File, name: &str, len: u64, reused: bool) -> Result<Segment, SegmentError> {
@@ -332,70 +354,6 @@ impl Drop for Segment {
         // SAFETY: `base` and `len` are what mmap returned; nobody holds a pointer past the owner's life.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
-}
-
-fn shm_path(name: &str) -> PathBuf {
-    Path::new(SHM_DIR).join(name)
-}
-
-fn keeper_path(name: &str) -> PathBuf {
-    Path::new(SHM_DIR).join(names::keeper(name))
-}
-
-/// What there is of the segment `name`, under either of its names.
-pub(crate) fn left_behind(name: &str) -> Option<fs::Metadata> {
-    let own = |path: &Path| fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file);
-    own(&shm_path(name)).or_else(|| {
-        let us = nix::unistd::geteuid().as_raw();
-        own(&keeper_path(name)).filter(|meta| meta.uid() == us)
-    })
-}
-
-/// Gives a segment its name back which a client has removed, if the daemon died before it could: the segment is whole, and
-/// workers may still have it mapped.
-fn revive(name: &str, len: u64) -> io::Result<()> {
-    let path = shm_path(name);
-    if fs::symlink_metadata(&path).is_ok() || left_behind(name).is_none_or(|meta| meta.len() != len) {
-        return Ok(());
-    }
-    failpoint::hit("segment.revive.before");
-    match fs::hard_link(keeper_path(name), path) {
-        Ok(()) => tracing::warn!(
-            name,
-            "a client had removed the name of this shared memory, and the daemon died before it could restore it; restored"
-        ),
-        // Somebody else was faster; the lock decides.
-        Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {}
-        Err(error) => return Err(error),
-    }
-    failpoint::hit("segment.revive.linked");
-    Ok(())
-}
-
-fn names_inode(path: &Path, inode: u64) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_file() && meta.ino() == inode)
-}
-
-fn open_existing(path: &Path) -> io::Result<Option<File>> {
-    match fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(path)
-    {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Opens a segment to a group, or to nobody else.
-fn give_to_group(file: &File, name: &str, group: Option<u32>) -> Result<(), SegmentError> {
-    let Some(gid) = group else { return Ok(()) };
-    // The group before the mode: never open to another group, not even for a moment.
-    let given =
-        fchown(file, None, Some(gid)).and_then(|()| file.set_permissions(fs::Permissions::from_mode(0o660)));
-    given.map_err(|source| SegmentError::Group { name: name.to_owned(), gid, source })
 }
 
 fn lock(file: &File, name: &str) -> Result<(), SegmentError> {

@@ -37,15 +37,9 @@ impl Table {
         layout: TableLayout,
         identity: &TableIdentity,
     ) -> std::io::Result<Option<Difference>> {
-        // Reading what is not there yet takes memory, too.
-        segment.back(0, PAGE)?;
-        // SAFETY: the mapping is page aligned and larger than the header; any bit pattern is a valid header; we are the
-        // only process that writes it (flock).
-        let found = unsafe { ptr::read(segment.base().as_ptr().cast::<TableHeader>()) };
-        if found.magic != TABLE_MAGIC {
-            let (found, wanted) = ("none".to_owned(), "one of lmcached".to_owned());
-            return Ok(Some(Difference { field: "table", found, wanted }));
-        }
+        let Some(found) = Table::read_header(segment)? else {
+            return Ok(Some(Difference::no_table()));
+        };
         let pairs = [
             ("table version", found.version.into(), TABLE_VERSION.into()),
             ("chunk size", found.chunk_size.into(), identity.chunk_size.into()),
@@ -63,6 +57,24 @@ impl Table {
             found: found.to_string(),
             wanted: wanted.to_string(),
         }))
+    }
+
+    /// Bytes of the pool that `segment` says it is the table of; `None` if it says nothing.
+    ///
+    /// # Errors
+    /// No memory for the header.
+    pub fn pool_bytes(segment: &Segment) -> std::io::Result<Option<u64>> {
+        Ok(Table::read_header(segment)?.map(|header| header.pool_bytes))
+    }
+
+    /// The header, if it is one.
+    fn read_header(segment: &Segment) -> std::io::Result<Option<TableHeader>> {
+        // Reading what is not there yet takes memory, too.
+        segment.back(0, PAGE)?;
+        // SAFETY: the mapping is page aligned and larger than the header; any bit pattern is a valid header; we are the
+        // only process that writes it (flock).
+        let found = unsafe { ptr::read(segment.base().as_ptr().cast::<TableHeader>()) };
+        Ok((found.magic == TABLE_MAGIC).then_some(found))
     }
 
     /// Takes over `segment`. Returns the table and whether its contents are those of `identity`; if not, it is a table
@@ -96,7 +108,7 @@ impl Table {
             frontier: AtomicU64::new(0),
         };
         if !matches {
-            // SAFETY: as in `differs`.
+            // SAFETY: as in `read_header`.
             unsafe { ptr::write(header, want) };
             failpoint::hit("table.header.written");
             // The magic last: who dies in between leaves a table that nobody believes.

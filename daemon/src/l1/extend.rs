@@ -1,0 +1,58 @@
+//! A larger `--l1-size-gb`: the pool that an earlier daemon left becomes longer, and everything in it stays.
+//!
+//! First a table for the larger pool is made beside the old one, then it takes that one's name, then the pool's file is
+//! extended. A start that dies in between leaves the old pool with its old table, or with one that says more than there is;
+//! the next start goes on from either. Workers have the pool mapped as long as it was: those that get slots of it must register
+//! again, which the roster sees to (it knows how long the pool was when they registered).
+#![forbid(unsafe_code)]
+
+use lmcache_proto::shm::{TableLayout, names};
+
+use super::open::{L1Config, OpenError, differs, no_table};
+use super::pool::{Difference, Segment, Table, copy_records, left_behind};
+use crate::failpoint;
+
+/// Extends the pool that was left with `found` bytes to those of the configuration. What is not as it must be to be taken
+/// over is returned, and nothing of it has been touched then.
+///
+/// # Errors
+/// No memory, or a living daemon owns the segments.
+pub(super) fn extend(config: &L1Config, found: u64, align: u64) -> Result<Option<Difference>, OpenError> {
+    let wanted = config.pool_bytes;
+    let table_name = names::table(&config.pool_name);
+    let Some(table_bytes) = left_behind(&table_name).map(|meta| meta.len()).filter(|bytes| *bytes > 0) else {
+        return Ok(Some(Difference::no_table()));
+    };
+    let pool = Segment::open(&config.pool_name, found, true, config.group)?;
+    if !pool.reused() {
+        // Another group had it mapped; the log has said so.
+        return Ok(None);
+    }
+    let table = Segment::open(&table_name, table_bytes, true, None)?;
+    // What the table says counts: an extension may have ended between its two steps.
+    let said = Table::pool_bytes(&table).map_err(|source| no_table(config, source))?;
+    let from = said.filter(|bytes| (found..=wanted).contains(bytes)).unwrap_or(found);
+    let (old, new) = (TableLayout::for_pool(from), TableLayout::for_pool(wanted));
+    let as_it_was = L1Config { pool_bytes: from, ..config.clone() };
+    if let Some(difference) = differs(&table, &as_it_was, &pool, align)? {
+        return Ok(Some(difference));
+    }
+    if table_bytes < old.bytes() {
+        let (found, wanted) = (table_bytes.to_string(), old.bytes().to_string());
+        return Ok(Some(Difference { field: "table size in bytes", found, wanted }));
+    }
+    if from < wanted {
+        let larger = Segment::open(&names::larger_table(&config.pool_name), new.bytes(), false, None)?;
+        copy_records((&table, old), (&larger, new), wanted).map_err(|source| no_table(config, source))?;
+        failpoint::hit("l1.extend.copied");
+        drop(larger.renamed(&table_name)?);
+    }
+    pool.extended(wanted)?;
+    tracing::info!(
+        pool = config.pool_name,
+        from_bytes = found,
+        to_bytes = wanted,
+        "extended the pool that the earlier daemon left; its objects stay, and workers that have it mapped register again"
+    );
+    Ok(None)
+}
