@@ -6,10 +6,10 @@
 //! is looked at first, before a larger range is split.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
-
 use lmcache_proto::shm::PAGE;
 use rustc_hash::FxHashMap;
+
+use super::adopted::Adopted;
 
 const SUB_BITS: u32 = 5;
 const SUBS: usize = 1 << SUB_BITS;
@@ -42,8 +42,8 @@ pub struct Allocator {
     bitmap: [u64; CLASSES.div_ceil(64)],
     free_pages: u64,
     used_pages: u64,
-    /// Ranges (start to end, in pages) that were in use when the daemon started.
-    adopted: BTreeMap<u64, u64>,
+    /// What was in use when the daemon started.
+    adopted: Adopted,
 }
 
 impl Allocator {
@@ -60,7 +60,7 @@ impl Allocator {
             bitmap: [0; CLASSES.div_ceil(64)],
             free_pages: 0,
             used_pages: 0,
-            adopted: BTreeMap::new(),
+            adopted: Adopted::default(),
         }
     }
 }
@@ -99,35 +99,29 @@ impl Allocator {
 
     /// Adds `[start, end)` of the pool, newly reserved, around the adopted ranges.
     pub fn extend(&mut self, start: u64, end: u64) {
-        let (mut from, end) = (start / self.unit, end / self.unit);
-        // Frontiers come in order, so what lies below `end` is dealt with for good; a range across it counts again.
-        let beyond = self.adopted.split_off(&end);
-        for (held_start, held_end) in std::mem::replace(&mut self.adopted, beyond) {
-            if held_end > end {
-                self.adopted.insert(held_start, held_end);
-            }
-            if held_end > from {
-                if held_start > from {
-                    self.insert_free(from, held_start - from);
-                }
-                from = held_end;
-            }
+        let (start, end) = (start / self.unit, end / self.unit);
+        for (start, pages) in self.adopted.gaps(start, end) {
+            self.insert_free(start, pages);
         }
-        if end > from {
-            self.insert_free(from, end - from);
-        }
+        // Frontiers come in order, so what lies below `end` is dealt with for good.
+        self.adopted.forget_below(end);
     }
 
-    /// Takes `[offset, offset + bytes)`, which was in use before a restart, out of what [`Allocator::extend`] will add.
-    /// `false` if it overlaps another adopted range or is not on a page.
+    /// Makes room for `ranges` that will be adopted: growing by and by costs more than all else about them.
+    pub fn expect(&mut self, ranges: usize) {
+        self.ranges.reserve(ranges);
+        self.by_start.reserve(ranges);
+        self.by_end.reserve(ranges);
+    }
+
+    /// Takes `[offset, offset + bytes)` of the pool, which was in use before a restart, out of what [`Allocator::extend`] will
+    /// add. `false` if it overlaps another adopted range or is not on a page.
     pub fn adopt(&mut self, offset: u64, bytes: u64) -> bool {
         let (start, pages) = (offset / self.unit, self.pages(bytes));
         let end = start + pages;
-        let overlaps = self.adopted.range(..end).next_back().is_some_and(|(_, held_end)| *held_end > start);
-        if overlaps || !offset.is_multiple_of(self.unit) {
+        if !offset.is_multiple_of(self.unit) || !self.adopted.take(start, end) {
             return false;
         }
-        self.adopted.insert(start, end);
         let id = self.new_range(Range { start, pages, free: false, prev: NIL, next: NIL });
         self.by_start.insert(start, id);
         self.by_end.insert(end, id);
@@ -281,6 +275,8 @@ impl Allocator {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -59,11 +59,17 @@ impl Index {
         }
         let mut held = Vec::new();
         let used = table.objects_used() as u32;
-        let batches = (0..used).step_by(scan::BATCH as usize);
-        let found = batches.flat_map(|start| {
+        let mut batches = (0..used).step_by(scan::BATCH as usize).map(|start| {
             let batch = start..start.saturating_add(scan::BATCH).min(used);
-            batch.clone().zip(scan::scan(table, payloads, batch))
+            (batch.clone(), scan::scan(table, payloads, batch))
         });
+        let first = batches.next();
+        if let Some((_, found)) = &first {
+            // By what there is, not by what was ever used at once: a table may have been full of small objects.
+            let objects = found.iter().filter(|found| found.record.is_some()).count();
+            self.expect(objects * used.div_ceil(scan::BATCH) as usize);
+        }
+        let found = first.into_iter().chain(batches).flat_map(|(batch, found)| batch.zip(found));
         for (index, Found { generation, used, record, damaged }) in found {
             failpoint::hit("l1.recover.record");
             let pins = pinned.remove(&(index, generation)).unwrap_or_default();

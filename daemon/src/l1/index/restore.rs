@@ -10,6 +10,13 @@ impl Index {
         self.map.contains_key(key)
     }
 
+    /// Makes room for `objects` that will be taken over.
+    pub(in crate::l1) fn expect(&mut self, objects: usize) {
+        self.map.reserve(objects);
+        self.entries.reserve(objects);
+        self.allocator.expect(objects);
+    }
+
     /// Appends an unused record, while the table is being read.
     pub(in crate::l1) fn push_free(&mut self, generation: u32) {
         self.unused.push(self.entries.len() as u32);
