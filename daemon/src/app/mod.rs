@@ -36,7 +36,7 @@ use crate::logging::Levels;
 use crate::periodic::Periodic;
 use crate::process::{self, ProcessId};
 use crate::ring::{RingError, RingTimer};
-use crate::server::{BindError, Server};
+use crate::server::{BindError, Server, Threads};
 use crate::systemd::{self, Sockets, Supervisor};
 use crate::telemetry::{self, DaemonGauges, HttpCounters, Outlet};
 use crate::tenants::TenantsError;
@@ -135,14 +135,19 @@ pub struct Start<'l> {
 /// # Errors
 /// See [`AppError`].
 pub fn run(config: &Config, notices: &[Notice], outlet: &Outlet, start: Start<'_>) -> Result<(), AppError> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.enable_all().thread_name("lmcached-io");
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    builder.worker_threads(cores.clamp(2, 8));
+    let io_threads = cores.clamp(2, 8);
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().thread_name("lmcached-io").worker_threads(io_threads);
     builder.max_blocking_threads(config.server.compute_threads.map_or(cores.max(4), usize::from));
     let runtime = builder.build().map_err(AppError::Runtime)?;
-    let result = runtime.block_on(serve(config, notices, outlet, start));
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().thread_name("lmcached-busy").worker_threads(io_threads / 2).max_blocking_threads(1);
+    let busy = process::behind(|| builder.build()).map_err(AppError::Runtime)?;
+    let threads = Threads { all: runtime.handle().clone(), busy: busy.handle().clone() };
+    let result = runtime.block_on(serve(config, notices, outlet, start, threads));
     // Copies that are still running belong to peers that get no answer any more; the process ends with them.
+    busy.shutdown_background();
     runtime.shutdown_background();
     result
 }
@@ -152,6 +157,7 @@ async fn serve(
     notices: &[Notice],
     outlet: &Outlet,
     Start { mut sockets, mut heir, program, levels }: Start<'_>,
+    threads: Threads,
 ) -> Result<(), AppError> {
     for notice in notices {
         tracing::info!(flag = notice.flag, "{}", notice.line);
@@ -201,7 +207,7 @@ async fn serve(
     tokio::spawn(deaths.run(on_death(engine.clone())));
     let ring_timer = RingTimer::start(engine.ring().clone());
     let supervisor = Supervisor::from_env();
-    let server = Server::new(engine.clone(), server_config(config), supervisor.clone());
+    let server = Server::new(engine.clone(), server_config(config), supervisor.clone(), threads);
     server.number_from(engine.journal().next_connection());
     let http_counters = Arc::new(HttpCounters::default());
     let gauges = DaemonGauges { engine: engine.clone(), server: server.clone(), http: http_counters.clone() };

@@ -75,6 +75,7 @@ fn world() -> World {
             message_timeout: HOUR,
         },
         crate::systemd::Supervisor::nobody(),
+        crate::server::Threads::here(),
     );
     let admin = |guard: Guard| {
         let parts = AdminParts {

@@ -306,6 +306,9 @@ impl Connection<'_> {
             self.flush_now(writer);
             let unread = inbuf.len() + decoder.pending() + decoder.pending_frames() * FRAME_OVERHEAD;
             self.hold(unread);
+            // A whole turn used up and there is more, or more than it may ask: behind those that ask less, until it has caught
+            // up.
+            place.side.set_busy(turn == 0 || next_turn.is_some());
             if turn == 0 {
                 tokio::task::yield_now().await;
                 continue;

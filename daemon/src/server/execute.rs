@@ -99,7 +99,7 @@ impl Connection<'_> {
         let guard = self.server.begin();
         let (engine, client, events) = (self.server.engine.clone(), self.client.clone(), self.events.clone());
         let stats = self.server.stats.clone();
-        tokio::task::spawn_blocking(move || {
+        self.server.threads.all.spawn_blocking(move || {
             let outcome = guarded(&engine, &client, &message, &stats);
             let Message { call, operation, arrived, .. } = message;
             // Fails when the connection has gone: then nobody waits for the answer.

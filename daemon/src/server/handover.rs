@@ -213,7 +213,8 @@ impl Server {
     fn resume(self: &Arc<Server>, id: u64, stream: Stream, resumed: Resumed) {
         self.connections.fetch_add(1, Ordering::SeqCst);
         let place = Place::new(self.clone(), id);
-        tokio::spawn(async move { connection::resume(&place, stream, resumed).await });
+        self.threads
+            .spawn(place.side.clone(), async move { connection::resume(&place, stream, resumed).await });
     }
 
     /// Goes on with connections that the service manager has kept over a crash, as far as it is known where their streams stand.

@@ -8,6 +8,7 @@
 //! * `queue`, `execute`: what waits for its turn, and what becomes of it: answered, parked, a stream;
 //! * `budget`, `rate`: bytes that peers may make the daemon hold, and messages that they may send in a second;
 //! * `handover`: connections that go on in another process;
+//! * `threads`: where the tasks of connections run;
 //! * `stats`: what was no request, and why connections were ended.
 //!
 //! A connection is one client. Its requests are executed one after the other, in the order sent; small ones in the
@@ -30,6 +31,7 @@ mod socket;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod threads;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -46,10 +48,12 @@ pub use budget::Budget;
 pub use endpoint::{BindError, Listener};
 pub use handover::{ConnectionState, Parted};
 pub use stats::{BadMessage, Ended, Paused, ServerStats};
+pub use threads::Threads;
 
 use crate::engine::Engine;
 use crate::log_limit::LogLimit;
 use crate::systemd::Supervisor;
+use threads::Side;
 
 /// Pause after a failed accept. What it waits for, a free descriptor of the process, has no event.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -84,6 +88,7 @@ pub struct Server {
     /// Keeps sockets for the next daemon.
     supervisor: Supervisor,
     config: ServerConfig,
+    threads: Threads,
     budget: Arc<Budget>,
     stats: Arc<ServerStats>,
     accept_errors: LogLimit,
@@ -115,9 +120,15 @@ enum Phase {
 
 impl Server {
     /// A server for `engine`; nothing listens yet.
-    pub fn new(engine: Arc<Engine>, config: ServerConfig, supervisor: Supervisor) -> Arc<Server> {
+    pub fn new(
+        engine: Arc<Engine>,
+        config: ServerConfig,
+        supervisor: Supervisor,
+        threads: Threads,
+    ) -> Arc<Server> {
         Arc::new(Server {
             supervisor,
+            threads,
             engine,
             // The largest message must fit with what its frames cost, or a peer alone could never send it.
             budget: Arc::new(Budget::new(config.max_total_bytes.max(
@@ -176,8 +187,8 @@ impl Server {
             return;
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let place = Place::new(self, id);
-        tokio::spawn(async move { connection::run(&place, stream).await });
+        let place = Place::new(self.clone(), id);
+        self.threads.spawn(place.side.clone(), async move { connection::run(&place, stream).await });
     }
 
     /// Tells the connection that has been quiet for the longest to go. `false`: all have asked for something.
@@ -249,6 +260,8 @@ struct Place {
     id: u64,
     /// Told when another connection takes this place; only before the first request.
     give_way: Arc<Notify>,
+    /// Where its task runs.
+    side: Arc<Side>,
 }
 
 impl Place {
@@ -256,7 +269,7 @@ impl Place {
     fn new(server: Arc<Server>, id: u64) -> Place {
         let give_way = Arc::new(Notify::new());
         server.quiet.lock().insert(id, give_way.clone());
-        Place { server, id, give_way }
+        Place { server, id, give_way, side: Arc::default() }
     }
 
     /// The connection has asked for something: it keeps its place.

@@ -57,7 +57,7 @@ async fn start(change: impl FnOnce(&mut ServerConfig)) -> Running {
         message_timeout: HANG,
     };
     change(&mut config);
-    let server = Server::new(engine, config, crate::systemd::Supervisor::nobody());
+    let server = Server::new(engine, config, crate::systemd::Supervisor::nobody(), Threads::here());
     let endpoint = Endpoint::Tcp { host: "127.0.0.1".into(), port: 0 };
     let listener = Listener::bind(endpoint, &Access::default()).await.expect("bind");
     let Endpoint::Tcp { port, .. } = listener.endpoint() else { unreachable!("bound to TCP") };

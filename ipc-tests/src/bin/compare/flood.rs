@@ -48,26 +48,19 @@ impl Drop for Flooder {
 
 /// What was measured under one kind of flood, or none.
 struct Row {
-    name: String,
     kind: Option<Kind>,
-    flags: Vec<&'static str>,
     /// p50 and p99 of each round, in µs.
     rounds: Vec<(f64, f64)>,
 }
 
 /// Prints the well-behaved client's p99, alone and beside each kind of flood, and their ratios.
 pub(crate) async fn run(daemon: &Path, rounds: usize, cycles: usize) {
-    let mut rows = vec![row("quiet", None, vec![])];
-    for kind in Kind::ALL {
-        rows.push(row(kind.name(), Some(kind), vec![]));
-    }
-    let limited = "--max-peer-requests-per-second=2000";
-    let asks = Kind::Asks.name();
-    rows.push(row(&format!("{asks}, {limited}"), Some(Kind::Asks), vec![limited]));
+    let mut rows = vec![Row { kind: None, rounds: Vec::new() }];
+    rows.extend(Kind::ALL.map(|kind| Row { kind: Some(kind), rounds: Vec::new() }));
     for round in 0..rounds {
         for row in &mut rows {
             // A daemon for each: what one flood leaves behind is not the next one's.
-            let target = start(daemon, &row.flags).await;
+            let target = start(daemon, &[]).await;
             load::cycles(&target, 1, cycles / 10 + 1, 10_000 + round).await;
             let flooder = row.kind.map(|kind| Flooder::start(kind, &target));
             tokio::time::sleep(RISE).await;
@@ -91,15 +84,11 @@ pub(crate) async fn run(daemon: &Path, rounds: usize, cycles: usize) {
         let own = |of: fn(&(f64, f64)) -> f64| super::cost::median(row.rounds.iter().map(of).collect());
         println!(
             "| {} | {:.0} | {:.0} | {:.2} | {:.2} |",
-            row.name,
+            row.kind.map_or("quiet", Kind::name),
             own(|round| round.0),
             own(|round| round.1),
             ratio(|round| round.0),
             ratio(|round| round.1)
         );
     }
-}
-
-fn row(name: &str, kind: Option<Kind>, flags: Vec<&'static str>) -> Row {
-    Row { name: name.to_owned(), kind, flags, rounds: Vec::new() }
 }
