@@ -3,7 +3,7 @@
 #
 # Each part prints `ok PART`. A part that this machine cannot do prints `SKIP PART: why`, and only then.
 #
-# LMCACHED_BIN  package this binary, and the lmcache-ctl beside it, instead of building them
+# LMCACHED_BIN  package this binary, and the lmcached-keeper and lmcache-ctl beside it, instead of building them
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -37,7 +37,7 @@ command -v cargo-deb >/dev/null || cargo install cargo-deb --debug --locked --no
 
 # --- The daemon -----------------------------------------------------------------------------------------------------
 if [ -z "${LMCACHED_BIN:-}" ]; then
-  cargo build --release --locked --workspace --bin lmcached --bin lmcache-ctl
+  cargo build --release --locked --workspace --bin lmcached --bin lmcached-keeper --bin lmcache-ctl
   # What is shipped has no points at which a variable kills it.
   if grep -q LMCACHED_FAILPOINT "$CARGO_TARGET_DIR/release/lmcached"; then
     echo "the release was built with the feature failpoints" >&2
@@ -46,10 +46,11 @@ if [ -z "${LMCACHED_BIN:-}" ]; then
 else
   mkdir -p "$CARGO_TARGET_DIR/release"
   [ "$(realpath "$LMCACHED_BIN")" = "$CARGO_TARGET_DIR/release/lmcached" ] ||
-    cp "$LMCACHED_BIN" "$(dirname "$LMCACHED_BIN")/lmcache-ctl" "$CARGO_TARGET_DIR/release/"
+    cp "$LMCACHED_BIN" "$(dirname "$LMCACHED_BIN")"/{lmcached-keeper,lmcache-ctl} "$CARGO_TARGET_DIR/release/"
 fi
 binary="$CARGO_TARGET_DIR/release/lmcached"
 ctl="$CARGO_TARGET_DIR/release/lmcache-ctl"
+keeper="$CARGO_TARGET_DIR/release/lmcached-keeper"
 
 pids=()
 cleanup() {
@@ -113,7 +114,7 @@ cargo deb --quiet -p lmcached --no-build --output "$work/"
 deb=$(ls "$work"/*.deb)
 dpkg-deb --info "$deb" | sed -n 's/^ \(Package\|Version\|Depends\)/\1/p'
 contents=$(dpkg-deb --contents "$deb")
-for file in ./usr/bin/lmcached ./usr/bin/lmcache-ctl ./usr/share/man/man1/lmcache-ctl.1.gz \
+for file in ./usr/bin/lmcached ./usr/bin/lmcached-keeper ./usr/bin/lmcache-ctl ./usr/share/man/man1/lmcache-ctl.1.gz \
   ./usr/share/bash-completion/completions/lmcache-ctl ./etc/lmcached/lmcached.toml ./usr/lib/systemd/system/lmcached.service \
   ./usr/lib/systemd/system/lmcached.socket ./usr/lib/sysusers.d/lmcached.conf ./usr/lib/tmpfiles.d/lmcached.conf \
   ./usr/share/doc/lmcached/guide/operating.md; do
@@ -203,10 +204,12 @@ grep -q -- "--drain-seconds -1" <<<"$line" || { echo "$line" >&2; exit 1; }
 echo "ok manifests"
 
 # --- Container ------------------------------------------------------------------------------------------------------
-deploy/container/stage.sh "$work/container" "$binary" "$ctl"
+deploy/container/stage.sh "$work/container" "$binary" "$keeper" "$ctl"
 # The file system is whole: the binary runs with nothing else there.
 if am_root && command -v chroot >/dev/null; then
   chroot "$work/container/rootfs" /usr/bin/lmcached --version
+  # As the container starts it.
+  chroot "$work/container/rootfs" /usr/bin/lmcached-keeper /usr/bin/lmcached --version
   chroot "$work/container/rootfs" /usr/bin/lmcache-ctl --version
 elif command -v unshare >/dev/null && unshare --user --map-root-user true 2>/dev/null; then
   unshare --user --map-root-user chroot "$work/container/rootfs" /usr/bin/lmcached --version
@@ -218,7 +221,7 @@ if command -v buildah >/dev/null; then
   if timeout 120 buildah "${storage[@]}" build --isolation chroot --quiet --file deploy/container/Containerfile \
     --tag lmcached "$work/container" >"$work/buildah.log" 2>&1; then
     buildah "${storage[@]}" inspect --type image lmcached |
-      python3 -c 'import json, sys; c = json.load(sys.stdin)["OCIv1"]["config"]; assert c["Entrypoint"] == ["/usr/bin/lmcached"] and c["StopSignal"] == "SIGTERM", c'
+      python3 -c 'import json, sys; c = json.load(sys.stdin)["OCIv1"]["config"]; assert c["Entrypoint"] == ["/usr/bin/lmcached-keeper", "/usr/bin/lmcached"] and c["StopSignal"] == "SIGTERM", c'
     buildah "${storage[@]}" rmi --all >/dev/null 2>&1 || true
     rm -rf "$work/buildah" "$work/buildah-run"
     echo "ok container"

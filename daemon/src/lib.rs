@@ -12,6 +12,7 @@ pub mod fuzzing;
 pub mod handover;
 pub mod http;
 pub mod journal;
+pub mod keeper;
 pub mod l1;
 pub mod l2;
 pub mod liveness_watch;

@@ -69,7 +69,6 @@ class Process:
         log: pathlib.Path,
         env: dict[str, str],
         pipes: bool = False,
-        descriptors: tuple[int, ...] = (),
     ):
         self.log = log
         # Appending: a server that is restarted continues its own log.
@@ -82,7 +81,6 @@ class Process:
                 env=env,
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
-                pass_fds=descriptors,
             )
         Process._alive.append(self)
 

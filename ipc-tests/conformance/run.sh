@@ -41,7 +41,7 @@ else
 fi
 
 if [ "$server" = lmcached ] && [ -z "${LMCACHED_BIN:-}" ]; then
-  (cd "$root" && cargo build --release --workspace --bin lmcached --bin lmcache-ctl)
+  (cd "$root" && cargo build --release --workspace --bin lmcached --bin lmcached-keeper --bin lmcache-ctl)
   LMCACHED_BIN="${CARGO_TARGET_DIR:-$root/target}/release/lmcached"
 fi
 

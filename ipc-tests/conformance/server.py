@@ -9,7 +9,6 @@ import typing
 import urllib.error
 import urllib.request
 
-from manager import Manager
 from processes import SHM, Failure, Process, free_ports, until
 
 # The Python server imports torch before it listens; on a busy machine that alone takes most of a minute.
@@ -58,21 +57,31 @@ class Server:
             "PYTHONHASHSEED": "0",
         }
         self.process: Process | None = None
-        # Whoever keeps its descriptors over a crash.
-        self.manager: Manager | None = None
+        # Under lmcached-keeper, which keeps its connections over a crash and starts it again.
+        self.kept = False
+        self.killed: int | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.http_port}"
 
     def start(self) -> "Server":
-        command, env, descriptors = self.command, self.env, ()
-        if self.manager:
-            command, variables, descriptors = self.manager.start(command)
-            env = env | variables
-        self.process = Process(command, self.log, env, descriptors=descriptors)
+        if self.kept and self.running:
+            until(lambda: self._daemon() not in (None, self.killed), "another daemon", START_DEADLINE)
+        else:
+            keeper = [str(pathlib.Path(self.command[0]).with_name("lmcached-keeper"))] if self.kept else []
+            self.process = Process(keeper + self.command, self.log, self.env)
         until(self._ready, f"the server's /healthcheck (log: {self.log.name})", START_DEADLINE)
         return self
+
+    def _daemon(self) -> int | None:
+        """The process of the daemon that the keeper has started."""
+        keeper = self.process.popen.pid
+        try:
+            children = pathlib.Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+        except OSError:
+            return None
+        return int(children[0]) if children else None
 
     def _ready(self) -> bool:
         if not self.process.running:
@@ -85,6 +94,12 @@ class Server:
 
     def kill(self) -> None:
         """What an out-of-memory kill does: no handler runs, nothing is cleaned up."""
+        if self.kept:
+            self.killed = self._daemon()
+            if self.killed is None:
+                raise Failure(f"there is no daemon to kill (log: {self.log.name})")
+            os.kill(self.killed, signal.SIGKILL)
+            return
         self.process.signal(signal.SIGKILL)
         self.process.end()
         self.process = None
@@ -102,8 +117,6 @@ class Server:
         if self.process:
             self.process.end()
             self.process = None
-        if self.manager:
-            self.manager.forget()
         # lmcached keeps its pool on purpose and the peer leaves it behind when it is killed. The next part of the
         # run must not find it.
         for leftover in SHM.glob(f"*{self.shm_name}*"):

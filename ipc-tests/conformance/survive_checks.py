@@ -1,9 +1,9 @@
 """The server is killed (SIGKILL) and started again ten times under an engine that never stops generating.
 
-The server is the service of a manager that keeps its connections, as systemd does. With the load failure policy `recompute` no request may fail or differ from what an engine without a cache says, and after each
+The server runs under `lmcached-keeper`, which keeps its connections as systemd does. With the load failure policy `recompute` no request may fail or differ from what an engine without a cache says, and after each
 restart everything that was stored before must be found again. What it costs is printed: the seconds from the kill to the
 first batch that is served as before, and how many prompts were computed again meanwhile. With the policy `fail` the engine
-reports a failed load to its client; how many requests that were is printed. `alone` is `recompute` without a manager: what the
+reports a failed load to its client; how many requests that were is printed. `alone` is `recompute` without a keeper: what the
 engine sends between the kill and the moment in which it sees its connection end is lost, and LMCache's client waits for it.
 """
 
@@ -15,7 +15,6 @@ import typing
 
 import prompts
 from engine import Engine, connector, vllm_count, wrong_tokens
-from manager import Manager
 from processes import Failure
 from reference import Reference
 from report import Report
@@ -155,10 +154,10 @@ def run_all(server: Server, report: Report, reference: Reference, logs: pathlib.
     for name in names:
         _, mode, policy = name.split(".")
         load_failure = "fail" if policy == "fail" else "recompute"
-        # With a manager or without, it has to be started anew.
-        if (policy == "alone") == bool(server.manager):
+        # Under a keeper or without, it has to be started anew.
+        if (policy == "alone") == server.kept:
             server.stop()
-            server.manager = None if policy == "alone" else Manager()
+            server.kept = policy != "alone"
         settings = connector(server, mode, load_failure=load_failure, timeout=MQ_TIMEOUT, heartbeat=HEARTBEAT)
         if not server.running:
             server.start()

@@ -72,7 +72,7 @@ pub(super) async fn begin(
     if std::process::id() == 1 {
         return refuse(
             reply,
-            "the daemon is the first process of its container, which ends with it; replace the container instead (the pool is kept if its /dev/shm is)",
+            "the daemon is the first process of its container, which ends with it; run it under lmcached-keeper, or replace the container (the pool is kept if its /dev/shm is)",
         );
     }
     let hello = Hello::new(config);
