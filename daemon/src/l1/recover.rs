@@ -42,7 +42,7 @@ impl Index {
         payloads: Option<&Pool>,
         writing: Option<&FxHashSet<ObjectId>>,
     ) -> Recovered {
-        let mut recovered = Recovered::default();
+        let recovered = Recovered::default();
         for id in 1..table.names_used() as u32 {
             if let Some(name) = table.read_name(id)
                 && !self.names.restore(NameId(id), &name)
@@ -57,65 +57,24 @@ impl Index {
         for (record, fields) in pins {
             pinned.entry((fields.object, fields.generation)).or_default().push((record, fields));
         }
-        let mut held = Vec::new();
-        let used = table.objects_used() as u32;
-        let mut batches = (0..used).step_by(scan::BATCH as usize).map(|start| {
-            let batch = start..start.saturating_add(scan::BATCH).min(used);
-            (batch.clone(), scan::scan(table, payloads, batch))
-        });
-        let first = batches.next();
-        if let Some((_, found)) = &first {
-            // By what there is, not by what was ever used at once: a table may have been full of small objects.
-            let objects = found.iter().filter(|found| found.record.is_some()).count();
-            self.expect(objects * used.div_ceil(scan::BATCH) as usize);
-        }
-        let found = first.into_iter().chain(batches).flat_map(|(batch, found)| batch.zip(found));
-        for (index, Found { generation, used, record, damaged }) in found {
-            failpoint::hit("l1.recover.record");
-            let pins = pinned.remove(&(index, generation)).unwrap_or_default();
-            recovered.damaged += u64::from(damaged);
-            let entry = record.and_then(|(state, fields)| {
-                // Damaged bytes are nobody's any more, but somebody may be touching them.
-                let state = if damaged { ObjectState::Writing } else { state };
-                let known = !damaged
-                    && writing.is_some_and(|writing| writing.contains(&ObjectId { index, generation }));
-                self.judge(state, &fields, (!pins.is_empty(), known), pool_bytes)
-            });
-            let Some((key, state, fields)) = entry else {
-                if used {
-                    recovered.dropped += 1;
-                    table.set_object_state(index, ObjectState::Free);
-                    failpoint::hit("l1.recover.dropped");
+        let mut takeover = Takeover { table, pool_bytes, writing, pinned, held: Vec::new(), recovered };
+        // What is read waits for nothing but its turn: reading goes on meanwhile.
+        std::thread::scope(|scope| {
+            let (read, batches) = std::sync::mpsc::sync_channel(1);
+            let used = table.objects_used() as u32;
+            scope.spawn(move || scan::scan_all(table, payloads, used, &read));
+            for (number, scan::Batch { first, found }) in batches.into_iter().enumerate() {
+                if number == 0 {
+                    // By what there is, not by what was ever used at once: a table may have been full of small objects.
+                    let objects = found.iter().filter(|found| found.record.is_some()).count();
+                    self.expect(objects * used.div_ceil(scan::BATCH) as usize);
                 }
-                self.push_free(generation.wrapping_add(1).max(1));
-                // Pins of a record that is gone say nothing any more: no bytes are theirs.
-                pins.iter().for_each(|(record, _)| table.clear_pin(*record));
-                continue;
-            };
-            if state == ObjectState::Committed {
-                recovered.objects += 1;
-                recovered.bytes += fields.length;
-            } else if state == ObjectState::Quarantined {
-                table.set_object_state(index, ObjectState::Quarantined);
-                failpoint::hit("l1.recover.quarantined");
+                for (index, found) in (first..).zip(found) {
+                    takeover.record(self, index, found);
+                }
             }
-            self.push_recovered(Entry {
-                key,
-                state,
-                generation,
-                offset: fields.offset,
-                length: fields.length,
-                layout: fields.layout,
-                leases: 0,
-                pins: pins.len() as u32,
-                reused: false,
-                temporary: false,
-                detached: state == ObjectState::Quarantined,
-                nobodys: state == ObjectState::Quarantined,
-            });
-            let object = ObjectId { index, generation };
-            held.extend(pins.into_iter().map(|(record, fields)| (record, fields.owner, object)));
-        }
+        });
+        let Takeover { pinned, held, mut recovered, .. } = takeover;
         // Pins of records beyond the used ones cannot be: the mark is written first.
         pinned.into_values().flatten().for_each(|(record, _)| table.clear_pin(record));
         self.restore_pins(table.pins_used() as u32, held.iter().map(|(record, ..)| *record));
@@ -168,6 +127,69 @@ impl Index {
         // Nobody's any more, but somebody may be writing there.
         let nobody = Key { hash: [0; 32], model: NameId::EMPTY, salt: NameId::EMPTY, rank: 0, group: 0 };
         Some((nobody, ObjectState::Quarantined, *fields))
+    }
+}
+
+/// Records becoming objects again.
+struct Takeover<'t> {
+    table: &'t Table,
+    pool_bytes: u64,
+    writing: Option<&'t FxHashSet<ObjectId>>,
+    /// Pins of records that have not been looked at yet, by record and generation.
+    pinned: FxHashMap<(u32, u32), Vec<(u32, PinFields)>>,
+    /// Those that hold.
+    held: Vec<(u32, Owner, ObjectId)>,
+    recovered: Recovered,
+}
+
+impl Takeover<'_> {
+    fn record(&mut self, into: &mut Index, index: u32, found: Found) {
+        let Found { generation, used, record, damaged } = found;
+        failpoint::hit("l1.recover.record");
+        let pins = if self.pinned.is_empty() { None } else { self.pinned.remove(&(index, generation)) };
+        let pins = pins.unwrap_or_default();
+        self.recovered.damaged += u64::from(damaged);
+        let entry = record.and_then(|(state, fields)| {
+            // Damaged bytes are nobody's any more, but somebody may be touching them.
+            let state = if damaged { ObjectState::Writing } else { state };
+            let known = !damaged
+                && self.writing.is_some_and(|writing| writing.contains(&ObjectId { index, generation }));
+            into.judge(state, &fields, (!pins.is_empty(), known), self.pool_bytes)
+        });
+        let Some((key, state, fields)) = entry else {
+            if used {
+                self.recovered.dropped += 1;
+                self.table.set_object_state(index, ObjectState::Free);
+                failpoint::hit("l1.recover.dropped");
+            }
+            into.push_free(generation.wrapping_add(1).max(1));
+            // Pins of a record that is gone say nothing any more: no bytes are theirs.
+            pins.iter().for_each(|(record, _)| self.table.clear_pin(*record));
+            return;
+        };
+        if state == ObjectState::Committed {
+            self.recovered.objects += 1;
+            self.recovered.bytes += fields.length;
+        } else if state == ObjectState::Quarantined {
+            self.table.set_object_state(index, ObjectState::Quarantined);
+            failpoint::hit("l1.recover.quarantined");
+        }
+        into.push_recovered(Entry {
+            key,
+            state,
+            generation,
+            offset: fields.offset,
+            length: fields.length,
+            layout: fields.layout,
+            leases: 0,
+            pins: pins.len() as u32,
+            reused: false,
+            temporary: false,
+            detached: state == ObjectState::Quarantined,
+            nobodys: state == ObjectState::Quarantined,
+        });
+        let object = ObjectId { index, generation };
+        self.held.extend(pins.into_iter().map(|(record, fields)| (record, fields.owner, object)));
     }
 }
 

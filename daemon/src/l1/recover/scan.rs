@@ -2,14 +2,16 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
+use std::sync::mpsc::SyncSender;
 
 use lmcache_proto::shm::ObjectState;
 
 use crate::l1::pool::{ObjectFields, Pool, Table};
 use crate::l1::verify::payload_checksum;
 
-/// Records that are read before those read are taken over: bounds the memory that reading takes, to some 30 MB.
-pub(super) const BATCH: u32 = 1 << 18;
+/// Records that are read before those read are taken over: bounds the memory that reading takes, to some 10 MB for each of the
+/// three batches that there are at once.
+pub(super) const BATCH: u32 = 1 << 16;
 /// Fewer records than this are not worth a thread.
 const WORTH_A_THREAD: u32 = 4096;
 
@@ -25,9 +27,26 @@ pub(super) struct Found {
     pub(super) damaged: bool,
 }
 
+/// Records in a row.
+pub(super) struct Batch {
+    /// Number of the first.
+    pub(super) first: u32,
+    pub(super) found: Vec<Found>,
+}
+
+/// Reads the records below `used` in their order, until nobody wants them any more.
+pub(super) fn scan_all(table: &Table, payloads: Option<&Pool>, used: u32, read: &SyncSender<Batch>) {
+    for first in (0..used).step_by(BATCH as usize) {
+        let found = scan(table, payloads, first..first.saturating_add(BATCH).min(used));
+        if read.send(Batch { first, found }).is_err() {
+            return;
+        }
+    }
+}
+
 /// Reads the records `range`, in their order. With `payloads`, the bytes of committed objects that have a checksum are held
 /// against it.
-pub(super) fn scan(table: &Table, payloads: Option<&Pool>, range: Range<u32>) -> Vec<Found> {
+fn scan(table: &Table, payloads: Option<&Pool>, range: Range<u32>) -> Vec<Found> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32).min(16);
     let each = (range.len() as u32).div_ceil(cores).max(WORTH_A_THREAD);
     let parts: Vec<Range<u32>> =
