@@ -158,6 +158,10 @@ impl Rig {
                 self.works(&subject).await.then_some(())
             };
             eventually(&format!("{call} {code}: the worker is served again"), again).await;
+            let counted =
+                self.daemon.metric("lmcached_cuda_errors_total", &[&format!("call=\"{call}\"")]).await;
+            // Which calls a layout makes depends on it; those that spoil something have been made.
+            assert!(counted > 0.0 || !spoilt, "{call} {code} is not counted");
             let unregister = Request::UnregisterKvCache { instance_id: subject.instance };
             self.client.call(&unregister).await.expect("unregister");
         }

@@ -10,6 +10,7 @@ use crate::l2::control::Attached;
 
 use super::http::HttpCounters;
 use super::readings::{AdapterReading, Gauges, L1Readings, OperationTiming, QuotaReading, Readings};
+use crate::device::cuda;
 use crate::engine::{Engine, OpOutcome};
 use crate::quota::Quota;
 use crate::server::{BadMessage, Server};
@@ -122,6 +123,7 @@ impl Gauges for DaemonGauges {
                 .map(|(reason, count)| (reason.name(), count))
                 .collect(),
             peer_pauses: self.server.stats().paused().map(|(reason, count)| (reason.name(), count)).collect(),
+            cuda_errors: cuda::failed_calls(),
             workers_reaped: load(&stats.reaped),
             leases_expired: load(&stats.leases_expired),
             timings: self.timings(),

@@ -123,6 +123,9 @@ impl Pulled {
         for (reason, count) in &readings.peer_pauses {
             self.count(Id::PeerPauses, &[reason], *count);
         }
+        for (call, error, count) in &readings.cuda_errors {
+            self.count(Id::CudaErrors, &[call, error], *count);
+        }
         for (operation, outcome, count) in &readings.requests {
             self.count(Id::Requests, &[operation, outcome], *count);
         }

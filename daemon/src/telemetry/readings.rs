@@ -34,6 +34,8 @@ pub struct Readings {
     pub peers_refused: Vec<(&'static str, u64)>,
     /// Times that clients were not read for a while, by reason.
     pub peer_pauses: Vec<(&'static str, u64)>,
+    /// Calls of the CUDA driver that failed: function, error, how often.
+    pub cuda_errors: Vec<(&'static str, String, u64)>,
     /// Workers forgotten because they were silent.
     pub workers_reaped: u64,
     /// Leases that ended because their connection was gone.

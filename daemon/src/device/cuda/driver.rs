@@ -145,7 +145,7 @@ pub(super) use cuda;
 
 /// What an answer means.
 pub(super) fn checked(call: &'static str, answer: u32) -> Result<(), CudaError> {
-    if answer == code::SUCCESS { Ok(()) } else { Err(CudaError { call, code: answer }) }
+    if answer == code::SUCCESS { Ok(()) } else { Err(CudaError::new(call, answer)) }
 }
 
 impl Driver {
@@ -177,10 +177,10 @@ impl Driver {
     fn batched(&self) -> Option<BatchCopy> {
         const NAME: &CStr = c"cuMemcpyBatchAsync";
         let (mut function, mut status) = (std::ptr::null_mut(), 0);
-        // SAFETY: a text with an end, and pointers to our own.
-        let found =
-            unsafe { cuda!(self, cuGetProcAddress_v2(NAME.as_ptr(), &mut function, 12_080, 0, &mut status)) };
-        if found.is_err() || function.is_null() {
+        // SAFETY: a text with an end, and pointers to our own. An answer, not a failure: an older driver has none.
+        let answer =
+            unsafe { (self.call.cuGetProcAddress_v2)(NAME.as_ptr(), &mut function, 12_080, 0, &mut status) };
+        if answer != code::SUCCESS || function.is_null() {
             return None;
         }
         // SAFETY: for this version the function has this type.

@@ -2,6 +2,17 @@
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+
+/// Failed calls, by function and answer. Few ever have an entry: functions are named in this program.
+static FAILED: Mutex<BTreeMap<(&'static str, u32), u64>> = Mutex::new(BTreeMap::new());
+
+/// Calls of the driver that have failed in this process: function, what its answer means, how often.
+pub fn failed_calls() -> Vec<(&'static str, String, u64)> {
+    FAILED.lock().iter().map(|((call, code), count)| (*call, name(*code).into_owned(), *count)).collect()
+}
 
 /// A call of the driver that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +32,15 @@ pub(super) mod code {
 }
 
 impl CudaError {
+    /// A failure, which is counted.
+    pub(super) fn new(call: &'static str, code: u32) -> CudaError {
+        // What is not over yet is asked for again; nothing has failed.
+        if code != code::NOT_READY {
+            *FAILED.lock().entry((call, code)).or_default() += 1;
+        }
+        CudaError { call, code }
+    }
+
     /// Whether the context is of no use any more: every later call would fail with the same.
     pub(super) fn sticks(self) -> bool {
         // Illegal address, launch timeout, assert, hardware stack, illegal instruction, misaligned and invalid address space,

@@ -34,7 +34,7 @@ use std::time::Duration;
 use lmcache_proto::wire::DeviceDescriptor;
 use xxhash_rust::xxh3::xxh3_64;
 
-pub use error::{CudaError, OpenError};
+pub use error::{CudaError, OpenError, failed_calls};
 
 use super::copy::CopyError;
 use super::cpu_shm::SegmentIdentity;

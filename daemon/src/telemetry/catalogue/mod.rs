@@ -387,6 +387,7 @@ pub enum Id {
     UnknownOperations,
     PeersRefused,
     PeerPauses,
+    CudaErrors,
     WorkersReaped,
     LeasesExpired,
     RingLostEvents,

@@ -56,7 +56,7 @@ macro_rules! with {
 }
 
 /// The table.
-pub static OWN: [Metric; 54] = [
+pub static OWN: [Metric; 55] = [
     with!(
         Counter,
         Requests,
@@ -147,6 +147,14 @@ pub static OWN: [Metric; 54] = [
         "lmcached_peer_pauses_total",
         ["reason"],
         "Times that the daemon stopped reading from a client until some of its work was done."
+    ),
+    with!(
+        Counter,
+        CudaErrors,
+        "",
+        "lmcached_cuda_errors_total",
+        ["call", "error"],
+        "Calls of the CUDA driver that failed, by function and what it answered."
     ),
     plain!(
         Counter,
