@@ -4,7 +4,7 @@
 //! * [`driver`]: libcuda, loaded when it is there;
 //! * [`context`]: a device's context and the allocations that are open in it, each once;
 //! * [`stream`], [`events`], [`semaphores`]: what is ordered behind what, across processes;
-//! * [`pin`]: the pool, pinned;
+//! * [`pin`]: the pool, pinned; [`numa`]: from near which memory;
 //! * [`pieces`], [`enqueue`]: runs of a plan → copies of the driver's;
 //! * [`job`], [`lane`]: transfers on their way; one thread for each worker.
 //!
@@ -20,6 +20,7 @@ mod error;
 mod events;
 mod job;
 mod lane;
+mod numa;
 mod pieces;
 mod pin;
 mod semaphores;

@@ -1,18 +1,21 @@
 //! The pool, pinned for the GPUs: copies between pinned memory and a GPU run at the speed of the bus and beside the CPU.
 //!
 //! Pinning takes about a second for each eight gigabytes and thread, so it is done in parts by several threads. A part that is
-//! not pinned, or cannot be, is copied all the same, at the speed of memory that the driver has to stage.
+//! not pinned, or cannot be, is copied all the same, at the speed of memory that the driver has to stage. Where there are
+//! several NUMA nodes, a thread pins what lies on its own first.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::context::Context;
 use super::driver::cuda;
+use super::numa::{self, NODES, Node, Shares};
 use super::pieces::Borders;
 use crate::l1::L1;
 
@@ -111,7 +114,6 @@ struct Work {
     borders: Borders,
     /// Pinned parts.
     pinned: Vec<AtomicBool>,
-    next: AtomicUsize,
     stop: AtomicBool,
     warned: AtomicBool,
     running: Mutex<usize>,
@@ -127,7 +129,6 @@ impl Pin {
             l1: l1.clone(),
             borders: Borders { start: segment.base().as_ptr() as u64, step: PART },
             pinned: (0..parts).map(|_| AtomicBool::new(false)).collect(),
-            next: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             warned: AtomicBool::new(false),
             running: Mutex::new(0),
@@ -183,26 +184,34 @@ impl Work {
                 return;
             }
             *running = threads;
-            self.next.store(0, Ordering::Relaxed);
         }
-        for _ in 0..threads {
-            let (work, begun) = (self.clone(), Instant::now());
-            let spawned =
-                std::thread::Builder::new().name("cuda-pin".to_owned()).spawn(move || work.run(begun));
+        let nodes = numa::nodes(Path::new(NODES));
+        let missing = (0..self.pinned.len()).filter(|part| !self.pinned[*part].load(Ordering::Relaxed));
+        let several = nodes.len() > 1;
+        let shares =
+            Shares::new(&nodes, missing.map(|part| (part, several.then(|| self.node(part)).flatten())));
+        let (shares, begun) = (Arc::new(shares), Instant::now());
+        for number in 0..threads {
+            let home = number % nodes.len().max(1);
+            let (work, shares, node) =
+                (self.clone(), shares.clone(), nodes.get(home).filter(|_| several).cloned());
+            let spawned = std::thread::Builder::new()
+                .name("cuda-pin".to_owned())
+                .spawn(move || work.run(begun, &shares, (home, node.as_ref())));
             if spawned.is_err() {
                 self.leave();
             }
         }
     }
 
-    fn run(&self, begun: Instant) {
-        loop {
-            let part = self.next.fetch_add(1, Ordering::Relaxed);
-            if part >= self.pinned.len() || self.stop.load(Ordering::Relaxed) {
-                break;
-            }
-            if !self.pinned[part].load(Ordering::Relaxed)
-                && let Err(why) = self.pin(part)
+    fn run(&self, begun: Instant, shares: &Shares, (home, node): (usize, Option<&Node>)) {
+        if let Some(node) = node {
+            numa::stay_on(node);
+        }
+        while !self.stop.load(Ordering::Relaxed)
+            && let Some(part) = shares.next(home)
+        {
+            if let Err(why) = self.pin(part)
                 && !self.warned.swap(true, Ordering::Relaxed)
             {
                 tracing::warn!(
@@ -234,6 +243,14 @@ impl Work {
     fn range(&self, part: usize) -> (u64, u64) {
         let begin = part as u64 * PART;
         (begin, PART.min(self.l1.pool().segment().bytes() - begin))
+    }
+
+    /// The NUMA node on which a part lies, if it is real memory already: the thread that makes it real decides otherwise.
+    fn node(&self, part: usize) -> Option<u32> {
+        let (begin, bytes) = self.range(part);
+        // SAFETY: the first page of the part, in the pool's mapping and below its frontier.
+        (begin + bytes <= self.l1.pool().frontier())
+            .then(|| unsafe { numa::node_of(self.borders.start + begin) })?
     }
 
     fn pin(&self, part: usize) -> Result<(), String> {
