@@ -11,6 +11,8 @@ const BITS: u64 = u64::BITS as u64;
 #[derive(Debug, Default)]
 pub(super) struct Adopted {
     words: Vec<u64>,
+    /// Behind the last page that was taken.
+    end: u64,
 }
 
 impl Adopted {
@@ -25,6 +27,7 @@ impl Adopted {
             return false;
         }
         masks(start, end).for_each(|(word, mask)| self.words[word] |= mask);
+        self.end = self.end.max(end);
         true
     }
 
@@ -44,8 +47,8 @@ impl Adopted {
 
     /// Forgets everything if nothing is taken at `page` or behind it.
     pub(super) fn forget_below(&mut self, page: u64) {
-        if page >= self.words.len() as u64 * BITS {
-            self.words = Vec::new();
+        if page >= self.end {
+            *self = Adopted::default();
         }
     }
 

@@ -12,22 +12,29 @@ use super::open::{L1Config, OpenError, differs, no_table};
 use super::pool::{Difference, Segment, Table, copy_records, left_behind};
 use crate::failpoint;
 
-/// Extends the pool that was left with `found` bytes to those of the configuration. What is not as it must be to be taken
-/// over is returned, and nothing of it has been touched then.
+/// What became of a pool that was to be extended.
+pub(super) enum Extended {
+    /// It is as long as it should be. Pool and table, with their locks: nobody else may come in between.
+    Done(Segment, Segment),
+    /// It is not as it must be to be taken over, and is what it was.
+    Not(Difference),
+}
+
+/// Extends the pool that was left with `found` bytes to those of the configuration.
 ///
 /// # Errors
 /// No memory, or a living daemon owns the segments.
-pub(super) fn extend(config: &L1Config, found: u64, align: u64) -> Result<Option<Difference>, OpenError> {
+pub(super) fn extend(config: &L1Config, found: u64, align: u64) -> Result<Extended, OpenError> {
     let wanted = config.pool_bytes;
     let table_name = names::table(&config.pool_name);
     let Some(table_bytes) = left_behind(&table_name).map(|meta| meta.len()).filter(|bytes| *bytes > 0) else {
-        return Ok(Some(Difference::no_table()));
+        return Ok(Extended::Not(Difference::no_table()));
     };
-    let pool = Segment::open(&config.pool_name, found, true, config.group)?;
-    if !pool.reused() {
-        // Another group had it mapped; the log has said so.
-        return Ok(None);
+    let sizes = TableLayout::for_pool(found).bytes()..=TableLayout::for_pool(wanted).bytes();
+    if !sizes.contains(&table_bytes) {
+        return Ok(Extended::Not(Difference::size("table size in bytes", table_bytes, *sizes.start())));
     }
+    let pool = Segment::open(&config.pool_name, found, true, config.group)?;
     let table = Segment::open(&table_name, table_bytes, true, None)?;
     // What the table says counts: an extension may have ended between its two steps.
     let said = Table::pool_bytes(&table).map_err(|source| no_table(config, source))?;
@@ -35,24 +42,25 @@ pub(super) fn extend(config: &L1Config, found: u64, align: u64) -> Result<Option
     let (old, new) = (TableLayout::for_pool(from), TableLayout::for_pool(wanted));
     let as_it_was = L1Config { pool_bytes: from, ..config.clone() };
     if let Some(difference) = differs(&table, &as_it_was, &pool, align)? {
-        return Ok(Some(difference));
+        return Ok(Extended::Not(difference));
     }
-    if table_bytes < old.bytes() {
-        let (found, wanted) = (table_bytes.to_string(), old.bytes().to_string());
-        return Ok(Some(Difference { field: "table size in bytes", found, wanted }));
+    if table_bytes != old.bytes() {
+        return Ok(Extended::Not(Difference::size("table size in bytes", table_bytes, old.bytes())));
     }
-    if from < wanted {
+    let table = if from == wanted {
+        table
+    } else {
         let larger = Segment::open(&names::larger_table(&config.pool_name), new.bytes(), false, None)?;
         copy_records((&table, old), (&larger, new), wanted).map_err(|source| no_table(config, source))?;
         failpoint::hit("l1.extend.copied");
-        drop(larger.renamed(&table_name)?);
-    }
-    pool.extended(wanted)?;
+        larger.renamed(&table_name)?
+    };
+    let pool = pool.extended(wanted)?;
     tracing::info!(
         pool = config.pool_name,
         from_bytes = found,
         to_bytes = wanted,
         "extended the pool that the earlier daemon left; its objects stay, and workers that have it mapped register again"
     );
-    Ok(None)
+    Ok(Extended::Done(pool, table))
 }

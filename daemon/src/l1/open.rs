@@ -1,6 +1,7 @@
 //! Opening L1: the segments, and what an earlier daemon left in them.
 #![forbid(unsafe_code)]
 
+use std::fs::Metadata;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -11,7 +12,7 @@ use lmcache_proto::shm::{self, PAGE, TableLayout};
 use rustc_hash::FxHashSet;
 use thiserror::Error;
 
-use super::extend::extend;
+use super::extend::{Extended, extend};
 use super::index::Index;
 use super::lock::Lock;
 use super::names::Names;
@@ -145,14 +146,17 @@ impl<K: Lock<Index>> L1<K> {
         let bytes = config.pool_bytes;
         let existing = pool::left_behind(&config.pool_name);
         // What is there is taken over or given back (blocks, not length: it may be sparse).
-        let already = existing.as_ref().map_or(0, |meta| meta.blocks() * 512);
-        check_capacity(bytes, already.min(bytes))?;
+        let half_made = pool::left_behind(&shm::names::larger_table(&config.pool_name));
+        let blocks = |meta: &std::fs::Metadata| meta.blocks() * 512;
+        let already = existing.as_ref().map_or(0, blocks);
+        check_capacity(bytes, (already + half_made.as_ref().map_or(0, blocks)).min(bytes))?;
         let align = config.align.max(PAGE);
-        let found = existing.map_or(0, |meta| meta.len());
-        let warm = made_fit(config, found, align)?;
-        discard_half_made(config);
+        let (warm, taken) = made_fit(config, existing.as_ref(), align)?;
+        let config = taken.as_ref().unwrap_or(config);
         let handed_over = clone_of(config, |handed| &handed.pool)?;
         let mut segment = Segment::open_or_take(&config.pool_name, bytes, warm, config.group, handed_over)?;
+        // With the pool's lock: it is nobody's.
+        discard_half_made(config);
         if already > 0 && !segment.reused() {
             // Workers may have the old one mapped: then it takes its memory as long as they live.
             check_capacity(bytes, 0)?;
@@ -204,32 +208,49 @@ impl<K: Lock<Index>> L1<K> {
     }
 }
 
-/// Whether a pool of `found` bytes may be taken over, as far as sizes say; a smaller one is extended. One without a byte is what
-/// a start that died has begun.
-fn made_fit(config: &L1Config, found: u64, align: u64) -> Result<bool, OpenError> {
-    if config.fresh || found == 0 {
-        return Ok(false);
-    }
-    let wanted = config.pool_bytes;
-    let different = |field, found: u64, wanted: u64| Difference {
-        field,
-        found: found.to_string(),
-        wanted: wanted.to_string(),
+/// Whether the pool that is there may be taken over, as far as sizes say. A smaller one is extended, and the configuration that
+/// goes on with its segments is returned as well. One without a byte is what a start that died has begun.
+fn made_fit(
+    config: &L1Config,
+    existing: Option<&Metadata>,
+    align: u64,
+) -> Result<(bool, Option<L1Config>), OpenError> {
+    let Some(existing) = existing.filter(|meta| meta.len() > 0 && !config.fresh) else {
+        return Ok((false, None));
     };
-    let difference = if found == wanted {
+    let (found, wanted) = (existing.len(), config.pool_bytes);
+    let mapped_by = (existing.mode() & 0o070 != 0).then(|| existing.gid());
+    let difference = if mapped_by.is_some_and(|gid| config.group != Some(gid)) {
+        // Its members may still have it mapped, and go on with the old memory.
+        let name = |gid: Option<u32>| gid.map_or_else(|| "none".to_owned(), |gid| gid.to_string());
+        Some(Difference { field: "group", found: name(mapped_by), wanted: name(config.group) })
+    } else if found == wanted {
         // Asked before it is opened: opening takes a new file for one of another size.
         let (bytes, table) =
             (layout(config).bytes(), pool::left_behind(&shm::names::table(&config.pool_name)));
         let other = table.map(|meta| meta.len()).filter(|found| *found > 0 && *found != bytes);
-        other.map(|found| different("table size in bytes", found, bytes))
+        other.map(|found| Difference::size("table size in bytes", found, bytes))
     } else if found < wanted && config.handed_over.is_none() {
-        extend(config, found, align)?
+        match extend(config, found, align)? {
+            Extended::Not(difference) => Some(difference),
+            Extended::Done(pool, table) => {
+                let ours = |segment: &Segment| match segment.hand_over() {
+                    Ok(descriptor) => Ok(Arc::new(descriptor)),
+                    Err(source) => {
+                        Err(SegmentError::Os { action: "keep", name: config.pool_name.clone(), source })
+                    }
+                };
+                let (pool, table) = (ours(&pool)?, ours(&table)?);
+                let handed_over = Some(HandedOver { pool, table, writing: FxHashSet::default() });
+                return Ok((true, Some(L1Config { handed_over, ..config.clone() })));
+            }
+        }
     } else {
-        Some(different("pool size in bytes", found, wanted))
+        Some(Difference::size("pool size in bytes", found, wanted))
     };
     match difference {
-        None => Ok(true),
-        Some(difference) => cold(config, difference).map(|()| false),
+        None => Ok((true, None)),
+        Some(difference) => cold(config, difference).map(|()| (false, None)),
     }
 }
 

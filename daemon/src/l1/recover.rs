@@ -65,9 +65,7 @@ impl Index {
             scope.spawn(move || scan::scan_all(table, payloads, used, &read));
             for (number, scan::Batch { first, found }) in batches.into_iter().enumerate() {
                 if number == 0 {
-                    // By what there is, not by what was ever used at once: a table may have been full of small objects.
-                    let objects = found.iter().filter(|found| found.record.is_some()).count();
-                    self.expect(objects * used.div_ceil(scan::BATCH) as usize);
+                    self.expect(guess(&found, used, pool_bytes));
                 }
                 for (index, found) in (first..).zip(found) {
                     takeover.record(self, index, found);
@@ -191,6 +189,18 @@ impl Takeover<'_> {
         let object = ObjectId { index, generation };
         self.held.extend(pins.into_iter().map(|(record, fields)| (record, fields.owner, object)));
     }
+}
+
+/// How many objects there will be, by those of the first batch: no more than fit into the pool, whatever was used at once.
+fn guess(first: &[Found], used: u32, pool_bytes: u64) -> usize {
+    let (mut objects, mut bytes) = (0u64, 0u64);
+    for (_, fields) in first.iter().filter_map(|found| found.record) {
+        objects += 1;
+        bytes = bytes.saturating_add(fields.length.max(PAGE));
+    }
+    let by_use = objects * u64::from(used.div_ceil(scan::BATCH));
+    let by_size = u128::from(objects) * u128::from(pool_bytes) / u128::from(bytes.max(1));
+    by_use.min(u64::try_from(by_size).unwrap_or(u64::MAX)) as usize
 }
 
 fn read_pins(table: &Table, pool_bytes: u64) -> Vec<(u32, PinFields)> {

@@ -120,7 +120,8 @@ const CHECKED: Phase = Phase::Work(Class::Checked);
 const QUOTAS: Phase = Phase::Work(Class::Quotas);
 
 /// The points of every run of the tests: of each kind of step those next to what is written.
-pub const EVERY_RUN: [Point; 30] = [
+pub const EVERY_RUN: [Point; 31] = [
+    point("segment.rename.done", Phase::Extension, 1),
     point("segment.sized", Phase::Start, 3),
     point("table.header.written", Phase::Start, 1),
     point("segment.keep.removed", Phase::Start, 2),
@@ -170,7 +171,6 @@ pub const FULL_RUN: &[Point] = &[
     point("segment.unlink.before", Phase::Discard, 5),
     point("l1.extend.copied", Phase::Extension, 1),
     point("segment.rename.before", Phase::Extension, 1),
-    point("segment.rename.done", Phase::Extension, 1),
     point("segment.extended", Phase::Extension, 1),
     point("segment.found", Phase::Takeover, 3),
     point("l1.recover.names", Phase::Takeover, 1),

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::ptr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lmcache_proto::shm::{NameRecord, ObjectRecord, PAGE, PinRecord, TableHeader, TableLayout};
 
@@ -26,8 +26,10 @@ pub(in crate::l1) fn copy_records(
     // SAFETY: page aligned and larger than the header; any bit pattern is a valid one; the lock on the segment is ours.
     let mut header = unsafe { ptr::read(from.base().as_ptr().cast::<TableHeader>()) };
     (header.names, header.objects, header.pins) = (new.names, new.objects, new.pins);
+    // No more is real memory than there was.
+    header.frontier = AtomicU64::new(header.frontier.load(Ordering::Relaxed).min(header.pool_bytes));
     header.pool_bytes = pool_bytes;
-    let used = |count: &std::sync::atomic::AtomicU64, most: u64| count.load(Ordering::Relaxed).min(most);
+    let used = |count: &AtomicU64, most: u64| count.load(Ordering::Relaxed).min(most);
     let parts = [
         (old.names_at(), new.names_at(), used(&header.names_used, old.names), size_of::<NameRecord>()),
         (
@@ -46,6 +48,8 @@ pub(in crate::l1) fn copy_records(
         if bytes == 0 {
             continue;
         }
+        // What a count says to be there need not be.
+        from.back(at, bytes)?;
         to.back(new_at, bytes)?;
         // SAFETY: `count` records of a part lie inside the segment by its layout (asserted above), the same in the other one;
         // two mappings of two files do not overlap, and both are ours alone.

@@ -52,6 +52,11 @@ pub struct Difference {
 }
 
 impl Difference {
+    /// A number of bytes that is another one.
+    pub(in crate::l1) fn size(field: &'static str, found: u64, wanted: u64) -> Difference {
+        Difference { field, found: found.to_string(), wanted: wanted.to_string() }
+    }
+
     /// There is no table.
     pub(in crate::l1) fn no_table() -> Difference {
         Difference { field: "table", found: "none".into(), wanted: "one of lmcached".into() }

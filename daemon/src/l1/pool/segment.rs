@@ -35,6 +35,18 @@ pub enum SegmentError {
         /// Its permissions.
         mode: u32,
     },
+    /// It is not what it was a moment ago.
+    #[error(
+        "shared memory {name} has changed while this daemon started ({was} bytes, now {is}): another one has started as well, and has ended; start again"
+    )]
+    Changed {
+        /// Segment name.
+        name: String,
+        /// Bytes that it had.
+        was: u64,
+        /// Bytes that it has.
+        is: u64,
+    },
     /// It cannot be given to the group of `--shm-group`.
     #[error(
         "cannot give shared memory {name} to group {gid}: {source}; the daemon's user must be a member of the group of --shm-group (SupplementaryGroups= in the unit)"
@@ -81,12 +93,13 @@ unsafe impl Send for Segment {}
 unsafe impl Sync for Segment {}
 
 impl Segment {
-    /// Opens the segment `name` of `len` bytes, taking over one that a dead daemon left if `reuse` allows it, its size fits
-    /// and nobody but us and `group` may have it mapped, or making a new one otherwise. Members of the group may map it.
+    /// Opens the segment `name` of `len` bytes, taking over one that a dead daemon left if `reuse` allows it and nobody but us
+    /// and `group` may have it mapped, or making a new one otherwise. One that is to be reused and has another size is an error. Members of the group may map it.
     /// One that has lost its name is found by its second one ([`Segment::keep`]).
     ///
     /// # Errors
-    /// `Owned` if a living daemon holds the segment of that name, `Foreign` if it is not ours, `Os` for the rest.
+    /// `Owned` if a living daemon holds the segment of that name, `Foreign` if it is not ours, `Changed` if it has another size,
+    /// `Os` for the rest.
     pub fn open(name: &str, len: u64, reuse: bool, group: Option<u32>) -> Result<Segment, SegmentError> {
         Segment::open_or_take(name, len, reuse, group, None)
     }
@@ -123,6 +136,10 @@ impl Segment {
             // Between our open and our lock another daemon may have put a new file under the name.
             if !names_inode(&path, meta.ino()) {
                 return Err(SegmentError::Owned { name: name.to_owned() });
+            }
+            // Whoever reuses a segment has looked at its length, without a lock.
+            if reuse && meta.len() != len && meta.len() > 0 {
+                return Err(SegmentError::Changed { name: name.to_owned(), was: len, is: meta.len() });
             }
             // Its earlier group may still have it mapped, and goes on with the old memory.
             let was_for_others = mode & 0o070 != 0 && group != Some(meta.gid());
