@@ -160,7 +160,7 @@ impl Supervisor {
         self.send(Message::Store(connection, socket));
     }
 
-    /// The connection has ended. Its socket has been shut down: the manager sees that even if it does not hear this.
+    /// The connection has ended. Its socket has been shut down: a manager sees that even if it does not hear this.
     pub fn forget(&self, connection: u64) {
         self.send(Message::Forget(connection));
     }

@@ -69,6 +69,22 @@ impl Kept {
         children.split_whitespace().next()?.parse().ok().map(Pid::from_raw)
     }
 
+    /// Descriptors that the keeper has open.
+    fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.keeper.id())).expect("it runs").count()
+    }
+
+    /// A registered worker, whose connection is kept.
+    async fn worker(&self) -> Dealer {
+        let before = self.descriptors();
+        let mut worker = Dealer::connect(&self.endpoint()).await;
+        worker.ask(&[Model::small("m").registration(7)]).await;
+        worker.answer().await;
+        // The daemon says so on a thread of its own.
+        eventually("the connection is kept", async || (self.descriptors() > before).then_some(())).await;
+        worker
+    }
+
     /// Another daemon than `before`, ready.
     async fn another(&self, before: Pid) -> Pid {
         let daemon =
@@ -128,9 +144,7 @@ async fn a_crash_ends_no_connection_and_loses_no_request() {
     let kept = Kept::start(&[], "").await;
     let model = Model::small("m");
     let frame = model.key("r", &prompt(1, 2)).frame(Some(0), 0, 512);
-    let mut worker = Dealer::connect(&kept.endpoint()).await;
-    worker.ask(&[model.registration(7)]).await;
-    worker.answer().await;
+    let mut worker = kept.worker().await;
     for _ in 0..3 {
         let before = kept.daemon().expect("it runs");
         stop(before).await;
@@ -187,9 +201,7 @@ async fn one_that_dies_at_once_is_tried_again_and_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_is_stuck_is_replaced() {
     let kept = Kept::start(&["--watchdog-seconds=1"], "").await;
-    let mut worker = Dealer::connect(&kept.endpoint()).await;
-    worker.ask(&[Model::small("m").registration(7)]).await;
-    worker.answer().await;
+    let mut worker = kept.worker().await;
     let before = kept.daemon().expect("it runs");
     stop(before).await;
     let asked = worker.ask(&[ping()]).await;
@@ -202,9 +214,7 @@ async fn a_daemon_that_is_stuck_is_replaced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_is_followed_and_its_successor_kept() {
     let kept = Kept::start(&[], "").await;
-    let mut worker = Dealer::connect(&kept.endpoint()).await;
-    worker.ask(&[Model::small("m").registration(7)]).await;
-    worker.answer().await;
+    let mut worker = kept.worker().await;
     let first = kept.daemon().expect("it runs");
     let (status, body) = http::post(kept.http_port, "/lmcached/upgrade", "").await.expect("an answer");
     assert_eq!(status, 200, "{body}");

@@ -146,9 +146,9 @@ pub fn run(config: &Config, notices: &[Notice], outlet: &Outlet, start: Start<'_
     let busy = process::behind(|| builder.build()).map_err(AppError::Runtime)?;
     let threads = Threads { all: runtime.handle().clone(), busy: busy.handle().clone() };
     let result = runtime.block_on(serve(config, notices, outlet, start, threads));
-    // Copies that are still running belong to peers that get no answer any more; the process ends with them.
-    busy.shutdown_background();
-    runtime.shutdown_background();
+    // Copies that are still running belong to peers that get no answer any more; the process ends with them. Not shut down one
+    // after the other: connections that have moved wait for timers of both.
+    std::mem::forget((runtime, busy));
     result
 }
 
@@ -246,7 +246,11 @@ async fn serve(
         // Before the first request of theirs: until this is said, the other process would leave them to a third one, which
         // would execute again what this one has.
         match heir.serves() {
-            Ok(()) => tracing::info!("took over from the running daemon: its sockets, connections and pool"),
+            Ok(()) => {
+                tracing::info!("took over from the running daemon: its sockets, connections and pool");
+                // That one says it, too; if it dies before, somebody must.
+                supervisor.succeeded_by(std::process::id()).await;
+            }
             Err(error) => tracing::warn!(%error, "took over, and the other daemon was not told"),
         }
         server.take_up(connections);

@@ -1,6 +1,6 @@
 //! `lmcached-keeper`: keeps a daemon running, and its clients' connections while it does not run. What systemd does for a unit
 //! of `Type=notify` with `FileDescriptorStoreMax=`, `Restart=on-failure` and `WatchdogSec=`, where there is no systemd: as the
-//! first process of a container.
+//! first process of a container, with which everything ends that it has started.
 //!
 //! * this file: starting again, signals, the watchdog, the end;
 //! * `store`: what the daemon says, and the descriptors that it gives to keep;
@@ -108,8 +108,8 @@ struct Keeper<'o> {
     daemon: Daemon,
     started: Instant,
     pause: Duration,
-    /// It has been told to end.
-    stopping: bool,
+    /// How it has been told to end.
+    stopping: Option<Signal>,
     /// When the watchdog bites; `None` until the daemon is ready.
     silent_until: Option<Instant>,
     /// It has bitten.
@@ -130,14 +130,15 @@ impl Keeper<'_> {
             daemon: Daemon::Ended(Instant::now()),
             started: Instant::now(),
             pause: PAUSES.0,
-            stopping: false,
+            stopping: None,
             silent_until: None,
             bitten: false,
         };
+        // If it cannot even be started once, there is nothing to keep.
         keeper.start()?;
         loop {
             let again = if let Daemon::Ended(then) = keeper.daemon { Some(then) } else { None };
-            let silent = keeper.silent_until.filter(|_| again.is_none() && !keeper.stopping);
+            let silent = keeper.silent_until.filter(|_| again.is_none() && keeper.stopping.is_none());
             let never = Instant::now();
             tokio::select! {
                 // What it said before it died comes before its death.
@@ -150,13 +151,27 @@ impl Keeper<'_> {
                 _ = term.recv() => if keeper.stop(Signal::TERM) { return Ok(0) },
                 _ = int.recv() => if keeper.stop(Signal::INT) { return Ok(0) },
                 _ = hangup.recv() => keeper.tell(Signal::HUP),
-                () = sleep_until(again.unwrap_or(never)), if again.is_some() => keeper.start()?,
+                () = sleep_until(again.unwrap_or(never)), if again.is_some() => keeper.start_again(),
                 () = sleep_until(silent.unwrap_or(never)), if silent.is_some() => keeper.bite(),
             }
         }
     }
 
+    /// What keeps it from being started now may be over soon: memory that ran out, a program that is being replaced.
+    fn start_again(&mut self) {
+        if let Err(error) = self.start() {
+            tracing::error!(%error, pause_ms = self.pause.as_millis() as u64, "the daemon cannot be started again yet");
+            self.wait();
+        }
+    }
+
+    fn wait(&mut self) {
+        self.daemon = Daemon::Ended(Instant::now() + self.pause);
+        self.pause = (self.pause * 2).min(PAUSES.1);
+    }
+
     fn start(&mut self) -> Result<(), KeeperError> {
+        self.store.prune();
         let kept = self.store.len();
         let pid = start(self.options, &self.store).map_err(|source| KeeperError::Start {
             program: self.options.program.to_string_lossy().into_owned(),
@@ -176,7 +191,12 @@ impl Keeper<'_> {
                 }
                 Word::Main(pid) => {
                     tracing::info!(pid = pid.as_raw_nonzero(), "the daemon is another process now");
+                    let same = matches!(self.daemon, Daemon::Runs(before) if before == pid);
                     self.daemon = Daemon::Runs(pid);
+                    // Its predecessor was told, and had other things to do.
+                    if let Some(signal) = self.stopping.filter(|_| !same) {
+                        self.tell(signal);
+                    }
                     self.silent_until = self.options.watchdog.map(|limit| Instant::now() + limit);
                 }
             }
@@ -200,14 +220,19 @@ impl Keeper<'_> {
 
     fn ended(&mut self, status: WaitStatus) -> Option<u8> {
         let code = status.exit_status();
-        if self.stopping || matches!(code, Some(0 | WRONG)) {
-            let signal = status.terminating_signal().map(|signal| 128 + signal);
+        let signal = status.terminating_signal();
+        // Of the order itself: it had not got so far as to do more about it.
+        if self.stopping.is_some_and(|order| signal == Some(order.as_raw())) {
+            return Some(0);
+        }
+        if self.stopping.is_some() || matches!(code, Some(0 | WRONG)) {
+            let signal = signal.map(|signal| 128 + signal);
             return Some(code.or(signal).and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
         }
         if self.started.elapsed() >= LONG {
             self.pause = PAUSES.0;
         }
-        let how = match (code, status.terminating_signal()) {
+        let how = match (code, signal) {
             (Some(code), _) => format!("with exit code {code}"),
             (None, Some(signal)) => format!("by signal {signal}"),
             (None, None) => "".to_owned(),
@@ -218,14 +243,13 @@ impl Keeper<'_> {
             pause_ms = self.pause.as_millis() as u64,
             "the daemon ended; clients wait on the connections that are kept, and the next daemon finds its pool"
         );
-        self.daemon = Daemon::Ended(Instant::now() + self.pause);
-        self.pause = (self.pause * 2).min(PAUSES.1);
+        self.wait();
         None
     }
 
     /// Tells the daemon to end. Returns whether there is none to wait for.
     fn stop(&mut self, with: Signal) -> bool {
-        self.stopping = true;
+        self.stopping = Some(with);
         self.tell(with);
         matches!(self.daemon, Daemon::Ended(_))
     }

@@ -11,6 +11,9 @@ use rustix::process::Pid;
 use super::Options;
 use super::store::Store;
 
+/// Bytes of all names together; execve(2) takes no variable of 128 KiB.
+const NAMES: usize = 120 << 10;
+
 /// Starts it. Whoever waits for children hears of its end.
 ///
 /// # Errors
@@ -44,15 +47,17 @@ fn in_a_row(store: &Store) -> io::Result<(i32, Vec<OwnedFd>)> {
     let highest = store.kept().map(|(_, kept)| kept.as_raw_fd()).max().unwrap_or(0);
     let first = highest.max(64) + 1;
     let mut copies: Vec<OwnedFd> = Vec::new();
+    let mut names = 0;
     for ((name, kept), number) in store.kept().zip(first..) {
+        names += name.len() + 1;
         let copy = match fcntl_dupfd_cloexec(kept, number) {
-            Ok(copy) if copy.as_raw_fd() == number => copy,
+            Ok(copy) if copy.as_raw_fd() == number && names <= NAMES => copy,
             refused => {
                 let error = refused.err().map_or_else(String::new, |error| error.to_string());
                 tracing::error!(
                     name,
                     error,
-                    "no descriptor is left to hand this connection and those after it to the daemon; raise the limit of open files. Their clients connect again"
+                    "there are too many connections to hand this one and those after it to the daemon; raise the limit of open files, or lower --connections. Their clients connect again"
                 );
                 break;
             }

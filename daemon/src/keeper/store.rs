@@ -4,8 +4,9 @@
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::Pid;
 use tempfile::TempDir;
@@ -48,11 +49,14 @@ impl Store {
     pub(super) fn open(most: usize) -> Result<Store, KeeperError> {
         let temporary = std::env::temp_dir();
         let failed = |source| KeeperError::Socket { dir: temporary.display().to_string(), source };
-        let named = tempfile::Builder::new().prefix("lmcached-keeper").to_owned();
+        let bind_in = |place: &Path| {
+            let dir = tempfile::Builder::new().prefix("lmcached-keeper").tempdir_in(place)?;
+            let socket = UnixDatagram::bind(dir.path().join("notify"))?;
+            Ok((dir, socket))
+        };
         // A container may have nothing to write to but the place where the daemon's pool will be.
-        let dir = named.tempdir_in(&temporary).or_else(|error| named.tempdir_in(SHM_DIR).map_err(|_| error));
-        let dir = dir.map_err(failed)?;
-        let socket = UnixDatagram::bind(dir.path().join("notify")).map_err(failed)?;
+        let bound = bind_in(&temporary).or_else(|error| bind_in(Path::new(SHM_DIR)).map_err(|_| error));
+        let (dir, socket) = bound.map_err(failed)?;
         Ok(Store { socket, dir, kept: Vec::new(), most })
     }
 
@@ -64,6 +68,17 @@ impl Store {
     /// Names and descriptors, in the order in which they came.
     pub(super) fn kept(&self) -> impl Iterator<Item = (&str, &OwnedFd)> {
         self.kept.iter().map(|(name, kept)| (name.as_str(), kept))
+    }
+
+    /// Drops the connections that have ended on both sides: the daemon shuts down those that it ends, and need not say so.
+    pub(super) fn prune(&mut self) {
+        self.kept.retain(|(_, kept)| {
+            let mut asked = [PollFd::new(kept, PollFlags::empty())];
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            // What cannot be asked is kept.
+            poll(&mut asked, Some(&now)).is_err()
+                || !asked[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL)
+        });
     }
 
     /// How many are kept.
@@ -94,7 +109,12 @@ impl Store {
             self.kept.retain(|(name, _)| *name != said.name);
         }
         if said.stores {
+            // A number that is used again is of a connection that is over.
+            self.kept.retain(|(name, _)| *name != said.name);
             for descriptor in descriptors {
+                if self.kept.len() >= self.most {
+                    self.prune();
+                }
                 if self.kept.len() >= self.most {
                     tracing::warn!(
                         most = self.most,

@@ -227,8 +227,11 @@ impl Server {
                 self.supervisor.forget(id);
                 continue;
             };
-            // One that cannot be adopted has ended; the manager sees that, too.
-            let Ok(stream) = adopt(socket, is_ipc) else { continue };
+            // One that cannot be adopted has ended.
+            let Ok(stream) = adopt(socket, is_ipc) else {
+                self.supervisor.forget(id);
+                continue;
+            };
             alive += 1;
             owed += survivor.owed.len();
             let process = survivor.process();
