@@ -60,7 +60,8 @@ pub fn raise_descriptor_limit() -> nix::Result<u64> {
     Ok(hard)
 }
 
-/// Nice value, above that of the daemon, of the threads that tell what happened.
+/// Nice value, above that of the daemon, of the threads that tell what happened, and of those that serve peers which always have
+/// more to ask.
 const BEHIND: i32 = 10;
 
 /// Runs `make`; the threads that it starts run behind those that answer requests: where the daemon's cores are busy, a
@@ -74,7 +75,7 @@ pub fn behind<T: Send>(make: impl FnOnce() -> T + Send) -> T {
     let made = std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             if let Err(error) = rustix::process::nice(BEHIND) {
-                tracing::debug!(%error, "telemetry threads have the same priority as those that answer requests");
+                tracing::debug!(%error, "threads that should run behind those that answer requests have the same priority");
             }
             make()
         });

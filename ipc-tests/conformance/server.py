@@ -60,6 +60,7 @@ class Server:
         # Under lmcached-keeper, which keeps its connections over a crash and starts it again.
         self.kept = False
         self.killed: int | None = None
+        self.kills = 0
 
     @property
     def url(self) -> str:
@@ -99,6 +100,7 @@ class Server:
             if self.killed is None:
                 raise Failure(f"there is no daemon to kill (log: {self.log.name})")
             os.kill(self.killed, signal.SIGKILL)
+            self.kills += 1
             return
         self.process.signal(signal.SIGKILL)
         self.process.end()
@@ -112,6 +114,9 @@ class Server:
         """Being down because a check has killed it is fine here; ending by itself never is."""
         if self.process and not self.process.running:
             raise Failure(f"the server ended by itself, status {self.process.popen.returncode} (log: {self.log.name})")
+        ends = self.log.read_text(errors="replace").count("the daemon ended;")
+        if ends > self.kills:
+            raise Failure(f"the daemon ended {ends - self.kills} times by itself, and the keeper started it again (log: {self.log.name})")
 
     def stop(self) -> None:
         if self.process:

@@ -171,6 +171,7 @@ def run_all(server: Server, report: Report, reference: Reference, logs: pathlib.
             else:
                 with start(name) as engine:
                     Survive(name, engine, server, report, reference).run()
+            server.require_not_crashed()
         except Failure as failure:
             report.check(f"{name}.completes", [str(failure)])
             server.require_not_crashed()

@@ -325,8 +325,8 @@ impl Engine {
             }
         };
         // The end of a request is a short message and runs on the threads that read sockets; millions of cells must not.
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) if count > TOUCH_INLINE => drop(runtime.spawn_blocking(touch)),
+        match self.l2() {
+            Some(l2) if count > TOUCH_INLINE => drop(l2.runtime.spawn_blocking(touch)),
             _ => touch(),
         }
     }

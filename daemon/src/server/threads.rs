@@ -5,6 +5,8 @@
 //! would leave none for those that ask little. Turns do not help against the kernel's scheduler, to which all of a process's
 //! threads are alike: who asks little waits until a thread that is busy for others has used up its slice, milliseconds. So the
 //! busy ones have threads of their own at a higher nice value: they get every core that nobody else wants, and no other.
+//! Such a thread may hold the index's lock when others take its core. The kernel still gives it a tenth of the time of those, and a
+//! lock is held for microseconds: who waits for it waits some milliseconds in the worst case, and only while cores are short.
 #![forbid(unsafe_code)]
 
 use std::future::poll_fn;
