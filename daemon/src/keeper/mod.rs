@@ -27,8 +27,9 @@ use store::{Store, Word};
 
 /// A daemon that has lived for so long is started again at once.
 const LONG: Duration = Duration::from_secs(10);
-/// Pauses before one that has not: doubled each time.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Pauses before one that has not: doubled each time, up to what systemd waits in our unit. LMCache's workers wait for an answer
+/// for as little as five seconds.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// A wrong flag or configuration, which does not get better by trying again.
 const WRONG: i32 = 2;
 
