@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::Pid;
@@ -24,7 +24,6 @@ pub(super) fn start(options: &Options, store: &Store) -> io::Result<Pid> {
     let mut command = Command::new(&options.program);
     command
         .args(&options.args)
-        .stdin(Stdio::null())
         .env("NOTIFY_SOCKET", store.path())
         .env("FDSTORE", options.connections.to_string())
         // It is the process that is meant: there is no other number to compare with.
