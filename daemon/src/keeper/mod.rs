@@ -187,21 +187,28 @@ impl Keeper<'_> {
     fn hear(&mut self, words: Vec<Word>) {
         for word in words {
             match word {
-                Word::Ready | Word::Alive => {
-                    self.silent_until = self.options.watchdog.map(|limit| Instant::now() + limit);
-                }
+                Word::Ready | Word::Alive => {}
+                // Both processes say so.
+                Word::Main(pid) if self.is(pid) => {}
                 Word::Main(pid) => {
                     tracing::info!(pid = pid.as_raw_nonzero(), "the daemon is another process now");
-                    let same = matches!(self.daemon, Daemon::Runs(before) if before == pid);
                     self.daemon = Daemon::Runs(pid);
                     // Its predecessor was told, and had other things to do.
-                    if let Some(signal) = self.stopping.filter(|_| !same) {
+                    if let Some(signal) = self.stopping {
                         self.tell(signal);
                     }
-                    self.silent_until = self.options.watchdog.map(|limit| Instant::now() + limit);
                 }
             }
+            self.wind_watchdog();
         }
+    }
+
+    fn is(&self, pid: Pid) -> bool {
+        matches!(self.daemon, Daemon::Runs(daemon) if daemon == pid)
+    }
+
+    fn wind_watchdog(&mut self) {
+        self.silent_until = self.options.watchdog.map(|limit| Instant::now() + limit);
     }
 
     /// Takes note of processes that have ended. The code to exit with, if that was the daemon's last.
@@ -210,7 +217,7 @@ impl Keeper<'_> {
         let words = self.store.heard_so_far();
         self.hear(words);
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            if matches!(self.daemon, Daemon::Runs(main) if main == pid)
+            if self.is(pid)
                 && let Some(code) = self.ended(status)
             {
                 return Some(code);
@@ -273,6 +280,6 @@ impl Keeper<'_> {
             "the daemon is stuck: it has said nothing for this long; it is killed and started again"
         );
         self.tell(signal);
-        self.silent_until = self.options.watchdog.map(|limit| Instant::now() + limit);
+        self.wind_watchdog();
     }
 }

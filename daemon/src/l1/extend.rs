@@ -6,16 +6,19 @@
 //! again, which the roster sees to (it knows how long the pool was when they registered).
 #![forbid(unsafe_code)]
 
-use lmcache_proto::shm::{TableLayout, names};
+use std::sync::Arc;
 
-use super::open::{L1Config, OpenError, differs, no_table};
-use super::pool::{Difference, Segment, Table, copy_records, left_behind};
+use lmcache_proto::shm::{TableLayout, names};
+use rustc_hash::FxHashSet;
+
+use super::open::{HandedOver, L1Config, OpenError, differs, no_table};
+use super::pool::{Difference, Segment, SegmentError, Table, copy_records, left_behind};
 use crate::failpoint;
 
 /// What became of a pool that was to be extended.
 pub(super) enum Extended {
-    /// It is as long as it should be. Pool and table, with their locks: nobody else may come in between.
-    Done(Segment, Segment),
+    /// It is as long as it should be. With the locks: nobody else may come in between.
+    Done(HandedOver),
     /// It is not as it must be to be taken over, and is what it was.
     Not(Difference),
 }
@@ -62,5 +65,9 @@ pub(super) fn extend(config: &L1Config, found: u64, align: u64) -> Result<Extend
         to_bytes = wanted,
         "extended the pool that the earlier daemon left; its objects stay, and workers that have it mapped register again"
     );
-    Ok(Extended::Done(pool, table))
+    let own = |segment: &Segment| match segment.hand_over() {
+        Ok(descriptor) => Ok(Arc::new(descriptor)),
+        Err(source) => Err(SegmentError::Os { action: "keep", name: segment.name().to_owned(), source }),
+    };
+    Ok(Extended::Done(HandedOver { pool: own(&pool)?, table: own(&table)?, writing: FxHashSet::default() }))
 }

@@ -219,11 +219,9 @@ fn made_fit(
         return Ok((false, None));
     };
     let (found, wanted) = (existing.len(), config.pool_bytes);
-    let mapped_by = (existing.mode() & 0o070 != 0).then(|| existing.gid());
-    let difference = if mapped_by.is_some_and(|gid| config.group != Some(gid)) {
-        // Its members may still have it mapped, and go on with the old memory.
-        let name = |gid: Option<u32>| gid.map_or_else(|| "none".to_owned(), |gid| gid.to_string());
-        Some(Difference { field: "group", found: name(mapped_by), wanted: name(config.group) })
+    let difference = if let Some(others) = pool::other_group(existing, config.group) {
+        let wanted = config.group.map_or_else(|| "none".to_owned(), |gid| gid.to_string());
+        Some(Difference { field: "group", found: others.to_string(), wanted })
     } else if found == wanted {
         // Asked before it is opened: opening takes a new file for one of another size.
         let (bytes, table) =
@@ -233,16 +231,8 @@ fn made_fit(
     } else if found < wanted && config.handed_over.is_none() {
         match extend(config, found, align)? {
             Extended::Not(difference) => Some(difference),
-            Extended::Done(pool, table) => {
-                let ours = |segment: &Segment| match segment.hand_over() {
-                    Ok(descriptor) => Ok(Arc::new(descriptor)),
-                    Err(source) => {
-                        Err(SegmentError::Os { action: "keep", name: config.pool_name.clone(), source })
-                    }
-                };
-                let (pool, table) = (ours(&pool)?, ours(&table)?);
-                let handed_over = Some(HandedOver { pool, table, writing: FxHashSet::default() });
-                return Ok((true, Some(L1Config { handed_over, ..config.clone() })));
+            Extended::Done(extended) => {
+                return Ok((true, Some(L1Config { handed_over: Some(extended), ..config.clone() })));
             }
         }
     } else {

@@ -21,7 +21,7 @@ pub(super) struct Node {
     cpus: Vec<usize>,
 }
 
-/// The nodes of this machine that have CPUs; none where the kernel does not say.
+/// The nodes of this machine that have CPUs, if there are several: otherwise all is near, or the kernel does not say.
 pub(super) fn nodes(root: &Path) -> Vec<Node> {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     let mut nodes: Vec<Node> = entries
@@ -31,6 +31,9 @@ pub(super) fn nodes(root: &Path) -> Vec<Node> {
             (!cpus.is_empty()).then_some(Node { number, cpus })
         })
         .collect();
+    if nodes.len() < 2 {
+        nodes.clear();
+    }
     nodes.sort_by_key(|node| node.number);
     nodes
 }

@@ -175,9 +175,10 @@ impl Drop for Pin {
 impl Work {
     /// Pins what is not pinned, unless that is being done.
     fn start(self: &Arc<Work>) {
-        let missing = self.pinned.iter().filter(|part| !part.load(Ordering::Relaxed)).count();
+        let is_missing = |part: &usize| !self.pinned[*part].load(Ordering::Relaxed);
+        let missing: Vec<usize> = (0..self.pinned.len()).filter(is_missing).collect();
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let threads = missing.min(cores).min(MAX_THREADS);
+        let threads = missing.len().min(cores).min(MAX_THREADS);
         {
             let mut running = self.running.lock();
             if *running > 0 || threads == 0 {
@@ -186,15 +187,12 @@ impl Work {
             *running = threads;
         }
         let nodes = numa::nodes(Path::new(NODES));
-        let missing = (0..self.pinned.len()).filter(|part| !self.pinned[*part].load(Ordering::Relaxed));
-        let several = nodes.len() > 1;
-        let shares =
-            Shares::new(&nodes, missing.map(|part| (part, several.then(|| self.node(part)).flatten())));
+        let near = |part| if nodes.is_empty() { None } else { self.node(part) };
+        let shares = Shares::new(&nodes, missing.into_iter().map(|part| (part, near(part))));
         let (shares, begun) = (Arc::new(shares), Instant::now());
         for number in 0..threads {
             let home = number % nodes.len().max(1);
-            let (work, shares, node) =
-                (self.clone(), shares.clone(), nodes.get(home).filter(|_| several).cloned());
+            let (work, shares, node) = (self.clone(), shares.clone(), nodes.get(home).cloned());
             let spawned = std::thread::Builder::new()
                 .name("cuda-pin".to_owned())
                 .spawn(move || work.run(begun, &shares, (home, node.as_ref())));

@@ -69,6 +69,11 @@ pub(super) fn open_existing(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
+/// The group, if it is not `group`, whose members may have a segment mapped: they go on with its memory.
+pub(crate) fn other_group(meta: &fs::Metadata, group: Option<u32>) -> Option<u32> {
+    (meta.mode() & 0o070 != 0).then(|| meta.gid()).filter(|gid| group != Some(*gid))
+}
+
 /// Opens a segment to a group, or to nobody else.
 pub(super) fn give_to_group(file: &File, name: &str, group: Option<u32>) -> Result<(), SegmentError> {
     let Some(gid) = group else { return Ok(()) };

@@ -13,7 +13,7 @@ mod slot;
 mod table;
 
 pub(super) use extend::copy_records;
-pub(crate) use file::{SHM_DIR, left_behind};
+pub(crate) use file::{SHM_DIR, left_behind, other_group};
 pub use records::{Difference, ObjectFields, PinFields, TableIdentity};
 pub use reserve::{CapacityError, check_capacity, default_pool_bytes, huge_pages_refused};
 pub use segment::{Segment, SegmentError};

@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 
 use thiserror::Error;
 
-use super::file::{give_to_group, keeper_path, names_inode, open_existing, revive, shm_path};
+use super::file::{give_to_group, keeper_path, names_inode, open_existing, other_group, revive, shm_path};
 use crate::failpoint;
 
 /// Why a segment could not be had.
@@ -141,16 +141,15 @@ impl Segment {
             if reuse && meta.len() != len && meta.len() > 0 {
                 return Err(SegmentError::Changed { name: name.to_owned(), was: len, is: meta.len() });
             }
-            // Its earlier group may still have it mapped, and goes on with the old memory.
-            let was_for_others = mode & 0o070 != 0 && group != Some(meta.gid());
-            if was_for_others && reuse {
+            let others = other_group(&meta, group);
+            if let Some(gid) = others.filter(|_| reuse) {
                 tracing::warn!(
                     segment = name,
-                    group = meta.gid(),
+                    group = gid,
                     "shared memory was open to a group that --shm-group does not name; starting with new memory"
                 );
             }
-            if reuse && meta.len() == len && !was_for_others {
+            if reuse && meta.len() == len && others.is_none() {
                 give_to_group(&file, name, group)?;
                 return Segment::map(file, name, len, true);
             }
