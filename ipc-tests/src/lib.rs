@@ -41,6 +41,22 @@ pub async fn in_time<T>(mut probe: impl AsyncFnMut() -> Option<T>) -> Option<T> 
     }
 }
 
+/// Waits until a process that was told to stop has stopped: none of its threads does anything more.
+///
+/// # Panics
+/// If it goes on.
+pub async fn has_stopped(pid: u32) {
+    eventually("all threads have stopped", async || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        let states = threads.flatten().map(|thread| std::fs::read_to_string(thread.path().join("stat")));
+        let stopped =
+            |stat: String| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'));
+        // A thread may have ended meanwhile.
+        states.flatten().all(stopped).then_some(())
+    })
+    .await;
+}
+
 /// Memory of a process that is its own and nobody else's, in KiB: without the pool and other segments.
 ///
 /// # Panics

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipc_tests::daemon::{binary, free_port};
 use ipc_tests::dealer::Dealer;
 use ipc_tests::worker::{Model, key, prompt};
-use ipc_tests::{eventually, http};
+use ipc_tests::{eventually, has_stopped, http};
 use lmcache_proto::wire::{PrepareStoreResponse, Request, Response};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -45,8 +45,8 @@ impl Kept {
         Kept { keeper, name, port, http_port, log, _dir: dir }
     }
 
-    async fn start(own: &[&str], failpoint: &str) -> Kept {
-        let kept = Kept::launch(own, failpoint, &[]);
+    async fn start(own: &[&str]) -> Kept {
+        let kept = Kept::launch(own, "", &[]);
         kept.ready().await;
         kept
     }
@@ -118,16 +118,7 @@ impl Drop for Kept {
 /// Stops a process, and waits until none of its threads does anything more.
 async fn stop(process: Pid) {
     kill(process, Signal::SIGSTOP).expect("stopped");
-    eventually("all threads have stopped", async || {
-        let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("it is there");
-        let states =
-            threads.map(|thread| std::fs::read_to_string(thread.expect("a thread").path().join("stat")));
-        let stopped =
-            |stat: String| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim().starts_with('T'));
-        // A thread may have ended meanwhile.
-        states.flatten().all(stopped).then_some(())
-    })
-    .await;
+    has_stopped(process.as_raw() as u32).await;
 }
 
 fn ping() -> Request<'static> {
@@ -141,7 +132,7 @@ async fn answers(worker: &mut Dealer, number: u64, expected: &Response) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_ends_no_connection_and_loses_no_request() {
-    let kept = Kept::start(&[], "").await;
+    let kept = Kept::start(&[]).await;
     let model = Model::small("m");
     let frame = model.key("r", &prompt(1, 2)).frame(Some(0), 0, 512);
     let mut worker = kept.worker().await;
@@ -166,7 +157,7 @@ async fn a_crash_ends_no_connection_and_loses_no_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_to_end_is_passed_on_and_the_pool_stays() {
-    let mut kept = Kept::start(&[], "").await;
+    let mut kept = Kept::start(&[]).await;
     let daemon = kept.daemon().expect("it runs");
     kill(Pid::from_raw(kept.keeper.id() as i32), Signal::SIGTERM).expect("told");
     assert_eq!(kept.ends().await, Some(0));
@@ -200,7 +191,7 @@ async fn one_that_dies_at_once_is_tried_again_and_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_is_stuck_is_replaced() {
-    let kept = Kept::start(&["--watchdog-seconds=1"], "").await;
+    let kept = Kept::start(&["--watchdog-seconds=1"]).await;
     let mut worker = kept.worker().await;
     let before = kept.daemon().expect("it runs");
     stop(before).await;
@@ -213,7 +204,7 @@ async fn a_daemon_that_is_stuck_is_replaced() {
 /// In a container the daemon is not the first process any more, and can be replaced by its successor.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_is_followed_and_its_successor_kept() {
-    let kept = Kept::start(&[], "").await;
+    let kept = Kept::start(&[]).await;
     let mut worker = kept.worker().await;
     let first = kept.daemon().expect("it runs");
     let (status, body) = http::post(kept.http_port, "/lmcached/upgrade", "").await.expect("an answer");

@@ -1,11 +1,35 @@
 //! What is there after the daemon was killed.
 
+use std::ops::Range;
+
 use ipc_tests::daemon::Daemon;
 use ipc_tests::pool::Pool;
 use ipc_tests::worker::{
     Model, commit_retrieve, key, lookup, prepare_retrieve, prepare_store, prompt, store,
 };
+use lmcache_client::Connection;
 use lmcache_proto::wire::{Request, Response};
+
+/// Worker 7 stores prompts of four chunks, each chunk with bytes of its own.
+async fn fill(client: &mut Connection, pool: &Pool, model: &Model, seeds: Range<u32>) {
+    for seed in seeds {
+        store(client, pool, model, &format!("r{seed}"), &prompt(seed, 4), 7, u64::from(seed) << 8).await;
+    }
+}
+
+/// Worker 7 finds and reads what [`fill`] has stored.
+async fn are_served(client: &mut Connection, pool: &Pool, model: &Model, seeds: Range<u32>) {
+    for seed in seeds {
+        let (tokens, request) = (prompt(seed, 4), format!("again{seed}"));
+        assert_eq!(lookup(client, model, &request, &tokens, 1).await, 4);
+        let frame = model.key(&request, &tokens).frame(Some(0), 0, 1024);
+        let slots = prepare_retrieve(client, &frame, 7).await.expect("slots");
+        for (chunk, slot) in slots.iter().enumerate() {
+            assert!(pool.holds(slot, (u64::from(seed) << 8) + chunk as u64), "prompt {seed}, chunk {chunk}");
+        }
+        assert!(commit_retrieve(client, &frame, 7).await);
+    }
+}
 
 #[tokio::test]
 async fn committed_objects_are_hits_again_and_unfinished_ones_are_not() {
@@ -15,10 +39,7 @@ async fn committed_objects_are_hits_again_and_unfinished_ones_are_not() {
     {
         let mut client = daemon.connect().await;
         client.call(&model.registration(7)).await.expect("register");
-        for seed in 0..10 {
-            store(&mut client, &pool, &model, &format!("r{seed}"), &prompt(seed, 4), 7, u64::from(seed) << 8)
-                .await;
-        }
+        fill(&mut client, &pool, &model, 0..10).await;
         let unfinished = model.key("half", &prompt(50, 2)).frame(Some(0), 0, 512);
         assert_eq!(prepare_store(&mut client, &unfinished, 7).await.map(|c| c.slots.len()), Some(2));
     }
@@ -35,16 +56,7 @@ async fn committed_objects_are_hits_again_and_unfinished_ones_are_not() {
         Response::Flag(true),
         "a worker that the earlier daemon knew need not register again"
     );
-    for seed in 0..10 {
-        let (tokens, request) = (prompt(seed, 4), format!("again{seed}"));
-        assert_eq!(lookup(&mut client, &model, &request, &tokens, 1).await, 4);
-        let frame = model.key(&request, &tokens).frame(Some(0), 0, 1024);
-        let slots = prepare_retrieve(&mut client, &frame, 7).await.expect("slots");
-        for (chunk, slot) in slots.iter().enumerate() {
-            assert!(pool.holds(slot, (u64::from(seed) << 8) + chunk as u64), "prompt {seed}, chunk {chunk}");
-        }
-        assert!(commit_retrieve(&mut client, &frame, 7).await);
-    }
+    are_served(&mut client, &pool, &model, 0..10).await;
     assert_eq!(lookup(&mut client, &model, "half again", &prompt(50, 2), 1).await, 0);
     // The pool still takes new objects, evicts old ones, and restarts again.
     for seed in 100..180 {
@@ -78,10 +90,7 @@ async fn a_larger_size_extends_the_pool_and_keeps_what_is_in_it() {
     let mut client = daemon.connect().await;
     client.call(&model.registration(7)).await.expect("register");
     // 192 objects of 256 KiB: three quarters of the pool, and then as much of a pool four times as large.
-    for seed in 0..48 {
-        store(&mut client, &pool, &model, &format!("r{seed}"), &prompt(seed, 4), 7, u64::from(seed) << 8)
-            .await;
-    }
+    fill(&mut client, &pool, &model, 0..48).await;
     drop(client);
     daemon.restart_with(&["--l1-size-gb=0.25", "--require-warm"]).await;
     assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 192.0);
@@ -94,21 +103,9 @@ async fn a_larger_size_extends_the_pool_and_keeps_what_is_in_it() {
     );
     client.call(&model.registration(7)).await.expect("register");
     let pool = Pool::open(&daemon.pool_path());
-    for seed in 48..192 {
-        store(&mut client, &pool, &model, &format!("r{seed}"), &prompt(seed, 4), 7, u64::from(seed) << 8)
-            .await;
-    }
+    fill(&mut client, &pool, &model, 48..192).await;
     assert_eq!(daemon.metric("lmcache_mp_l1_evicted_keys_total", &[]).await, 0.0);
-    for seed in 0..192 {
-        let (tokens, request) = (prompt(seed, 4), format!("again{seed}"));
-        assert_eq!(lookup(&mut client, &model, &request, &tokens, 1).await, 4);
-        let frame = model.key(&request, &tokens).frame(Some(0), 0, 1024);
-        let slots = prepare_retrieve(&mut client, &frame, 7).await.expect("slots");
-        for (chunk, slot) in slots.iter().enumerate() {
-            assert!(pool.holds(slot, (u64::from(seed) << 8) + chunk as u64), "prompt {seed}, chunk {chunk}");
-        }
-        assert!(commit_retrieve(&mut client, &frame, 7).await);
-    }
+    are_served(&mut client, &pool, &model, 0..192).await;
     // And what the larger one holds survives as well, its workers known.
     daemon.crash_and_restart().await;
     assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 768.0);

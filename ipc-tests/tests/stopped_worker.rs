@@ -4,9 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use ipc_tests::daemon::{Daemon, binary};
-use ipc_tests::eventually;
 use ipc_tests::pool::Pool;
 use ipc_tests::worker::{Model, commit_retrieve, lookup, prepare_retrieve, prompt, store};
+use ipc_tests::{eventually, has_stopped};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -40,12 +40,7 @@ impl Worker {
     }
 
     async fn stopped(&self) {
-        let path = format!("/proc/{}/stat", self.child.id());
-        eventually("the worker has stopped", async || {
-            let stat = std::fs::read_to_string(&path).ok()?;
-            stat.rsplit_once(')')?.1.trim_start().starts_with('T').then_some(())
-        })
-        .await;
+        has_stopped(self.child.id()).await;
     }
 }
 

@@ -21,10 +21,6 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const ENOUGH: usize = 20;
 /// Workers killed in a case that kills workers.
 const WORKER_KILLS: u64 = 8;
-/// With this the daemon cannot take over what one without it has left; workers see no difference.
-const OTHER_HASH: &[&str] = &["--hash-algorithm=sha256_cbor"];
-/// With this the pool becomes longer, and workers have to register again.
-const LARGER: &[&str] = &["--l1-size-gb=0.125"];
 /// The environment of a daemon that is to live; the one of its first start may say otherwise.
 const UNARMED: [(&str, &str); 1] = [("LMCACHED_FAILPOINT", "")];
 
@@ -165,8 +161,8 @@ impl Case {
         }
         let flags = match killed {
             // A pool that was being given up is given up by the next start, too, or taken over after all.
-            Killed::At(Point { phase: Phase::Replacement, .. }) if self.random.one_in(2) => OTHER_HASH,
-            Killed::At(Point { phase: Phase::Extension, .. }) => LARGER,
+            Killed::At(Point { phase: Phase::Replacement, .. }) if !self.random.one_in(2) => &[],
+            Killed::At(Point { phase, .. }) => phase.flags(),
             _ => &[],
         };
         self.daemon.relaunch(&UNARMED, flags);
@@ -235,8 +231,7 @@ impl Case {
             Phase::Replacement | Phase::Extension => {
                 self.work_until_enough().await?;
                 self.kill();
-                self.daemon
-                    .relaunch(&armed, if point.phase == Phase::Extension { LARGER } else { OTHER_HASH });
+                self.daemon.relaunch(&armed, point.phase.flags());
                 self.dies().await
             }
             Phase::Stop | Phase::Discard => {

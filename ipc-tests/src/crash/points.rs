@@ -95,6 +95,19 @@ pub enum Phase {
     Discard,
 }
 
+impl Phase {
+    /// Flags, besides those of the first, of the start at which the daemon dies.
+    pub fn flags(self) -> &'static [&'static str] {
+        match self {
+            // With this the daemon cannot take over what one without it has left; workers see no difference.
+            Phase::Replacement => &["--hash-algorithm=sha256_cbor"],
+            // With this the pool becomes longer, and workers have to register again.
+            Phase::Extension => &["--l1-size-gb=0.125"],
+            _ => &[],
+        }
+    }
+}
+
 /// A fail point.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
