@@ -20,7 +20,7 @@ class Report:
     def __init__(self, peer: bool):
         self.expected = PEER_FAILURES if peer else {}
         self.passed = 0
-        self.failed = 0
+        self.failures: list[str] = []
 
     def check(self, name: str, problems: list[str]) -> bool:
         """Records one check; no problems means that it passed."""
@@ -32,10 +32,13 @@ class Report:
         if name in self.expected:
             print(f"expected peer failure {name}: {self.expected[name]} ({reason})", flush=True)
         else:
-            self.failed += 1
-            print(f"FAIL {name}: {reason}", flush=True)
+            self.failures.append(f"FAIL {name}: {reason}")
+            print(self.failures[-1], flush=True)
         return False
 
     def end(self) -> int:
-        print(f"{self.passed} passed, {self.failed} failed", flush=True)
-        return 1 if self.failed else 0
+        # Once more what failed: of a long log often only the end is kept.
+        for line in self.failures:
+            print(line, flush=True)
+        print(f"{self.passed} passed, {len(self.failures)} failed", flush=True)
+        return 1 if self.failures else 0
