@@ -22,9 +22,9 @@ async fn cpu_memory_does_what_it_must() {
     }
 }
 
-async fn on_gpu(announce: Announce, more: &[(&str, &str)]) {
+async fn on_gpu(announce: Announce, more: &[(&str, &str)], flags: &[&str]) {
     let gpus = Gpus::new(1, more);
-    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+    let daemon = Daemon::start_in(&gpus.of_daemon(), flags).await;
     let worker = Arc::new(gpus.worker(0, None));
     for (at, layout) in LAYOUTS.into_iter().enumerate() {
         let memory = GpuMemory::new(worker.clone(), announce, LAYERS, layer_bytes(layout));
@@ -35,23 +35,39 @@ async fn on_gpu(announce: Announce, more: &[(&str, &str)]) {
 
 #[tokio::test]
 async fn gpu_memory_does_what_it_must() {
-    on_gpu(Announce::Torch, &[]).await;
+    on_gpu(Announce::Torch, &[], &[]).await;
 }
 
 #[tokio::test]
 async fn gpu_memory_of_an_isolated_worker_does_what_it_must() {
-    on_gpu(Announce::Isolated, &[]).await;
+    on_gpu(Announce::Isolated, &[], &[]).await;
 }
 
 /// What is not ordered by an event happens in another order than it was written.
 #[tokio::test]
 async fn slow_streams_change_nothing() {
-    on_gpu(Announce::Torch, &[("FAKE_CUDA_DELAY_US", "3000")]).await;
+    on_gpu(Announce::Torch, &[("FAKE_CUDA_DELAY_US", "3000")], &[]).await;
 }
 
 #[tokio::test]
 async fn a_driver_without_batched_copies_will_do() {
-    on_gpu(Announce::Torch, &[("FAKE_CUDA_VERSION", "12040")]).await;
+    on_gpu(Announce::Torch, &[("FAKE_CUDA_VERSION", "12040")], &[]).await;
+}
+
+/// Whatever the driver would take by itself.
+#[tokio::test]
+async fn every_way_of_copying_does_what_it_must() {
+    for way in ["staged", "plain"] {
+        on_gpu(Announce::Torch, &[], &[&format!("--cuda-copies={way}")]).await;
+    }
+}
+
+/// Without the kernel, which other drivers than these may refuse, there are still plain copies.
+#[tokio::test]
+async fn a_driver_that_does_not_read_our_ptx_will_do() {
+    for version in ["12040", "12080"] {
+        on_gpu(Announce::Torch, &[("FAKE_CUDA_VERSION", version), ("FAKE_CUDA_PTX", "0")], &[]).await;
+    }
 }
 
 /// A pool that cannot be pinned is copied with all the same.

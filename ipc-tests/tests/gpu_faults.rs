@@ -20,7 +20,7 @@ const FOR_EVER: u32 = 719;
 
 /// What the daemon calls, and whether a failure of the call must spoil something: the others are cleaning up, and asking for
 /// what is nice to know.
-const CALLS: [(&str, bool); 34] = [
+const CALLS: [(&str, bool); 37] = [
     ("cuDeviceGet", true),
     ("cuDeviceGetUuid_v2", true),
     ("cuDevicePrimaryCtxRetain", true),
@@ -40,7 +40,9 @@ const CALLS: [(&str, bool); 34] = [
     ("cuStreamWaitEvent", true),
     ("cuLaunchHostFunc", true),
     ("cuMemcpyBatchAsync", true),
-    ("cuMemcpy2DAsync_v2", true),
+    ("cuModuleLoadData", false),
+    ("cuModuleGetFunction", false),
+    ("cuLaunchKernel", true),
     ("cuMemcpyDtoH_v2", true),
     ("cuStreamDestroy_v2", false),
     ("cuIpcCloseMemHandle", false),
@@ -50,6 +52,8 @@ const CALLS: [(&str, bool); 34] = [
     // Without batches.
     ("cuMemcpyDtoHAsync_v2", true),
     ("cuMemcpyHtoDAsync_v2", true),
+    // Without the kernel.
+    ("cuMemcpy2DAsync_v2", true),
     // Isolated workers.
     ("cuStreamWaitValue64_v2", true),
     ("cuStreamWriteValue64_v2", false),
@@ -69,8 +73,8 @@ struct Rig {
 }
 
 impl Rig {
-    async fn start(version: &str) -> Rig {
-        let gpus = Gpus::new(1, &[("FAKE_CUDA_VERSION", version)]);
+    async fn start(driver: &[(&str, &str)]) -> Rig {
+        let gpus = Gpus::new(1, driver);
         let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
         daemon.says("CUDA driver found").await;
         let worker = Arc::new(gpus.worker(0, None));
@@ -173,8 +177,9 @@ impl Rig {
 }
 
 async fn every_call(code: u32) {
-    let mut plain = Rig::start("12080").await;
-    let mut old = Rig::start("12040").await;
+    let mut modern = Rig::start(&[]).await;
+    let mut old = Rig::start(&[("FAKE_CUDA_VERSION", "12040")]).await;
+    let mut bare = Rig::start(&[("FAKE_CUDA_VERSION", "12040"), ("FAKE_CUDA_PTX", "0")]).await;
     for (call, spoils) in CALLS {
         let isolated = ["Value64", "cuMemAlloc", "cuMemset", "cuIpcGetMemHandle"];
         let announce = if isolated.iter().any(|part| call.contains(part)) {
@@ -182,10 +187,10 @@ async fn every_call(code: u32) {
         } else {
             Announce::Torch
         };
-        let rig = if call.contains("HAsync_v2") || call.contains("DAsync_v2") && !call.contains("2D") {
-            &mut old
-        } else {
-            &mut plain
+        let rig = match call {
+            "cuMemcpy2DAsync_v2" => &mut bare,
+            "cuMemcpyDtoHAsync_v2" | "cuMemcpyHtoDAsync_v2" => &mut old,
+            _ => &mut modern,
         };
         let spoilt = rig.spoil(call, code, announce).await;
         assert!(spoilt || !spoils, "{call} {code} was not noticed");
@@ -205,13 +210,25 @@ async fn a_lost_context_is_made_anew() {
 /// Batches that the driver does not take are made of single copies.
 #[tokio::test]
 async fn a_refused_batch_is_copied_one_by_one() {
-    let mut rig = Rig::start("12080").await;
+    let mut rig = Rig::start(&[]).await;
     rig.gpus.faults("cuMemcpyBatchAsync 1 times=1000\n");
     let memory = GpuMemory::new(rig.worker.clone(), Announce::Torch, LAYERS, layer_bytes(Layout::KvFirst));
     let subject = Subject { backing: &memory, layout: Layout::KvFirst, layers: LAYERS, instance: 1 };
     subject.register(&mut rig.client, "m").await;
     assert!(rig.works(&subject).await);
     rig.daemon.says("the driver refuses batched copies").await;
+}
+
+/// A GPU without room for a staging buffer copies all the same, and says that it is slow.
+#[tokio::test]
+async fn without_a_staging_buffer_pieces_are_copied_one_by_one() {
+    let mut rig = Rig::start(&[("FAKE_CUDA_VERSION", "12040")]).await;
+    let memory = GpuMemory::new(rig.worker.clone(), Announce::Torch, LAYERS, layer_bytes(Layout::HeadMajor));
+    rig.gpus.faults("cuMemAlloc_v2 2 times=1000\n");
+    let subject = Subject { backing: &memory, layout: Layout::HeadMajor, layers: LAYERS, instance: 1 };
+    subject.register(&mut rig.client, "m").await;
+    assert!(rig.works(&subject).await);
+    rig.daemon.says("no staging buffer on the GPU").await;
 }
 
 /// A GPU that is lost is lost for its own workers.

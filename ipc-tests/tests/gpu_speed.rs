@@ -27,13 +27,18 @@ struct Case {
     width: u64,
     /// Whether the blocks of a chunk lie one behind the other.
     together: bool,
+    /// Heads before slots: rows of one head, 256 bytes.
+    heads_first: bool,
 }
 
-/// Objects of 2 MiB whose blocks are neighbours, and the paged blocks of a model of 32 layers.
-const CASES: [Case; 2] = [
-    Case { name: "2 MiB chunks", layers: 1, width: 2048, together: true },
-    Case { name: "32 layers, paged", layers: 32, width: 1024, together: false },
+/// Objects of 2 MiB whose blocks are neighbours, and the paged blocks of a model of 32 layers in both orders of heads.
+const CASES: [Case; 3] = [
+    Case { name: "2 MiB chunks", layers: 1, width: 2048, together: true, heads_first: false },
+    Case { name: "32 layers, paged", layers: 32, width: 1024, together: false, heads_first: false },
+    Case { name: "32 layers, HND", layers: 32, width: 1024, together: false, heads_first: true },
 ];
+/// What `--cuda-copies` has. The first is what is used; the others say what it is worth.
+const WAYS: [&str; 3] = ["auto", "staged", "plain"];
 
 impl Case {
     fn blocks(&self) -> u64 {
@@ -56,6 +61,7 @@ impl Case {
 
     fn registration(&self, instance: u64, uuid: &str, handle: &[u8], offset: u64) -> RegisterKvCache {
         let (blocks, width) = (self.blocks(), self.width);
+        let (order, slot, head) = if self.heads_first { ("HND", 128, 16 * 128) } else { ("NHD", width, 128) };
         let layer = |layer: u64| DeviceDescriptor::CudaRaw {
             ipc_handle: handle.to_vec(),
             alloc_offset: offset + layer * self.layer_bytes(),
@@ -64,7 +70,7 @@ impl Case {
             metadata: TensorMetadata {
                 dtype: "float16".into(),
                 shape: vec![2, blocks, 16, width / 128, 128],
-                stride: vec![blocks * 16 * width, 16 * width, width, 128, 1],
+                stride: vec![blocks * 16 * width, 16 * width, slot, head, 1],
                 storage_offset: 0,
                 device_uuid: uuid.to_owned(),
             },
@@ -72,10 +78,10 @@ impl Case {
         RegisterKvCache {
             instance_id: instance,
             kv_cache: (0..self.layers).map(layer).collect(),
-            model_name: format!("m{}", self.name.len()),
+            model_name: format!("m{}{}", self.name.len(), self.heads_first),
             world_size: 1,
             engine_type: "vllm".into(),
-            layout_hints: LayoutHints { kv_layout: Some("NHD".into()), ..LayoutHints::default() },
+            layout_hints: LayoutHints { kv_layout: Some(order.into()), ..LayoutHints::default() },
             engine_group_infos: vec![EngineGroupInfo {
                 engine_group_id: 0,
                 layer_indices: (0..self.layers as u32).collect(),
@@ -104,9 +110,15 @@ async fn beside_a_raw_copy() {
             "LMCACHED_GPU is not `real`: this runs on the tests' own driver, and its numbers mean nothing"
         );
     }
-    let daemon =
-        Daemon::start_in(&gpus.of_daemon(), &[&format!("--l1-size-gb={}", 0.2 + 0.075 * chunks() as f64)])
-            .await;
+    for way in WAYS {
+        println!("--cuda-copies={way}");
+        measure(&gpus, way).await;
+    }
+}
+
+async fn measure(gpus: &Gpus, way: &str) {
+    let pool = format!("--l1-size-gb={}", 0.2 + 0.075 * chunks() as f64);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[&pool, &format!("--cuda-copies={way}")]).await;
     daemon.says("pool reserved").await;
     let worker = Arc::new(gpus.worker(0, None));
     let (mut client, mut second) = (daemon.connect().await, daemon.connect().await);

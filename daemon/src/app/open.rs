@@ -133,7 +133,7 @@ pub(super) fn open_engine(
     let cuda = (config.gpu.enabled && config.server.transfer_modes.lmcache_driven).then(|| {
         // Loading the driver may take seconds, and nobody waits for what it says.
         std::thread::spawn(Cuda::announce);
-        Arc::new(Cuda::new(l1.clone(), cuda::Settings { event_timeout: config.gpu.event_timeout }))
+        Arc::new(Cuda::new(l1.clone(), cuda_settings(config)))
     });
     let engine = {
         let (l1, adopted, deaths) = (l1.clone(), recovered.pins, death_watch);
@@ -152,6 +152,15 @@ pub(super) fn hash_algorithm(config: &Config) -> HashAlgorithm {
         config::HashAlgorithm::Blake3 => HashAlgorithm::Blake3,
         config::HashAlgorithm::Sha256Cbor => HashAlgorithm::Sha256Cbor,
     }
+}
+
+fn cuda_settings(config: &Config) -> cuda::Settings {
+    let copies = match config.gpu.copies {
+        config::CudaCopies::Auto => cuda::Copies::Auto,
+        config::CudaCopies::Staged => cuda::Copies::Staged,
+        config::CudaCopies::Plain => cuda::Copies::Plain,
+    };
+    cuda::Settings { copies, event_timeout: config.gpu.event_timeout }
 }
 
 pub(super) fn server_config(config: &Config) -> ServerConfig {

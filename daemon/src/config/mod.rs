@@ -25,8 +25,8 @@ use clap::FromArgMatches;
 pub use endpoint::Endpoint;
 pub use error::{ConfigError, Exit};
 pub use types::{
-    Config, EvictionConfig, EvictionPolicy, HashAlgorithm, HttpConfig, L1Config, L2Adapter, L2Config,
-    L2PrefetchPolicy, L2StorePolicy, Limits, Listen, LivenessConfig, LogFormat, LogLevel,
+    Config, CudaCopies, EvictionConfig, EvictionPolicy, HashAlgorithm, HttpConfig, L1Config, L2Adapter,
+    L2Config, L2PrefetchPolicy, L2StorePolicy, Limits, Listen, LivenessConfig, LogFormat, LogLevel,
     LookupHashLogConfig, MetricsCompat, ObservabilityConfig, ServerConfig, ShutdownConfig, TraceArgs,
     TraceConfig, TraceLevel, TransferModes,
 };

@@ -6,7 +6,7 @@ use warp::http::StatusCode;
 use super::answer::{Answer, answer, json_answer};
 use super::call::Call;
 use crate::config::{
-    Config, EvictionConfig, HashAlgorithm, L2Adapter, L2PrefetchPolicy, L2StorePolicy, LogFormat,
+    Config, CudaCopies, EvictionConfig, HashAlgorithm, L2Adapter, L2PrefetchPolicy, L2StorePolicy, LogFormat,
     MetricsCompat, TraceLevel,
 };
 
@@ -102,6 +102,11 @@ pub(super) fn page(config: &Config) -> Value {
             },
             "gpu": {
                 "cuda": if config.gpu.enabled { "auto" } else { "off" },
+                "cuda_copies": match config.gpu.copies {
+                    CudaCopies::Auto => "auto",
+                    CudaCopies::Staged => "staged",
+                    CudaCopies::Plain => "plain",
+                },
                 "cuda_event_timeout_seconds": config.gpu.event_timeout.as_secs_f64(),
             },
             "shutdown": {

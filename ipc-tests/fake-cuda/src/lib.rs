@@ -12,6 +12,7 @@
 //! * `FAKE_CUDA_FAULTS`: a file of failures, read at every call;
 //! * `FAKE_CUDA_DELAY_US`: pause before every operation of a stream;
 //! * `FAKE_CUDA_VERSION`: what the driver says it is (12080); before 12.8 there are no batched copies;
+//! * `FAKE_CUDA_PTX=0`: it takes none, as if it were too new;
 //! * `FAKE_CUDA_CLOSE=all`: one close unmaps an allocation for everybody in the process.
 #![allow(non_snake_case, clippy::missing_safety_doc, reason = "the names and contracts are the driver's")]
 
@@ -19,6 +20,7 @@ mod context;
 mod copy;
 mod event;
 mod inject;
+mod kernel;
 mod memory;
 mod state;
 mod stream;
@@ -31,8 +33,10 @@ pub(crate) mod code {
     pub const NOT_INITIALIZED: u32 = 3;
     pub const NO_DEVICE: u32 = 100;
     pub const INVALID_DEVICE: u32 = 101;
+    pub const INVALID_IMAGE: u32 = 200;
     pub const INVALID_CONTEXT: u32 = 201;
     pub const PEER_ACCESS_UNSUPPORTED: u32 = 217;
+    pub const UNSUPPORTED_PTX_VERSION: u32 = 222;
     pub const INVALID_HANDLE: u32 = 400;
     pub const NOT_FOUND: u32 = 500;
     pub const NOT_READY: u32 = 600;

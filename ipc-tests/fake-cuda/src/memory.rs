@@ -64,6 +64,13 @@ pub(crate) fn with_both<T>(
     Some(work(real(a)?, real(b)?))
 }
 
+/// The same for many places of the device.
+pub(crate) fn with_all<T>(places: &[(u64, u64)], work: impl FnOnce(&[*mut u8]) -> T) -> Option<T> {
+    let memory = MEMORIES.read();
+    let real: Option<Vec<*mut u8>> = places.iter().map(|&(at, bytes)| memory.real(at, bytes)).collect();
+    real.map(|real| work(&real))
+}
+
 /// How the driver takes a range of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Host {

@@ -12,8 +12,9 @@ use crate::context::{Context, current};
 use crate::copy::Batch;
 use crate::event::Event;
 use crate::inject::entered;
+use crate::kernel::Launch;
 use crate::state::{DELAY, fresh};
-use crate::{copy, memory};
+use crate::{copy, kernel, memory};
 
 /// Between two looks at what an operation waits for.
 const LOOK: Duration = Duration::from_micros(50);
@@ -26,6 +27,7 @@ unsafe impl Send for HostFunction {}
 
 pub(crate) enum Op {
     Copy(Batch),
+    Launch(Launch),
     Fill { at: u64, bytes: u64, value: u8 },
     Record(Arc<Event>, u64),
     Wait(Arc<Event>, u64),
@@ -107,6 +109,11 @@ impl Stream {
         match op {
             Op::Copy(batch) => {
                 if !copy::execute(&batch) {
+                    illegal();
+                }
+            }
+            Op::Launch(launch) => {
+                if !kernel::execute(&launch) {
                     illegal();
                 }
             }

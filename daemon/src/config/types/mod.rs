@@ -228,8 +228,21 @@ pub struct Listen {
 pub struct GpuConfig {
     /// Whether workers with a KV cache in GPU memory are served if there is a driver. Default: they are.
     pub enabled: bool,
+    /// How blocks are copied. Default: as the driver does it best.
+    pub copies: CudaCopies,
     /// Longest wait for a worker's event. Default: 120 s.
     pub event_timeout: Duration,
+}
+
+/// How blocks in GPU memory are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CudaCopies {
+    /// In batches where the driver can; what it cannot through a staging buffer on the GPU, if it is short.
+    Auto,
+    /// Never in batches.
+    Staged,
+    /// Piece by piece.
+    Plain,
 }
 
 /// How the daemon ends.

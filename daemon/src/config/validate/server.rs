@@ -71,6 +71,7 @@ pub(super) fn shutdown(flags: &ShutdownFlags) -> Result<ShutdownConfig, ConfigEr
 pub(super) fn gpu(flags: &GpuFlags) -> Result<GpuConfig, ConfigError> {
     Ok(GpuConfig {
         enabled: flags.cuda != "off",
+        copies: flags.cuda_copies,
         event_timeout: ranges::positive_seconds(
             "--cuda-event-timeout-seconds",
             flags.cuda_event_timeout_seconds,

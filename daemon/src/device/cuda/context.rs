@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use super::descriptor::{Handle, Uuid};
 use super::driver::{Driver, cuda};
 use super::error::{CudaError, OpenError};
+use super::kernel::Stagings;
 use super::semaphores::Semaphores;
 
 /// Longest wait for a context that is being destroyed.
@@ -105,6 +106,7 @@ pub(super) struct Context {
     graveyard: Mutex<Vec<Held>>,
     /// For the events of workers in isolated containers; made when the first asks.
     semaphores: Mutex<Option<Arc<Semaphores>>>,
+    pub(super) stagings: Stagings,
     /// A stream waits for something that never comes: destroying the context might wait as well.
     kept: AtomicBool,
 }
@@ -150,6 +152,7 @@ impl Context {
             open: Mutex::default(),
             graveyard: Mutex::default(),
             semaphores: Mutex::default(),
+            stagings: Stagings::default(),
             kept: AtomicBool::new(false),
         })
     }

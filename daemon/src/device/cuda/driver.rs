@@ -9,8 +9,8 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
 use cudarc::driver::sys::{
-    CUDA_MEMCPY2D, CUcontext, CUevent, CUipcEventHandle, CUipcMemHandle, CUstream, CUuuid, culib,
-    is_culib_present,
+    CUDA_MEMCPY2D, CUcontext, CUevent, CUfunction, CUipcEventHandle, CUipcMemHandle, CUmodule, CUstream,
+    CUuuid, culib, is_culib_present,
 };
 
 use super::error::{CudaError, code};
@@ -104,6 +104,11 @@ functions! {
     cuStreamWaitValue64_v2(CUstream, u64, u64, c_uint);
     cuStreamWriteValue64_v2(CUstream, u64, u64, c_uint);
     cuLaunchHostFunc(CUstream, HostFunction, *mut c_void);
+    cuModuleLoadData(*mut CUmodule, *const c_void);
+    cuModuleGetFunction(*mut CUfunction, CUmodule, *const c_char);
+    cuLaunchKernel(
+        CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream, *mut *mut c_void, *mut *mut c_void
+    );
     cuGetProcAddress_v2(*const c_char, *mut *mut c_void, c_int, u64, *mut c_int);
 }
 

@@ -1,32 +1,64 @@
 //! Pieces → calls of the driver.
+//!
+//! Pieces in one row are copied in a batch where the driver can. What remains is copied one by one if it is long, and through a
+//! staging buffer if it is short or strided; strided and single copies stand in where there is no such buffer.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
 
 use cudarc::driver::sys::{CUDA_MEMCPY2D, CUmemorytype};
 
+use super::Copies;
 use super::context::Context;
 use super::driver::{BatchCopy, CopyAttributes, checked, cuda};
 use super::error::{CudaError, code};
+use super::kernel::Staging;
 use super::pieces::Piece;
 use super::pin::Pin;
+use super::staging::Plan;
 use super::stream::Stream;
 use crate::device::transfer::Direction;
 
-/// Enqueues copies; remembers whether the driver takes batches.
+/// A piece of which a copy of its own is worth the call.
+const LONG: u64 = 256 << 10;
+
+/// Enqueues copies; remembers how the driver lets it.
 #[derive(Debug)]
 pub(super) struct Enqueuer {
     direction: Direction,
     batch: Option<BatchCopy>,
+    staging: Buffer,
+    plan: Plan,
+    short: Vec<Piece>,
     to: Vec<u64>,
     from: Vec<u64>,
     bytes: Vec<usize>,
 }
 
+/// A lane's staging buffer.
+#[derive(Debug)]
+enum Buffer {
+    /// Nothing was to be staged yet.
+    Unasked,
+    Have(Staging),
+    /// There is none to be had.
+    Without,
+}
+
 impl Enqueuer {
-    pub(super) fn new(context: &Context, direction: Direction) -> Enqueuer {
-        let batch = context.driver.batch;
-        Enqueuer { direction, batch, to: Vec::new(), from: Vec::new(), bytes: Vec::new() }
+    pub(super) fn new(context: &Context, direction: Direction, copies: Copies) -> Enqueuer {
+        let batch = context.driver.batch.filter(|_| copies == Copies::Auto);
+        let staging = if copies == Copies::Plain { Buffer::Without } else { Buffer::Unasked };
+        let (plan, short) = (Plan::default(), Vec::new());
+        let (to, from, bytes) = (Vec::new(), Vec::new(), Vec::new());
+        Enqueuer { direction, batch, staging, plan, short, to, from, bytes }
+    }
+
+    /// Lets the staging buffer go. Nothing that was enqueued is under way.
+    pub(super) fn finish(&mut self, context: &Context) {
+        if let Buffer::Have(staging) = std::mem::replace(&mut self.staging, Buffer::Without) {
+            context.stagings.put_back(staging);
+        }
     }
 
     /// Enqueues all pieces, in no order among each other. The context is current.
@@ -46,20 +78,73 @@ impl Enqueuer {
         self.to.clear();
         self.from.clear();
         self.bytes.clear();
+        self.short.clear();
         for piece in pieces {
-            // SAFETY: the caller's contract.
-            unsafe {
-                if piece.rows > 1 {
-                    self.rectangle(context, stream, piece)?;
-                } else if self.batch.is_some() && pin.is_pinned(piece.host) {
-                    self.keep(piece);
-                } else {
-                    self.single(context, stream, piece)?;
-                }
+            if piece.rows == 1 && self.batch.is_some() && pin.is_pinned(piece.host) {
+                self.keep(piece);
+            } else if piece.total() < LONG || piece.rows > 1 {
+                self.short.push(*piece);
+            } else {
+                // SAFETY: the caller's contract.
+                unsafe { self.plain(context, stream, piece) }?;
             }
         }
         // SAFETY: the caller's contract.
-        unsafe { self.flush(context, stream, pieces, pin) }
+        unsafe {
+            self.staged(context, stream, pin)?;
+            self.flush(context, stream, pieces, pin)
+        }
+    }
+
+    /// Enqueues the short pieces.
+    ///
+    /// # Safety
+    /// As [`Enqueuer::enqueue`].
+    unsafe fn staged(&mut self, context: &Context, stream: &Stream, pin: &Pin) -> Result<(), CudaError> {
+        if self.short.is_empty() {
+            return Ok(());
+        }
+        if matches!(self.staging, Buffer::Unasked) {
+            self.staging = match context.stagings.take(context) {
+                Ok(staging) => Buffer::Have(staging),
+                Err(error) if error.sticks() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(
+                        device = context.device.label,
+                        %error,
+                        direction = ?self.direction,
+                        "no staging buffer on the GPU: short pieces of a worker's blocks are copied one by one, which is slow"
+                    );
+                    Buffer::Without
+                }
+            };
+        }
+        let Buffer::Have(Staging { kernel, address }) = &self.staging else {
+            return self.short.iter().try_for_each(|piece| {
+                // SAFETY: the caller's contract.
+                unsafe { self.plain(context, stream, piece) }
+            });
+        };
+        self.plan.make(self.direction, &mut self.short, pin.borders(), *address);
+        // The stream keeps the rounds apart: the buffer is used again when it is free.
+        for round in self.plan.rounds() {
+            let across = || {
+                round.stretches.iter().try_for_each(|stretch| {
+                    // SAFETY: the buffer lives as long as the context; the rest is the caller's contract.
+                    unsafe { self.row(context, stream, stretch.staged, stretch.host, stretch.bytes) }
+                })
+            };
+            // SAFETY: as above.
+            let within = || unsafe { kernel.launch(context, stream, round.moves) };
+            match self.direction {
+                Direction::Store => within().and_then(|()| across())?,
+                Direction::Retrieve => across().and_then(|()| within())?,
+            }
+        }
+        self.plan.left.iter().try_for_each(|piece| {
+            // SAFETY: the caller's contract.
+            unsafe { self.plain(context, stream, piece) }
+        })
     }
 
     fn keep(&mut self, piece: &Piece) {
@@ -102,7 +187,7 @@ impl Enqueuer {
                 self.batch = None;
                 for piece in pieces.iter().filter(|piece| piece.rows == 1 && pin.is_pinned(piece.host)) {
                     // SAFETY: the caller's contract.
-                    unsafe { self.single(context, stream, piece) }?;
+                    unsafe { self.plain(context, stream, piece) }?;
                 }
                 Ok(())
             }
@@ -110,25 +195,40 @@ impl Enqueuer {
         }
     }
 
+    /// A piece by a call of its own.
+    ///
     /// # Safety
     /// As [`Enqueuer::enqueue`].
-    unsafe fn single(&self, context: &Context, stream: &Stream, piece: &Piece) -> Result<(), CudaError> {
-        let Piece { device, host, bytes, .. } = *piece;
-        let bytes = bytes as usize;
+    unsafe fn plain(&self, context: &Context, stream: &Stream, piece: &Piece) -> Result<(), CudaError> {
+        // SAFETY: the caller's contract.
+        unsafe {
+            if piece.rows > 1 {
+                self.rectangle(context, stream, piece)
+            } else {
+                self.row(context, stream, piece.device, piece.host, piece.bytes)
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Enqueuer::enqueue`].
+    unsafe fn row(
+        &self,
+        context: &Context,
+        stream: &Stream,
+        device: u64,
+        host: u64,
+        bytes: u64,
+    ) -> Result<(), CudaError> {
+        let (bytes, stream) = (bytes as usize, stream.raw());
         // SAFETY: the caller's contract.
         unsafe {
             match self.direction {
                 Direction::Store => {
-                    cuda!(
-                        context.driver,
-                        cuMemcpyDtoHAsync_v2(host as *mut c_void, device, bytes, stream.raw())
-                    )
+                    cuda!(context.driver, cuMemcpyDtoHAsync_v2(host as *mut c_void, device, bytes, stream))
                 }
                 Direction::Retrieve => {
-                    cuda!(
-                        context.driver,
-                        cuMemcpyHtoDAsync_v2(device, host as *const c_void, bytes, stream.raw())
-                    )
+                    cuda!(context.driver, cuMemcpyHtoDAsync_v2(device, host as *const c_void, bytes, stream))
                 }
             }
         }

@@ -24,6 +24,7 @@ use super::job::{Finished, Job, Tensor};
 use super::pieces::Piece;
 use super::pin::{Pin, PinUser};
 use super::stream::{Event, Stream};
+use super::{Copies, Settings};
 use crate::device::copy::CopyError;
 use crate::device::transfer::{Direction, Done, Transfer};
 
@@ -109,7 +110,7 @@ pub(super) struct LaneParts {
     pub(super) pins: PinUser,
     pub(super) mappings: Vec<Mapping>,
     pub(super) tensors: Vec<Option<Tensor>>,
-    pub(super) event_timeout: Duration,
+    pub(super) settings: Settings,
     pub(super) sender: Sender<Command>,
     pub(super) finished: Sender<Finished>,
 }
@@ -122,11 +123,11 @@ fn way_of(direction: Direction) -> usize {
 }
 
 impl Way {
-    fn new(context: &Arc<Context>, direction: Direction) -> Result<Way, CudaError> {
+    fn new(context: &Arc<Context>, direction: Direction, copies: Copies) -> Result<Way, CudaError> {
         Ok(Way {
             copies: Stream::new(context)?,
             gate: Some(Stream::new(context)?),
-            enqueuer: Enqueuer::new(context, direction),
+            enqueuer: Enqueuer::new(context, direction, copies),
             exporter: Exporter::default(),
             ready: VecDeque::new(),
             under_way: 0,
@@ -137,9 +138,10 @@ impl Way {
 impl Lane {
     /// The context is current.
     pub(super) fn new(parts: LaneParts) -> Result<Lane, CudaError> {
-        let LaneParts { context, pins, mappings, tensors, event_timeout, sender, finished } = parts;
+        let LaneParts { context, pins, mappings, tensors, settings, sender, finished } = parts;
+        let way = |direction| Way::new(&context, direction, settings.copies);
         Ok(Lane {
-            ways: [Way::new(&context, Direction::Store)?, Way::new(&context, Direction::Retrieve)?],
+            ways: [way(Direction::Store)?, way(Direction::Retrieve)?],
             waiting: HashMap::new(),
             jobs: HashMap::new(),
             slices: HashMap::new(),
@@ -151,7 +153,7 @@ impl Lane {
             next: 0,
             lost: None,
             closing: false,
-            event_timeout,
+            event_timeout: settings.event_timeout,
             sender,
             finished,
             pins,
@@ -184,6 +186,10 @@ impl Lane {
             if let Command::Transfer(transfer, done) = command {
                 self.refuse(transfer, done, CopyError::Closed);
             }
+        }
+        // After an error something may still be under way.
+        if !context.has_failed() {
+            self.ways.iter_mut().for_each(|way| way.enqueuer.finish(&context));
         }
         // Streams and memory while the context is current; itself last.
         drop(self);

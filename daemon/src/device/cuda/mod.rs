@@ -6,6 +6,7 @@
 //! * [`stream`], [`events`], [`semaphores`]: what is ordered behind what, across processes;
 //! * [`pin`]: the pool, pinned; [`numa`]: from near which memory;
 //! * [`pieces`], [`enqueue`]: runs of a plan → copies of the driver's;
+//! * [`staging`], [`kernel`]: short ones, gathered and scattered on the GPU;
 //! * [`job`], [`lane`]: transfers on their way; one thread for each worker.
 //!
 //! Without a driver nothing of this runs. With one, no context is made before a worker registers, and only on its own device:
@@ -19,11 +20,13 @@ mod enqueue;
 mod error;
 mod events;
 mod job;
+mod kernel;
 mod lane;
 mod numa;
 mod pieces;
 mod pin;
 mod semaphores;
+mod staging;
 mod stream;
 
 use std::collections::HashMap;
@@ -52,9 +55,22 @@ use pin::Pins;
 /// Longest that a registration waits for the pool to be pinned. A larger pool is pinned on beside the first transfers.
 const PIN_WAIT: Duration = Duration::from_secs(20);
 
+/// How pieces of a worker's blocks are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copies {
+    /// In batches where the driver can; else, and what is strided, through a staging buffer if it is short.
+    Auto,
+    /// Never in batches.
+    Staged,
+    /// Each by a call of its own.
+    Plain,
+}
+
 /// What the configuration says of GPUs.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
+    /// How pieces are copied.
+    pub copies: Copies,
     /// Longest wait for a worker's event.
     pub event_timeout: Duration,
 }
@@ -148,13 +164,12 @@ impl Cuda {
         }
         let (sender, commands) = channel();
         let (finished, over) = channel();
-        let event_timeout = self.settings.event_timeout;
         let parts = LaneParts {
             context: context.clone(),
             pins,
             mappings,
             tensors,
-            event_timeout,
+            settings: self.settings,
             sender: sender.clone(),
             finished,
         };
