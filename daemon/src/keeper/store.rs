@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use rustix::process::Pid;
 use tempfile::TempDir;
 use tokio::io::Interest;
@@ -137,6 +137,12 @@ fn receive(socket: &UnixDatagram) -> io::Result<(Said, Vec<OwnedFd>)> {
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
     let received = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags)?;
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        // The kernel has closed what did not fit into our table of descriptors.
+        tracing::warn!(
+            "a connection of the daemon could not be taken: this process has too many descriptors open; raise its limit (ulimit -n, LimitNOFILE=). After a crash its client connects again"
+        );
+    }
     let mut descriptors = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(sent) = message {
