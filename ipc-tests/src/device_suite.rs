@@ -83,10 +83,10 @@ pub trait Backing {
     fn descriptor(&self, layer: usize, metadata: TensorMetadata) -> DeviceDescriptor;
     /// Its device, as descriptors name it.
     fn uuid(&self) -> &str;
-    /// Writes all of a layer.
-    fn write(&self, layer: usize, data: &[u8]);
-    /// Reads all of a layer.
-    fn read(&self, layer: usize) -> Vec<u8>;
+    /// Writes all of its layers.
+    fn write(&self, layers: &[Vec<u8>]);
+    /// Reads all of its layers.
+    fn read(&self) -> Vec<Vec<u8>>;
     /// An event that the worker's memory is ready behind.
     fn event(&self) -> Vec<u8>;
     /// Whether the daemon's event has fired by now.
@@ -137,14 +137,19 @@ impl Backing for CpuMemory {
         "cpu"
     }
 
-    fn write(&self, layer: usize, data: &[u8]) {
-        self.files[layer].1.write_all_at(data, 0).expect("write");
+    fn write(&self, layers: &[Vec<u8>]) {
+        for ((_, file, _), data) in self.files.iter().zip(layers) {
+            file.write_all_at(data, 0).expect("write");
+        }
     }
 
-    fn read(&self, layer: usize) -> Vec<u8> {
-        let mut data = vec![0; self.files[layer].2 as usize];
-        self.files[layer].1.read_exact_at(&mut data, 0).expect("read");
-        data
+    fn read(&self) -> Vec<Vec<u8>> {
+        let read = |(_, file, bytes): &(String, File, u64)| {
+            let mut data = vec![0; *bytes as usize];
+            file.read_exact_at(&mut data, 0).expect("read");
+            data
+        };
+        self.files.iter().map(read).collect()
     }
 
     fn event(&self) -> Vec<u8> {
@@ -225,16 +230,18 @@ impl Backing for GpuMemory {
         &self.worker.uuid
     }
 
-    fn write(&self, layer: usize, data: &[u8]) {
+    fn write(&self, layers: &[Vec<u8>]) {
         let mut all = self.all();
-        let at = BEFORE as usize + layer * self.bytes as usize;
-        all[at..at + data.len()].copy_from_slice(data);
+        for (layer, data) in layers.iter().enumerate() {
+            let at = BEFORE as usize + layer * self.bytes as usize;
+            all[at..at + data.len()].copy_from_slice(data);
+        }
         self.worker.load(self.memory.number, &all);
     }
 
-    fn read(&self, layer: usize) -> Vec<u8> {
-        let at = BEFORE as usize + layer * self.bytes as usize;
-        self.all()[at..at + self.bytes as usize].to_vec()
+    fn read(&self) -> Vec<Vec<u8>> {
+        let layers = &self.all()[BEFORE as usize..];
+        layers.chunks_exact(self.bytes as usize).take(self.layers).map(<[u8]>::to_vec).collect()
     }
 
     fn event(&self) -> Vec<u8> {
@@ -300,24 +307,23 @@ impl Subject<'_> {
 
     /// Writes every byte as a function of its place.
     pub fn fill(&self, seed: u64) {
-        for layer in 0..self.layers {
+        let layer = |layer: usize| {
             let byte = |at: u64| {
                 ((at * 7 + (at >> 9) + layer as u64 * 13 + seed).wrapping_mul(2_654_435_761) >> 16) as u8
             };
-            self.backing.write(layer, &(0..self.layout.layer_bytes()).map(byte).collect::<Vec<u8>>());
-        }
+            (0..self.layout.layer_bytes()).map(byte).collect()
+        };
+        self.backing.write(&(0..self.layers).map(layer).collect::<Vec<_>>());
     }
 
     /// Zeroes everything.
     pub fn wipe(&self) {
-        for layer in 0..self.layers {
-            self.backing.write(layer, &vec![0; self.layout.layer_bytes() as usize]);
-        }
+        self.backing.write(&vec![vec![0; self.layout.layer_bytes() as usize]; self.layers]);
     }
 
     /// All blocks: by number, the bytes of all layers and planes.
     pub fn blocks(&self) -> Vec<Vec<u8>> {
-        let layers: Vec<Vec<u8>> = (0..self.layers).map(|layer| self.backing.read(layer)).collect();
+        let layers = self.backing.read();
         let block = |block: u64| {
             let of_layer = |layer: &Vec<u8>| {
                 let plane = |plane| {

@@ -62,6 +62,29 @@ async fn every_way_of_copying_does_what_it_must() {
     }
 }
 
+/// More than the staging buffer holds, and more pieces than a launch takes or a slice has.
+#[tokio::test]
+async fn what_is_larger_than_the_staging_buffer_takes_turns() {
+    const MANY: usize = 150;
+    let gpus = Gpus::new(1, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &["--l1-size-gb=0.125"]).await;
+    let (worker, layout) = (Arc::new(gpus.worker(0, None)), Layout::HeadMajor);
+    let memory = GpuMemory::new(worker, Announce::Torch, MANY, layer_bytes(layout));
+    let subject = Subject { backing: &memory, layout, layers: MANY, instance: 40 };
+    let mut client = daemon.connect().await;
+    subject.register(&mut client, "m").await;
+    subject.fill(3);
+    let before = subject.blocks();
+    let tokens = prompt(1, 2);
+    let frame = |request: &str| model("m").key(request, &tokens).frame(Some(0), 0, 512);
+    assert!(subject.store(&mut client, &frame("s"), (1..33).collect()).await.1);
+    assert_eq!(lookup(&mut client, &model("m"), "l", &tokens, 1).await, 2);
+    subject.wipe();
+    assert!(subject.retrieve(&mut client, &frame("l"), (33..65).rev().collect(), 0).await.1);
+    let moved: Vec<_> = subject.blocks()[33..65].iter().rev().cloned().collect();
+    assert!(moved[..] == before[1..33]);
+}
+
 /// Without the kernel, which other drivers than these may refuse, there are still plain copies.
 #[tokio::test]
 async fn a_driver_that_does_not_read_our_ptx_will_do() {

@@ -200,8 +200,11 @@ async fn an_event_that_never_fires_costs_its_worker_alone() {
         let daemon = Daemon::start_in(&gpus.of_daemon(), &flags).await;
         let (bad, good) = (Arc::new(gpus.worker(0, None)), Arc::new(gpus.worker(0, None)));
         let of_bad = GpuMemory::new(bad.clone(), announce, LAYERS, layer_bytes(LAYOUT));
-        let of_good = memory(&good);
-        let (bad_one, good_one) = (subject(&of_bad, 1), subject(&of_good, 2));
+        // Its heads come before its slots: the kernel moves them, which must not be loaded only now.
+        let heads_first = Layout::HeadMajor;
+        let of_good = GpuMemory::new(good.clone(), Announce::Torch, LAYERS, layer_bytes(heads_first));
+        let bad_one = subject(&of_bad, 1);
+        let good_one = Subject { backing: &of_good, layout: heads_first, layers: LAYERS, instance: 2 };
         let mut client = daemon.connect().await;
         bad_one.register(&mut client, "m").await;
         good_one.register(&mut client, "m").await;
@@ -218,6 +221,26 @@ async fn an_event_that_never_fires_costs_its_worker_alone() {
         bad.ask("go");
         bad_one.register(&mut client, "m").await;
         assert!(bad_one.store(&mut client, &frame("m", "e", 3), blocks()).await.1);
+    }
+}
+
+#[tokio::test]
+async fn a_staging_buffer_goes_from_worker_to_worker() {
+    let gpus = Gpus::new(1, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+    let (stays, comes) = (Arc::new(gpus.worker(0, None)), Arc::new(gpus.worker(0, None)));
+    let kept = memory(&stays);
+    let of_comer = GpuMemory::new(comes, Announce::Torch, LAYERS, layer_bytes(Layout::HeadMajor));
+    let comer = Subject { backing: &of_comer, layout: Layout::HeadMajor, layers: LAYERS, instance: 2 };
+    let mut client = daemon.connect().await;
+    subject(&kept, 1).register(&mut client, "m").await;
+    for seed in 0..4 {
+        comer.register(&mut client, "m").await;
+        assert!(comer.store(&mut client, &frame("m", "a", seed), blocks()).await.1);
+        // The memory of both, and one buffer.
+        open_become(&gpus, &daemon, 3).await;
+        unregister(&mut client, 2).await;
+        open_become(&gpus, &daemon, 2).await;
     }
 }
 

@@ -18,50 +18,79 @@ const ONCE: u32 = 2;
 /// A launch failure: spoils the context.
 const FOR_EVER: u32 = 719;
 
-/// What the daemon calls, and whether a failure of the call must spoil something: the others are cleaning up, and asking for
-/// what is nice to know.
-const CALLS: [(&str, bool); 37] = [
-    ("cuDeviceGet", true),
-    ("cuDeviceGetUuid_v2", true),
-    ("cuDevicePrimaryCtxRetain", true),
-    ("cuCtxPushCurrent_v2", true),
-    ("cuCtxPopCurrent_v2", false),
-    ("cuMemHostRegister_v2", false),
-    ("cuIpcOpenMemHandle_v2", true),
-    ("cuMemGetAddressRange_v2", false),
-    ("cuStreamCreate", true),
-    ("cuIpcOpenEventHandle", true),
-    ("cuEventQuery", true),
-    ("cuEventCreate", true),
-    ("cuEventRecord", true),
-    ("cuEventElapsedTime", true),
-    ("cuIpcGetEventHandle", false),
-    ("cuEventDestroy_v2", false),
-    ("cuStreamWaitEvent", true),
-    ("cuLaunchHostFunc", true),
-    ("cuMemcpyBatchAsync", true),
-    ("cuModuleLoadData", false),
-    ("cuModuleGetFunction", false),
-    ("cuLaunchKernel", true),
-    ("cuMemcpyDtoH_v2", true),
-    ("cuStreamDestroy_v2", false),
-    ("cuIpcCloseMemHandle", false),
-    ("cuMemHostUnregister", false),
-    ("cuDevicePrimaryCtxRelease_v2", false),
-    ("cuDevicePrimaryCtxReset_v2", false),
-    // Without batches.
-    ("cuMemcpyDtoHAsync_v2", true),
-    ("cuMemcpyHtoDAsync_v2", true),
-    // Without the kernel.
-    ("cuMemcpy2DAsync_v2", true),
+/// What a failure of a call must spoil.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spoils {
+    /// A transfer, however it fails.
+    Always,
+    /// A transfer if the context is lost; else there is another way.
+    IfLost,
+    /// Nothing, for certain: it is cleaning up, or asking for what is nice to know.
+    Perhaps,
+}
+use Spoils::{Always, IfLost, Perhaps};
+
+/// The drivers that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Modern,
+    /// Without batches.
+    Old,
+    /// Without the kernel, too.
+    Bare,
+}
+use Kind::{Bare, Modern, Old};
+
+/// What the daemon calls. Behind a name there may be which of its calls fails.
+const CALLS: [(&str, Kind, Spoils); 44] = [
+    ("cuDeviceGet", Modern, Always),
+    ("cuDeviceGetUuid_v2", Modern, Always),
+    ("cuDevicePrimaryCtxRetain", Modern, Always),
+    // The first is for the kernel.
+    ("cuCtxPushCurrent_v2", Modern, IfLost),
+    ("cuCtxPushCurrent_v2 times=1000", Modern, Always),
+    ("cuCtxPopCurrent_v2", Modern, Perhaps),
+    ("cuMemHostRegister_v2", Modern, Perhaps),
+    ("cuIpcOpenMemHandle_v2", Modern, Always),
+    ("cuMemGetAddressRange_v2", Modern, Always),
+    ("cuStreamCreate", Modern, IfLost),
+    ("cuStreamCreate skip=1", Modern, Always),
+    ("cuIpcOpenEventHandle", Modern, Always),
+    ("cuEventQuery", Modern, Always),
+    ("cuEventCreate", Modern, Always),
+    ("cuEventRecord", Modern, Always),
+    ("cuEventElapsedTime", Modern, Always),
+    ("cuIpcGetEventHandle", Modern, Perhaps),
+    ("cuEventDestroy_v2", Modern, Perhaps),
+    ("cuStreamWaitEvent", Modern, Always),
+    ("cuLaunchHostFunc", Modern, Always),
+    ("cuMemcpyBatchAsync", Modern, Always),
+    ("cuMemcpyDtoH_v2", Modern, Always),
+    ("cuStreamDestroy_v2", Modern, Perhaps),
+    ("cuIpcCloseMemHandle", Modern, Perhaps),
+    ("cuMemHostUnregister", Modern, Perhaps),
+    ("cuDevicePrimaryCtxRelease_v2", Modern, Perhaps),
+    ("cuDevicePrimaryCtxReset_v2", Modern, Perhaps),
+    // The kernel: loaded and launched once for each context, and then for what is short.
+    ("cuModuleLoadData", Modern, IfLost),
+    ("cuModuleGetFunction", Modern, IfLost),
+    ("cuLaunchKernel", Modern, IfLost),
+    ("cuLaunchKernel skip=1", Modern, IfLost),
+    ("cuLaunchKernel skip=2", Old, IfLost),
+    ("cuMemcpyDtoHAsync_v2", Old, IfLost),
+    ("cuMemcpyHtoDAsync_v2", Old, IfLost),
+    ("cuMemcpyDtoHAsync_v2", Bare, Always),
+    ("cuMemcpyHtoDAsync_v2", Bare, Always),
+    ("cuMemcpy2DAsync_v2", Bare, Always),
     // Isolated workers.
-    ("cuStreamWaitValue64_v2", true),
-    ("cuStreamWriteValue64_v2", false),
-    ("cuMemAlloc_v2", false),
-    ("cuMemsetD8Async", false),
-    ("cuIpcGetMemHandle", false),
+    ("cuStreamWaitValue64_v2", Modern, Always),
+    ("cuStreamWriteValue64_v2", Modern, Perhaps),
+    ("cuMemAlloc_v2", Modern, Perhaps),
+    ("cuMemsetD8Async", Modern, Perhaps),
+    ("cuIpcGetMemHandle", Modern, Perhaps),
+    ("cuStreamSynchronize", Modern, IfLost),
     // Only after another call has failed.
-    ("cuStreamSynchronize", false),
+    ("cuStreamSynchronize skip=1", Modern, Perhaps),
 ];
 
 struct Rig {
@@ -144,14 +173,16 @@ impl Rig {
     }
 
     async fn spoil(&mut self, call: &str, code: u32, announce: Announce) -> bool {
+        let (name, which) = call.split_once(' ').unwrap_or((call, ""));
         let sticky = if code == FOR_EVER { "sticky" } else { "" };
-        // Heads before slots: rectangles and plain copies.
+        // Heads before slots: rows that have to be gathered; and plain copies.
         let layouts = [Layout::HeadMajor, Layout::KvFirst];
-        let mut spoilt = false;
+        let (mut spoilt, mut counted) = (false, 0.0);
         for (at, layout) in layouts.into_iter().enumerate() {
             let memory = GpuMemory::new(self.worker.clone(), announce, LAYERS, layer_bytes(layout));
             let subject = Subject { backing: &memory, layout, layers: LAYERS, instance: 100 + at as u64 };
-            self.gpus.faults(&format!("{call} {code} {sticky}\n"));
+            // A line of its own for each layout: calls are counted by line.
+            self.gpus.faults(&format!("{name} {code} {which} {sticky} layout={at}\n"));
             subject.register(&mut self.client, "m").await;
             spoilt |= !self.works(&subject).await;
             spoilt |= !self.works(&subject).await;
@@ -162,13 +193,16 @@ impl Rig {
                 self.works(&subject).await.then_some(())
             };
             eventually(&format!("{call} {code}: the worker is served again"), again).await;
-            let counted =
-                self.daemon.metric("lmcached_cuda_errors_total", &[&format!("call=\"{call}\"")]).await;
-            // Which calls a layout makes depends on it; those that spoil something have been made.
-            assert!(counted > 0.0 || !spoilt, "{call} {code} is not counted");
+            counted = self.daemon.metric("lmcached_cuda_errors_total", &[&format!("call=\"{name}\"")]).await;
             let unregister = Request::UnregisterKvCache { instance_id: subject.instance };
             self.client.call(&unregister).await.expect("unregister");
+            // The next one's begins with a context of its own.
+            let pid = self.daemon.pid();
+            let gone = async || self.gpus.contexts_of(pid).is_empty().then_some(());
+            eventually(&format!("{call} {code}: no context is left"), gone).await;
         }
+        // Which calls a layout makes depends on it; those that spoil something have been made.
+        assert!(counted > 0.0 || !spoilt, "{call} {code} is not counted");
         self.daemon.metric_becomes("lmcached_l1_writing_objects", &[], 0.0).await;
         self.daemon.metric_becomes("lmcached_l1_pins", &[], 0.0).await;
         assert!(self.daemon.alive(), "{call} {code}");
@@ -180,20 +214,29 @@ async fn every_call(code: u32) {
     let mut modern = Rig::start(&[]).await;
     let mut old = Rig::start(&[("FAKE_CUDA_VERSION", "12040")]).await;
     let mut bare = Rig::start(&[("FAKE_CUDA_VERSION", "12040"), ("FAKE_CUDA_PTX", "0")]).await;
-    for (call, spoils) in CALLS {
+    for (call, kind, spoils) in CALLS {
         let isolated = ["Value64", "cuMemAlloc", "cuMemset", "cuIpcGetMemHandle"];
         let announce = if isolated.iter().any(|part| call.contains(part)) {
             Announce::Isolated
         } else {
             Announce::Torch
         };
-        let rig = match call {
-            "cuMemcpy2DAsync_v2" => &mut bare,
-            "cuMemcpyDtoHAsync_v2" | "cuMemcpyHtoDAsync_v2" => &mut old,
-            _ => &mut modern,
+        let rig = match kind {
+            Modern => &mut modern,
+            Old => &mut old,
+            Bare => &mut bare,
         };
+        let name = call.split(' ').next().unwrap_or(call);
+        let errors = async |rig: &Rig| {
+            rig.daemon.metric("lmcached_cuda_errors_total", &[&format!("call=\"{name}\"")]).await
+        };
+        let before = errors(rig).await;
         let spoilt = rig.spoil(call, code, announce).await;
-        assert!(spoilt || !spoils, "{call} {code} was not noticed");
+        let failed = errors(rig).await - before;
+        let must = spoils == Always || spoils == IfLost && code == FOR_EVER;
+        assert!(spoilt || !must, "{call} {code} was not noticed");
+        assert!(failed > 0.0 || spoils == Perhaps, "{call} {code}: was it ever called?");
+        assert!(!spoilt || spoils != IfLost || code == FOR_EVER, "{call} {code}: there is another way");
     }
 }
 

@@ -154,6 +154,15 @@ impl Stream {
     }
 }
 
+/// Waits until all streams of a context have done all.
+pub(crate) fn drain_all(context: &Context) {
+    let streams: Vec<Arc<Stream>> =
+        STREAMS.lock().values().filter(|stream| stream.context.id == context.id).cloned().collect();
+    for stream in streams {
+        stream.drain();
+    }
+}
+
 /// A stream of the current context; one of another is an invalid handle.
 pub(crate) fn of(raw: *mut c_void) -> Result<Arc<Stream>, u32> {
     let stream = STREAMS.lock().get(&(raw as u64)).cloned().ok_or(INVALID_HANDLE)?;

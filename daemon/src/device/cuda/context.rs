@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::{CUcontext, CUipcMemHandle, CUuuid};
@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use super::descriptor::{Handle, Uuid};
 use super::driver::{Driver, cuda};
 use super::error::{CudaError, OpenError};
-use super::kernel::Stagings;
+use super::kernel::{Kernel, Stagings};
 use super::semaphores::Semaphores;
 
 /// Longest wait for a context that is being destroyed.
@@ -59,20 +59,23 @@ pub(super) struct Contexts {
 }
 
 impl Contexts {
-    /// The context of a device, made if nobody has it.
+    /// The context of a device, made if nobody has it; then with the kernel that moves short pieces, if that is wanted.
     pub(super) fn get(
         self: &Arc<Contexts>,
         driver: &'static Driver,
         uuid: Uuid,
+        with_kernel: bool,
     ) -> Result<Arc<Context>, OpenError> {
         let until = Instant::now() + DESTROYED_IN;
         let mut known = self.known.lock();
-        while let Some(context) = known.get(&uuid) {
-            match context.upgrade() {
-                Some(context) if context.has_failed() => {
-                    return Err(OpenError::Failed(context.device.label.clone()));
+        while let Some(context) = known.get(&uuid).map(Weak::upgrade) {
+            match context {
+                Some(context) => {
+                    // Ours may be the last, and to let it go takes the lock.
+                    drop(known);
+                    let label = context.device.label.clone();
+                    return if context.has_failed() { Err(OpenError::Failed(label)) } else { Ok(context) };
                 }
-                Some(context) => return Ok(context),
                 // Its last user is just destroying it.
                 None if self.gone.wait_until(&mut known, until).timed_out() => {
                     return Err(OpenError::Failed(uuid.to_string()));
@@ -87,7 +90,13 @@ impl Contexts {
         tracing::info!(device = label, %uuid, "a GPU is used: its first worker registers");
         let context = Arc::new(made);
         known.insert(uuid, Arc::downgrade(&context));
-        Ok(context)
+        if with_kernel {
+            // Nobody else has the context before the lock is let go.
+            context.load_kernel();
+        }
+        // Before the context, which may go at once.
+        drop(known);
+        if context.has_failed() { Err(OpenError::Failed(label)) } else { Ok(context) }
     }
 }
 
@@ -106,6 +115,8 @@ pub(super) struct Context {
     graveyard: Mutex<Vec<Held>>,
     /// For the events of workers in isolated containers; made when the first asks.
     semaphores: Mutex<Option<Arc<Semaphores>>>,
+    /// What moves short pieces, if it is wanted and the driver takes it.
+    pub(super) kernel: OnceLock<Kernel>,
     pub(super) stagings: Stagings,
     /// A stream waits for something that never comes: destroying the context might wait as well.
     kept: AtomicBool,
@@ -152,9 +163,26 @@ impl Context {
             open: Mutex::default(),
             graveyard: Mutex::default(),
             semaphores: Mutex::default(),
+            kernel: OnceLock::new(),
             stagings: Stagings::default(),
             kept: AtomicBool::new(false),
         })
+    }
+
+    /// Without it all works, and slower. An error that sticks is the end of the context.
+    fn load_kernel(self: &Arc<Context>) {
+        let loaded = self.enter().and_then(|_current| Kernel::load(self));
+        match loaded {
+            Ok(kernel) => {
+                let _ = self.kernel.set(kernel);
+            }
+            Err(error) if self.note(error) => {}
+            Err(error) => tracing::warn!(
+                device = self.device.label,
+                %error,
+                "the kernel for short pieces cannot be used: they are copied one by one, which is slow"
+            ),
+        }
     }
 
     /// Makes it the calling thread's, until the guard goes.
@@ -304,14 +332,15 @@ impl Mapping {
         self.pointer
     }
 
-    /// Bytes of the allocation, where the driver says so.
-    pub(super) fn bytes(&self) -> Option<u64> {
+    /// Bytes of the allocation. A kernel that goes beyond them is the end of the context, so they must be known.
+    pub(super) fn bytes(&self) -> Result<u64, CudaError> {
         let driver = self.context.driver;
-        let _current = self.context.enter().ok()?;
+        let _current = self.context.enter()?;
         let (mut base, mut bytes) = (0, 0);
         // SAFETY: pointers to our own, and one that is open.
-        unsafe { cuda!(driver, cuMemGetAddressRange_v2(&mut base, &mut bytes, self.pointer)) }.ok()?;
-        (base == self.pointer).then_some(bytes as u64)
+        unsafe { cuda!(driver, cuMemGetAddressRange_v2(&mut base, &mut bytes, self.pointer)) }?;
+        // A handle is opened as the whole allocation; this holds if not.
+        Ok((base + bytes as u64).saturating_sub(self.pointer))
     }
 }
 

@@ -77,7 +77,7 @@ impl Importer {
             return Ok(memory.clone());
         }
         let memory = Arc::new(context.map(handle)?);
-        if memory.bytes().is_some_and(|bytes| bytes < semaphores::WORDS * semaphores::WORD) {
+        if memory.bytes()? < semaphores::WORDS * semaphores::WORD {
             return Err(CudaError {
                 call: "the size of a worker's semaphores",
                 code: super::error::code::INVALID_VALUE,

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_void};
+use std::sync::Arc;
 
 use cudarc::driver::sys::CUfunction;
 use parking_lot::Mutex;
@@ -19,8 +20,8 @@ const PTX: &str = concat!(include_str!("kernel/move.ptx"), "\0");
 const NAME: &CStr = c"lmcached_move";
 /// Threads of a block.
 const THREADS: u32 = 256;
-/// Blocks of threads for each piece: a piece of 16 KiB is one access of 16 bytes for each of their threads.
-const BLOCKS: u32 = 4;
+/// Blocks of threads for each piece, at most: then a thread has several accesses.
+const MAX_BLOCKS: u64 = 64;
 
 /// The kernel, in one context.
 #[derive(Clone, Copy, Debug)]
@@ -30,25 +31,37 @@ pub(super) struct Kernel {
 
 // SAFETY: the pointer is only a name, of something that goes with its context.
 unsafe impl Send for Kernel {}
+// SAFETY: as above.
+unsafe impl Sync for Kernel {}
 
 impl Kernel {
-    /// Loads it into the current context, which compiles it for the device: some milliseconds. It goes with the context.
-    pub(super) fn load(context: &Context) -> Result<Kernel, CudaError> {
+    /// Loads it into the current context, which compiles it for the device: about a tenth of a second. It goes with the context.
+    ///
+    /// To be called before anything else is under way in the context. Loading waits for all of it, and drivers that load lazily
+    /// do so at the first launch, of which one is made here; later it could be kept waiting by a worker's event that never fires.
+    pub(super) fn load(context: &Arc<Context>) -> Result<Kernel, CudaError> {
         let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: pointers to our own, and texts with an end.
         unsafe {
             cuda!(context.driver, cuModuleLoadData(&mut module, PTX.as_ptr().cast()))?;
             cuda!(context.driver, cuModuleGetFunction(&mut function, module, NAME.as_ptr()))?;
         }
-        Ok(Kernel { function })
+        let (kernel, stream) = (Kernel { function }, Stream::new(context)?);
+        // SAFETY: a move of no bytes touches nothing.
+        unsafe { kernel.launch(context, &stream, &[Move::default()]) }?;
+        stream.synchronize()?;
+        Ok(kernel)
     }
 
     /// Enqueues moves, in no order among each other.
     ///
     /// # Safety
     /// Both sides of every move are GPU memory that stays open until the stream has passed them; the context is current.
+    ///
+    /// # Errors
+    /// The driver's. Some of the moves may be enqueued then.
     pub(super) unsafe fn launch(
-        &self,
+        self,
         context: &Context,
         stream: &Stream,
         moves: &[Move],
@@ -58,13 +71,16 @@ impl Kernel {
             parameter[..moves.len()].copy_from_slice(moves);
             let mut parameters = [(&raw mut parameter).cast::<c_void>()];
             let (pieces, parameters) = (moves.len() as u32, parameters.as_mut_ptr());
+            // So that the largest has one access of 16 bytes for each thread.
+            let largest = moves.iter().map(Move::total).max().unwrap_or(0);
+            let blocks = largest.div_ceil(u64::from(THREADS) * 16).clamp(1, MAX_BLOCKS) as u32;
             let (raw, none) = (stream.raw(), std::ptr::null_mut());
-            // SAFETY: the kernel has one parameter of that size, which is read during the call; it touches what the moves in
-            // `pieces` say, for which the caller stands.
+            // SAFETY: the kernel has one parameter of that size, which is read during the call; it touches what the first
+            // `pieces` moves say, for which the caller stands.
             unsafe {
                 cuda!(
                     context.driver,
-                    cuLaunchKernel(self.function, pieces, BLOCKS, 1, THREADS, 1, 1, 0, raw, parameters, none)
+                    cuLaunchKernel(self.function, pieces, blocks, 1, THREADS, 1, 1, 0, raw, parameters, none)
                 )
             }?;
         }
@@ -72,38 +88,29 @@ impl Kernel {
     }
 }
 
-/// The kernel and the staging buffers of a context. They are freed with it alone: the driver would wait for everything that is
-/// under way there, and that may be a worker's event that never fires.
+/// Staging buffers of a context that nobody uses. They are freed with it alone: the driver would wait for everything that is under
+/// way there, and that may be a worker's event that never fires.
 #[derive(Debug, Default)]
 pub(super) struct Stagings {
-    kernel: Mutex<Option<Kernel>>,
     free: Mutex<Vec<Staging>>,
 }
 
-/// GPU memory of [`STAGING_BYTES`], and the kernel that fills and empties it.
+/// GPU memory of [`STAGING_BYTES`].
 #[derive(Debug)]
 pub(super) struct Staging {
-    pub(super) kernel: Kernel,
     pub(super) address: u64,
 }
 
 impl Stagings {
-    /// A buffer that nobody uses, or a new one. The context is current.
+    /// A free buffer, or a new one. The context is current.
     pub(super) fn take(&self, context: &Context) -> Result<Staging, CudaError> {
         if let Some(free) = self.free.lock().pop() {
             return Ok(free);
         }
-        let kernel = {
-            let mut kernel = self.kernel.lock();
-            match *kernel {
-                Some(loaded) => loaded,
-                None => *kernel.insert(Kernel::load(context)?),
-            }
-        };
         let mut address = 0;
         // SAFETY: a pointer to our own.
         unsafe { cuda!(context.driver, cuMemAlloc_v2(&mut address, STAGING_BYTES as usize)) }?;
-        Ok(Staging { kernel, address })
+        Ok(Staging { address })
     }
 
     /// For the next one. Nothing that uses it is under way.
@@ -118,21 +125,29 @@ mod tests {
 
     use super::*;
 
+    fn digest(bytes: &[u8]) -> String {
+        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     #[test]
     fn the_ptx_is_of_its_source() {
-        let digest: String = Sha256::digest(include_bytes!("kernel/move.cu"))
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        let first = PTX.lines().next().expect("a line");
+        let ptx = PTX.trim_end_matches('\0');
+        let (of_source, rest) = ptx.split_once('\n').expect("a line");
+        let (of_ptx, body) = rest.split_once('\n').expect("another");
+        let source = digest(include_bytes!("kernel/move.cu"));
         assert!(
-            first.ends_with(&format!("sha256 {digest}.")),
-            "run kernel/build.py: {first}, but it is {digest}"
+            of_source.ends_with(&format!("sha256 {source}.")),
+            "run kernel/build.py: {of_source}, not {source}"
         );
-        assert!(PTX.contains(".visible .entry lmcached_move("));
+        let body_digest = digest(body.as_bytes());
+        assert!(
+            of_ptx.ends_with(&format!("sha256 {body_digest}.")),
+            "changed by hand: {of_ptx}, not {body_digest}"
+        );
+        assert!(body.contains(".visible .entry lmcached_move("));
         // The oldest driver that is used reads version 8.0.
-        assert!(PTX.contains("\n.version 8.0\n"));
+        assert!(body.contains("\n.version 8.0\n"));
         let parameter = format!(".param .align 8 .b8 lmcached_move_param_0[{}]", size_of::<[Move; PIECES]>());
-        assert!(PTX.contains(&parameter), "{parameter}");
+        assert!(body.contains(&parameter), "{parameter}");
     }
 }

@@ -5,7 +5,7 @@
 //! * [`context`]: a device's context and the allocations that are open in it, each once;
 //! * [`stream`], [`events`], [`semaphores`]: what is ordered behind what, across processes;
 //! * [`pin`]: the pool, pinned; [`numa`]: from near which memory;
-//! * [`pieces`], [`enqueue`]: runs of a plan → copies of the driver's;
+//! * [`pieces`], [`enqueue`], [`calls`]: runs of a plan → copies of the driver's;
 //! * [`staging`], [`kernel`]: short ones, gathered and scattered on the GPU;
 //! * [`job`], [`lane`]: transfers on their way; one thread for each worker.
 //!
@@ -13,6 +13,7 @@
 //! a GPU is found by its UUID, because every process may number them differently.
 #![deny(unsafe_code)]
 
+mod calls;
 mod context;
 mod descriptor;
 mod driver;
@@ -122,13 +123,14 @@ impl Cuda {
     ) -> Result<Memory, OpenError> {
         let announced = descriptor::read(descriptors, geometry)?;
         let driver = Driver::get().map_err(|error| OpenError::NoDriver(error.to_string()))?;
-        let context = self.contexts.get(driver, announced.uuid)?;
+        let with_kernel = self.settings.copies != Copies::Plain;
+        let context = self.contexts.get(driver, announced.uuid, with_kernel)?;
         let pins = self.pins.user(&context);
         let label = context.device.label.clone();
         let failed = |source| OpenError::Driver { device: label.clone(), source };
         let _current = context.enter().map_err(failed)?;
         let (mut mappings, mut tensors, mut identity) = (Vec::new(), Vec::new(), Vec::new());
-        let mut open: HashMap<Handle, (u64, Option<u64>)> = HashMap::new();
+        let mut open: HashMap<Handle, (u64, u64)> = HashMap::new();
         for (tensor, place) in announced.places.iter().enumerate() {
             let Some(place) = place else {
                 tensors.push(None);
@@ -137,24 +139,25 @@ impl Cuda {
             let (pointer, allocated) = match open.get(&place.handle) {
                 Some(known) => *known,
                 None => {
-                    let mapping = context.map(&place.handle).map_err(|source| {
+                    let failed = |source| {
                         context.note(source);
                         OpenError::Map { tensor, device: label.clone(), source }
-                    })?;
-                    let known = (mapping.pointer(), mapping.bytes());
+                    };
+                    let mapping = context.map(&place.handle).map_err(failed)?;
+                    let known = (mapping.pointer(), mapping.bytes().map_err(failed)?);
                     mappings.push(mapping);
                     open.insert(place.handle, known);
                     identity.push(SegmentIdentity {
                         device: xxh3_64(&announced.uuid.0),
                         inode: xxh3_64(&place.handle),
-                        size: known.1.unwrap_or(0),
+                        size: known.1,
                     });
                     known
                 }
             };
             // Checked for overflow where it was read.
             let bytes = place.offset + place.bytes;
-            if let Some(allocated) = allocated.filter(|allocated| bytes > *allocated) {
+            if bytes > allocated {
                 return Err(OpenError::Allocation { tensor, bytes, allocated });
             }
             tensors.push(Some(Tensor { address: pointer + place.offset, bytes: place.bytes }));

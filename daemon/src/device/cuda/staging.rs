@@ -8,24 +8,65 @@
 use super::pieces::{Borders, Piece};
 use crate::device::transfer::Direction;
 
-/// Bytes of a staging buffer. Moving that much within the GPU takes some ten microseconds, over the bus several hundred: there is
-/// little to gain from a second one that is filled meanwhile.
+/// Bytes of a staging buffer. Moving that much over the bus takes some hundred microseconds, in which the launches that fill it are
+/// over several times, unless the engine's own kernels keep them waiting. What a second buffer would gain has not been measured.
 pub(super) const STAGING_BYTES: u64 = 16 << 20;
 /// Moves of one launch: `PIECES` in `kernel/move.cu`.
-pub(super) const PIECES: usize = 127;
+pub(super) const PIECES: usize = 85;
 /// The kernel's widest access. Staged bytes lie to it as they do in the pool, so that it can be used.
 const WIDEST: u64 = 16;
 
-/// What the kernel is told of one piece: `struct piece` in `kernel/move.cu`.
+/// What the kernel is told: `tiles` times `rows` times `bytes`, each at regular steps. `struct piece` in `kernel/move.cu`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub(super) struct Move {
-    pub(super) to: u64,
-    pub(super) from: u64,
-    pub(super) bytes: u32,
-    pub(super) rows: u32,
-    pub(super) to_step: u32,
-    pub(super) from_step: u32,
+    to: u64,
+    from: u64,
+    bytes: u32,
+    rows: u32,
+    tiles: u32,
+    to_row: u32,
+    from_row: u32,
+    to_tile: u32,
+    from_tile: u32,
+    unused: u32,
+}
+
+impl Move {
+    /// A piece, whose bytes in the staging buffer begin at `staged`. Its numbers have been looked at ([`fits`]).
+    fn new(direction: Direction, piece: &Piece, staged: u64) -> Move {
+        let Piece { device, bytes, rows, device_step, host_step, .. } = *piece;
+        let (to, from, to_row, from_row) = match direction {
+            Direction::Store => (staged, device, host_step, device_step),
+            Direction::Retrieve => (device, staged, device_step, host_step),
+        };
+        // The steps of a single row mean nothing, and need not fit.
+        let [bytes, rows, to_row, from_row] = [bytes, rows, to_row, from_row].map(|number| number as u32);
+        Move { to, from, bytes, rows, tiles: 1, to_row, from_row, ..Move::default() }
+    }
+
+    /// Takes `next` in if it is one more tile of this: the heads of a block, or blocks at regular distances.
+    fn extend(&mut self, next: &Move) -> bool {
+        let rows =
+            |of: &Move| (of.bytes, of.rows, if of.rows > 1 { (of.to_row, of.from_row) } else { (0, 0) });
+        let step = |last: u64, next: u64, known: u32| {
+            let step = u32::try_from(next.checked_sub(last)? / u64::from(self.tiles)).ok()?;
+            let is_regular = last + u64::from(step) * u64::from(self.tiles) == next;
+            (is_regular && (self.tiles == 1 || step == known)).then_some(step)
+        };
+        let steps = (step(self.to, next.to, self.to_tile), step(self.from, next.from, self.from_tile));
+        let (true, (Some(to_tile), Some(from_tile))) = (rows(self) == rows(next), steps) else {
+            return false;
+        };
+        (self.to_tile, self.from_tile) = (to_tile, from_tile);
+        self.tiles += 1;
+        true
+    }
+
+    /// All its bytes.
+    pub(super) fn total(&self) -> u64 {
+        u64::from(self.bytes) * u64::from(self.rows) * u64::from(self.tiles)
+    }
 }
 
 /// Bytes that lie one behind the other in the pool and in the staging buffer.
@@ -67,13 +108,13 @@ impl Plan {
     }
 
     /// Plans `pieces`, of which no two have a byte of the pool in common, and which it puts in the pool's order. `staging` is the
-    /// buffer's address.
+    /// buffer: its address and size.
     pub(super) fn make(
         &mut self,
         direction: Direction,
         pieces: &mut [Piece],
         borders: Borders,
-        staging: u64,
+        (staging, room): (u64, u64),
     ) {
         let Plan { moves, stretches, ends, left } = self;
         moves.clear();
@@ -81,26 +122,27 @@ impl Plan {
         ends.clear();
         left.clear();
         pieces.sort_unstable_by_key(|piece| piece.host);
-        let (mut used, mut first) = (0, 0);
+        // Of the round that is being planned: bytes of the buffer, and where its moves and stretches begin.
+        let (mut used, mut begin) = (0, (0, 0));
         // Rows of one piece may lie between those of others: together they are a group that leaves no gap.
         for group in groups(pieces) {
             let (host, bytes) = (group[0].host, end_of(group) - group[0].host);
             // A gap would be overwritten by a store: it may be another slice's.
             let is_dense = group.iter().map(Piece::total).sum::<u64>() == bytes;
-            if !is_dense || bytes > STAGING_BYTES - WIDEST || !group.iter().all(fits) {
+            if !is_dense || bytes + WIDEST > room || !group.iter().all(fits) {
                 left.extend_from_slice(group);
                 continue;
             }
             let mut at = place(used, host);
-            if at + bytes > STAGING_BYTES {
-                ends.push((moves.len(), stretches.len()));
-                first = stretches.len();
+            if at + bytes > room {
+                begin = (moves.len(), stretches.len());
+                ends.push(begin);
                 at = place(0, host);
             }
             let follows = |last: &&mut Stretch| {
                 last.host + last.bytes == host && borders.part(last.host) == borders.part(host)
             };
-            match stretches[first..].last_mut().filter(follows) {
+            match stretches[begin.1..].last_mut().filter(follows) {
                 Some(last) => {
                     at = last.staged + last.bytes - staging;
                     last.bytes += bytes;
@@ -108,11 +150,14 @@ impl Plan {
                 None => stretches.push(Stretch { host, staged: staging + at, bytes }),
             }
             used = at + bytes;
-            moves.extend(
-                group.iter().map(|piece| to_move(direction, piece, staging + at + (piece.host - host))),
-            );
+            for piece in group {
+                let next = Move::new(direction, piece, staging + at + (piece.host - host));
+                if !moves[begin.0..].last_mut().is_some_and(|last| last.extend(&next)) {
+                    moves.push(next);
+                }
+            }
         }
-        if first < stretches.len() {
+        if begin.1 < stretches.len() {
             ends.push((moves.len(), stretches.len()));
         }
     }
@@ -126,18 +171,7 @@ fn place(used: u64, host: u64) -> u64 {
 /// Whether the kernel's numbers are wide enough.
 fn fits(piece: &Piece) -> bool {
     let widest = u64::from(u32::MAX);
-    piece.total() <= widest && piece.host_step <= widest && piece.device_step <= widest
-}
-
-fn to_move(direction: Direction, piece: &Piece, staged: u64) -> Move {
-    let Piece { device, bytes, rows, device_step, host_step, .. } = *piece;
-    let (to, from, to_step, from_step) = match direction {
-        Direction::Store => (staged, device, host_step, device_step),
-        Direction::Retrieve => (device, staged, device_step, host_step),
-    };
-    // What does not fit has been left out.
-    let [bytes, rows, to_step, from_step] = [bytes, rows, to_step, from_step].map(|number| number as u32);
-    Move { to, from, bytes, rows, to_step, from_step }
+    piece.total() <= widest && (piece.rows == 1 || piece.host_step <= widest && piece.device_step <= widest)
 }
 
 /// Where a piece ends in the pool.
@@ -208,15 +242,15 @@ mod tests {
         })
     }
 
-    /// What a plan moves: bytes of the pool and of the worker.
-    fn moved(plan: &Plan, direction: Direction, borders: Borders) -> Vec<(u64, u64)> {
+    /// What a plan moves through a buffer of `room` bytes: bytes of the pool and of the worker.
+    fn moved(plan: &Plan, direction: Direction, borders: Borders, room: u64) -> Vec<(u64, u64)> {
         let mut moved: Vec<(u64, u64)> = plan.left.iter().flat_map(pairs).collect();
         for round in plan.rounds() {
             assert!(!round.moves.is_empty() && !round.stretches.is_empty());
             let mut pool_of = HashMap::new();
             for stretch in round.stretches {
                 assert_eq!(borders.part(stretch.host), borders.part(stretch.host + stretch.bytes - 1));
-                assert!(stretch.staged + stretch.bytes <= STAGING + STAGING_BYTES);
+                assert!(stretch.staged >= STAGING && stretch.staged + stretch.bytes <= STAGING + room);
                 assert_eq!(stretch.staged % WIDEST, stretch.host % WIDEST);
                 for byte in 0..stretch.bytes {
                     assert_eq!(
@@ -227,9 +261,14 @@ mod tests {
                 }
             }
             for to_do in round.moves {
-                for row in 0..u64::from(to_do.rows) {
-                    let to = to_do.to + row * u64::from(to_do.to_step);
-                    let from = to_do.from + row * u64::from(to_do.from_step);
+                for (tile, row) in
+                    (0..to_do.tiles).flat_map(|tile| (0..to_do.rows).map(move |row| (tile, row)))
+                {
+                    let at = |start: u64, of_tile: u32, of_row: u32| {
+                        start + u64::from(tile) * u64::from(of_tile) + u64::from(row) * u64::from(of_row)
+                    };
+                    let to = at(to_do.to, to_do.to_tile, to_do.to_row);
+                    let from = at(to_do.from, to_do.from_tile, to_do.from_row);
                     moved.extend((0..u64::from(to_do.bytes)).map(|byte| {
                         let (staged, device) = match direction {
                             Direction::Store => (to + byte, from + byte),
@@ -252,6 +291,7 @@ mod tests {
         fn a_plan_moves_what_its_pieces_do(
             blocks in prop::collection::vec((1u64..4, 1u64..5, 1u64..40, 0u64..3, 0u64..1000, any::<bool>()), 1..20),
             step in 1u64..4,
+            room in prop_oneof![32u64..400, Just(4096u64)],
             store in any::<bool>(),
             order in any::<prop::sample::Index>(),
         ) {
@@ -278,8 +318,8 @@ mod tests {
             let len = pieces.len();
             pieces.rotate_left(order.index(len));
             let mut plan = Plan::default();
-            plan.make(direction, &mut pieces, borders, STAGING);
-            prop_assert_eq!(moved(&plan, direction, borders), expected);
+            plan.make(direction, &mut pieces, borders, (STAGING, room));
+            prop_assert_eq!(moved(&plan, direction, borders, room), expected);
         }
     }
 
@@ -293,29 +333,26 @@ mod tests {
             .flat_map(|at| block(place(at), GPU + (at * 37 % 641) * bytes, 8, 16, bytes / 128))
             .collect();
         let mut plan = Plan::default();
-        plan.make(Direction::Store, &mut pieces, borders, STAGING);
+        plan.make(Direction::Store, &mut pieces, borders, (STAGING, STAGING_BYTES));
         let rounds: Vec<(usize, Vec<u64>)> = plan
             .rounds()
             .map(|round| (round.moves.len(), round.stretches.iter().map(|stretch| stretch.bytes).collect()))
             .collect();
-        assert_eq!(rounds, [(512 * 8, vec![16 << 20]), (129 * 8, vec![4 << 20, bytes])]);
+        // The heads of a block are one move.
+        assert_eq!(rounds, [(512, vec![16 << 20]), (129, vec![4 << 20, bytes])]);
         assert!(plan.left.is_empty());
     }
 
     #[test]
     fn what_cannot_be_staged_is_left() {
         let borders = Borders { start: POOL, step: 1 << 28 };
-        let whole = |bytes, step| Piece {
-            device: GPU,
-            host: POOL,
-            bytes,
-            rows: 1,
-            device_step: step,
-            host_step: bytes,
+        let piece = |bytes, rows, step| {
+            let (device_step, host_step) = (step, bytes);
+            Piece { device: GPU, host: POOL, bytes, rows, device_step, host_step }
         };
-        for piece in [whole(STAGING_BYTES, 1), whole(4096, 1 << 32)] {
+        for piece in [piece(STAGING_BYTES, 1, STAGING_BYTES), piece(4096, 2, 1 << 32)] {
             let mut plan = Plan::default();
-            plan.make(Direction::Store, &mut [piece], borders, STAGING);
+            plan.make(Direction::Store, &mut [piece], borders, (STAGING, STAGING_BYTES));
             assert_eq!((plan.rounds().count(), &plan.left[..]), (0, &[piece][..]));
         }
     }

@@ -36,12 +36,13 @@ def text(what: str) -> str:
 check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"move.cu", 0, None, None))
 flags = [b"--gpu-architecture=compute_70", b"--std=c++17"]
 check(nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags)))
-# A test compares the digest, so that a changed source with the old PTX is noticed.
-digest = hashlib.sha256(source).hexdigest()
 # NVRTC's own constants, which nothing here refers to.
 lines = [line.rstrip() for line in text("PTX").splitlines() if "nv6target" not in line]
 ptx = "\n".join(lines).strip()
-(here / "move.ptx").write_text(f"// Built by build.py from move.cu, sha256 {digest}.\n{ptx}\n")
+# A test compares the digests: a changed source with the old PTX, and PTX that was changed by hand, are noticed.
+digests = [hashlib.sha256(part).hexdigest() for part in (source, f"{ptx}\n".encode())]
+head = f"// Built by build.py from move.cu, sha256 {digests[0]}.\n// What follows has sha256 {digests[1]}.\n"
+(here / "move.ptx").write_text(f"{head}{ptx}\n")
 for architecture in ARCHITECTURES if len(sys.argv) > 2 else []:
     command = [sys.argv[2], f"--gpu-name={architecture}", "--warning-as-error", "--verbose", "--output-file=/dev/null", here / "move.ptx"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
