@@ -55,6 +55,8 @@ fn pattern(seed: u64, chunk: usize) -> u64 {
 
 struct Worker {
     number: u64,
+    /// How often it has gone. Who comes in its place is another process, and has another id.
+    gone: u64,
     model: Model,
     random: Random,
     pool: Arc<Pool>,
@@ -64,7 +66,7 @@ struct Worker {
 
 impl Worker {
     fn id(&self) -> u64 {
-        1000 + self.number
+        1000 + self.number + self.gone * WORKERS
     }
 
     async fn run(mut self, endpoint: String, until: Instant) {
@@ -82,6 +84,7 @@ impl Worker {
                 step.unwrap_or_else(|_| panic!("worker {} has waited {STUCK:?} for an answer", self.number));
             }
             self.leave(&mut client).await;
+            self.gone += 1;
             Told::add(&self.told.left, 1);
         }
     }
@@ -171,8 +174,8 @@ async fn a_long_time_of_heavy_use_leaves_nothing_behind() {
         // What those who leave have not finished is given up within the test.
         "--lease-grace-seconds=1".to_owned(),
         "--l1-write-ttl-seconds=5".to_owned(),
-        "--worker-reap-timeout-seconds=30".to_owned(),
-        "--worker-registration-grace-seconds=30".to_owned(),
+        "--worker-reap-timeout-seconds=10".to_owned(),
+        "--worker-registration-grace-seconds=10".to_owned(),
     ];
     let daemon = Daemon::start(&flags.each_ref().map(String::as_str)).await;
     let pool = Arc::new(Pool::open(&daemon.pool_path()));
@@ -184,6 +187,7 @@ async fn a_long_time_of_heavy_use_leaves_nothing_behind() {
     for number in 0..WORKERS {
         let worker = Worker {
             number,
+            gone: 0,
             model: Model::small(["m", "n"][number as usize % 2]),
             random: Random::new(11, number),
             pool: pool.clone(),
@@ -205,7 +209,13 @@ async fn a_long_time_of_heavy_use_leaves_nothing_behind() {
     let late = anonymous_kib(daemon.pid()) as f64;
 
     // Everybody is gone: what was held is given back.
-    for gauge in ["lmcached_l1_leases", "lmcached_l1_pins", "lmcache_mp_active_prefetch_jobs"] {
+    let held = [
+        "lmcached_l1_leases",
+        "lmcached_l1_pins",
+        "lmcached_l1_quarantined_objects",
+        "lmcache_mp_active_prefetch_jobs",
+    ];
+    for gauge in held {
         eventually(gauge, async || (daemon.metric(gauge, &[]).await == 0.0).then_some(())).await;
     }
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
@@ -229,7 +239,8 @@ async fn a_long_time_of_heavy_use_leaves_nothing_behind() {
         .metric_becomes("lmcache_mp_lookup_requested_tokens_total", &[], lookups * CHUNKS as f64 * tokens)
         .await;
     daemon.metric_becomes("lmcache_mp_lookup_hit_tokens_total", &[], hits * tokens).await;
-    assert!(hits > 0.0 && count(&told.stored) > 0.0 && count(&told.retrieved) > 0.0);
+    // Work was done, and not mostly refused.
+    assert!(hits > 0.0 && count(&told.stored) > lookups && count(&told.retrieved) > 0.0);
     // In a short run the first twelfth is still the start.
     if seconds >= 1800 {
         assert!(late <= early * (1.0 + DRIFT), "memory grew from {early} to {late} KiB");

@@ -34,7 +34,7 @@ const SHARE: u32 = 200;
 const MAX_POINTS: usize = 901;
 
 /// Points between two searches for series that nobody feeds any more.
-const SWEEP: u64 = 64;
+const SWEEP: usize = 64;
 
 /// Whoever knows the daemon's numbers of now.
 pub trait Source: Send + Sync + 'static {
@@ -72,18 +72,15 @@ pub struct History {
 struct Inner {
     series: Vec<Series>,
     ids: FxHashMap<Series, usize>,
-    points: VecDeque<Point>,
+    /// By series: room for all points, of which number `n` is at `n % MAX_POINTS`; NaN where there is nothing. All of it is there
+    /// from a series' first point on, so that the daemon's memory does not grow for a quarter of an hour.
+    columns: Vec<Box<[f64]>>,
+    /// Of the points that are kept: milliseconds since the start of the history; a clock that jumps does not matter.
+    times: VecDeque<u64>,
+    /// Number of the oldest point.
+    first: usize,
     latencies: Latencies,
-    taken: u64,
     broken: Option<String>,
-}
-
-#[derive(Debug)]
-struct Point {
-    /// Milliseconds since the start of the history; a clock that jumps does not matter.
-    at: u64,
-    /// By series; NaN where there is nothing. Shorter than the list of series if it is older than the last ones.
-    values: Box<[f64]>,
 }
 
 impl Default for History {
@@ -120,16 +117,16 @@ impl History {
         let state = source.state();
         let now = self.now();
         let inner = self.inner.lock();
-        let points: Vec<&Point> =
-            inner.points.iter().filter(|point| since.is_none_or(|since| point.at > since)).collect();
-        let times: Vec<u64> = points.iter().map(|point| point.at).collect();
+        let known = since.map_or(0, |since| inner.times.partition_point(|at| *at <= since));
+        let times: Vec<u64> = inner.times.iter().skip(known).copied().collect();
         let series: Vec<Value> = inner
             .series
             .iter()
             .enumerate()
             .map(|(id, series)| {
                 let wanted = &WANTED[series.wanted];
-                let values: Vec<Option<f64>> = points.iter().map(|point| point.get(id)).collect();
+                let values: Vec<Option<f64>> =
+                    (known..inner.times.len()).map(|point| inner.get(point, id)).collect();
                 let labels: serde_json::Map<String, Value> = wanted
                     .by
                     .iter()
@@ -156,31 +153,38 @@ impl History {
     }
 }
 
-impl Point {
-    fn get(&self, id: usize) -> Option<f64> {
-        self.values.get(id).copied().filter(|value| !value.is_nan())
-    }
-}
-
 impl Inner {
+    /// Where a kept point is in the columns; the oldest is number 0.
+    fn slot(&self, point: usize) -> usize {
+        (self.first + point) % MAX_POINTS
+    }
+
+    fn get(&self, point: usize, id: usize) -> Option<f64> {
+        Some(self.columns[id][self.slot(point)]).filter(|value| !value.is_nan())
+    }
+
+    /// The newest point.
+    fn last(&self) -> Option<usize> {
+        self.times.len().checked_sub(1)
+    }
+
     fn push(&mut self, at: u64, sample: sample::Sample) {
         self.broken = None;
-        let mut values = vec![f64::NAN; self.series.len()];
+        let oldest = at.saturating_sub(WINDOW.as_millis() as u64);
+        while self.times.len() >= MAX_POINTS || self.times.front().is_some_and(|at| *at < oldest) {
+            self.times.pop_front();
+            self.first += 1;
+        }
+        let slot = self.slot(self.times.len());
+        self.times.push_back(at);
+        self.columns.iter_mut().for_each(|column| column[slot] = f64::NAN);
         for (series, value) in sample.values {
             let id = self.admit(series);
-            if id >= values.len() {
-                values.resize(id + 1, f64::NAN);
-            }
-            values[id] = if values[id].is_nan() { value } else { values[id] + value };
+            let place = &mut self.columns[id][slot];
+            *place = if place.is_nan() { value } else { *place + value };
         }
-        let oldest = at.saturating_sub(WINDOW.as_millis() as u64);
-        while self.points.len() >= MAX_POINTS || self.points.front().is_some_and(|point| point.at < oldest) {
-            self.points.pop_front();
-        }
-        self.points.push_back(Point { at, values: values.into() });
         self.latencies.push(at, sample.latency);
-        self.taken += 1;
-        if self.taken.is_multiple_of(SWEEP) {
+        if (self.first + self.times.len()).is_multiple_of(SWEEP) {
             self.forget_dead_series();
         }
     }
@@ -207,25 +211,22 @@ impl Inner {
         let id = self.series.len();
         self.ids.insert(series.clone(), id);
         self.series.push(series);
+        self.columns.push(vec![f64::NAN; MAX_POINTS].into());
         id
     }
 
     /// Workers and salts come and go; what has no point left gives its place to the next.
     fn forget_dead_series(&mut self) {
         let alive: Vec<bool> = (0..self.series.len())
-            .map(|id| self.points.iter().rev().any(|point| point.get(id).is_some()))
+            .map(|id| (0..self.times.len()).rev().any(|point| self.get(point, id).is_some()))
             .collect();
         if alive.iter().all(|alive| *alive) {
             return;
         }
-        let kept = |id: &usize| alive[*id];
-        for point in &mut self.points {
-            point.values = (0..point.values.len()).filter(kept).map(|id| point.values[id]).collect();
-        }
-        let series: Vec<Series> =
-            (0..self.series.len()).filter(kept).map(|id| self.series[id].clone()).collect();
-        self.ids = series.iter().cloned().enumerate().map(|(id, series)| (series, id)).collect();
-        self.series = series;
+        let (mut of_series, mut of_column) = (alive.iter(), alive.iter());
+        self.series.retain(|_| of_series.next().is_some_and(|alive| *alive));
+        self.columns.retain(|_| of_column.next().is_some_and(|alive| *alive));
+        self.ids = self.series.iter().cloned().enumerate().map(|(id, series)| (series, id)).collect();
     }
 
     fn of<'a>(&'a self, key: &'a str) -> impl Iterator<Item = usize> + 'a {
@@ -235,18 +236,18 @@ impl Inner {
 
 impl Numbers for Inner {
     fn now(&self, key: &str) -> Option<f64> {
-        let last = self.points.back()?;
-        self.of(key).filter_map(|id| last.get(id)).reduce(|sum, value| sum + value)
+        let last = self.last()?;
+        self.of(key).filter_map(|id| self.get(last, id)).reduce(|sum, value| sum + value)
     }
 
     fn increase(&self, key: &str, within: Duration) -> f64 {
-        let Some(last) = self.points.back() else { return 0.0 };
-        let from = last.at.saturating_sub(within.as_millis() as u64);
+        let Some(last) = self.last() else { return 0.0 };
+        let from = self.times[last].saturating_sub(within.as_millis() as u64);
         // The last point before the window: what came between it and the next one came in the window.
-        let before = self.points.iter().rev().find(|point| point.at <= from).or(self.points.front());
+        let before = self.times.partition_point(|at| *at <= from).saturating_sub(1);
         // A counter that was not there yet was 0: it lives as long as the daemon.
-        let base = |id| before.and_then(|point| point.get(id)).unwrap_or(0.0);
-        self.of(key).filter_map(|id| Some((last.get(id)? - base(id)).max(0.0))).sum()
+        let base = |id| self.get(before, id).unwrap_or(0.0);
+        self.of(key).filter_map(|id| Some((self.get(last, id)? - base(id)).max(0.0))).sum()
     }
 }
 
@@ -352,18 +353,17 @@ mod tests {
             );
         }
         let inner = history.inner.lock();
-        assert_eq!(inner.points.len(), MAX_POINTS);
-        assert!(
-            inner.points.back().expect("points").at - inner.points.front().expect("points").at <= 900_000
-        );
+        assert_eq!(inner.times.len(), MAX_POINTS);
+        assert!(inner.times[MAX_POINTS - 1] - inner.times[0] <= 900_000);
         assert!(inner.series.len() <= MAX_LABEL_SETS + 1, "{}", inner.series.len());
         assert!(inner.series.iter().any(|series| &*series.labels[0] == OTHERS));
         assert!(
             !inner.series.iter().any(|series| &*series.labels[0] == "0"),
             "dead series give up their place"
         );
-        let last = inner.points.back().expect("points");
-        assert_eq!((0..inner.series.len()).filter_map(|id| last.get(id)).sum::<f64>(), 1.0);
+        assert_eq!(inner.columns.len(), inner.series.len());
+        let last = inner.last().expect("points");
+        assert_eq!((0..inner.series.len()).filter_map(|id| inner.get(last, id)).sum::<f64>(), 1.0);
     }
 
     #[test]
