@@ -174,8 +174,8 @@ async fn a_long_time_of_heavy_use_leaves_nothing_behind() {
         // What those who leave have not finished is given up within the test.
         "--lease-grace-seconds=1".to_owned(),
         "--l1-write-ttl-seconds=5".to_owned(),
-        "--worker-reap-timeout-seconds=10".to_owned(),
-        "--worker-registration-grace-seconds=10".to_owned(),
+        "--worker-reap-timeout-seconds=30".to_owned(),
+        "--worker-registration-grace-seconds=30".to_owned(),
     ];
     let daemon = Daemon::start(&flags.each_ref().map(String::as_str)).await;
     let pool = Arc::new(Pool::open(&daemon.pool_path()));
