@@ -36,20 +36,10 @@ pub(super) struct Enqueuer {
     /// Pieces to be staged.
     short: Vec<Piece>,
     kernel: Option<Kernel>,
-    buffer: Buffer,
+    buffer: Option<Staging>,
+    /// When a buffer may be asked for: at once, and a while after there was no room for one.
+    ask_from: Instant,
     plan: Plan,
-}
-
-/// A lane's staging buffer.
-#[derive(Debug)]
-enum Buffer {
-    /// Nothing was to be staged yet.
-    Unasked,
-    Have(Staging),
-    /// There was no room for one.
-    Without {
-        again: Instant,
-    },
 }
 
 impl Enqueuer {
@@ -63,14 +53,15 @@ impl Enqueuer {
             bytes: Vec::new(),
             short: Vec::new(),
             kernel: context.kernel.get().copied().filter(|_| copies != Copies::Plain),
-            buffer: Buffer::Unasked,
+            buffer: None,
+            ask_from: Instant::now(),
             plan: Plan::default(),
         }
     }
 
     /// Lets the staging buffer go. Nothing that was enqueued is under way.
     pub(super) fn finish(&mut self, context: &Context) {
-        if let Buffer::Have(staging) = std::mem::replace(&mut self.buffer, Buffer::Unasked) {
+        if let Some(staging) = self.buffer.take() {
             context.stagings.put_back(staging);
         }
     }
@@ -177,7 +168,7 @@ impl Enqueuer {
                         "short pieces of a worker's blocks cannot be staged: they are copied one by one from here on, which is slow"
                     );
                     self.kernel = None;
-                    self.buffer = Buffer::Unasked;
+                    self.buffer = None;
                 }
             }
         }
@@ -190,15 +181,16 @@ impl Enqueuer {
     /// The kernel, and the address of the buffer; `None` where one of them is not to be had.
     fn staging(&mut self, context: &Context) -> Result<Option<(Kernel, u64)>, CudaError> {
         let Some(kernel) = self.kernel else { return Ok(None) };
-        match &self.buffer {
-            Buffer::Have(staging) => return Ok(Some((kernel, staging.address))),
-            Buffer::Without { again } if Instant::now() < *again => return Ok(None),
-            Buffer::Without { .. } | Buffer::Unasked => {}
+        if let Some(staging) = &self.buffer {
+            return Ok(Some((kernel, staging.address)));
+        }
+        if Instant::now() < self.ask_from {
+            return Ok(None);
         }
         match context.stagings.take(context) {
             Ok(staging) => {
                 let address = staging.address;
-                self.buffer = Buffer::Have(staging);
+                self.buffer = Some(staging);
                 Ok(Some((kernel, address)))
             }
             Err(error) if error.sticks() => Err(error),
@@ -209,7 +201,7 @@ impl Enqueuer {
                     direction = ?self.direction,
                     "no staging buffer on the GPU: for a minute short pieces of a worker's blocks are copied one by one, which is slow"
                 );
-                self.buffer = Buffer::Without { again: Instant::now() + AGAIN };
+                self.ask_from = Instant::now() + AGAIN;
                 Ok(None)
             }
         }
