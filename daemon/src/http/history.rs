@@ -70,17 +70,23 @@ pub struct History {
 
 #[derive(Debug, Default)]
 struct Inner {
-    series: Vec<Series>,
+    columns: Vec<Column>,
+    /// Places of the series among the columns.
     ids: FxHashMap<Series, usize>,
-    /// By series: room for all points, of which number `n` is at `n % MAX_POINTS`; NaN where there is nothing. All of it is there
-    /// from a series' first point on, so that the daemon's memory does not grow for a quarter of an hour.
-    columns: Vec<Box<[f64]>>,
     /// Of the points that are kept: milliseconds since the start of the history; a clock that jumps does not matter.
     times: VecDeque<u64>,
     /// Number of the oldest point.
     first: usize,
     latencies: Latencies,
     broken: Option<String>,
+}
+
+/// A series, with room for all points, of which number `n` is at `n % MAX_POINTS`; NaN where there is nothing. All of it is there
+/// from a series' first point on, so that the daemon's memory does not grow for a quarter of an hour.
+#[derive(Debug)]
+struct Column {
+    series: Series,
+    values: Box<[f64]>,
 }
 
 impl Default for History {
@@ -120,13 +126,12 @@ impl History {
         let known = since.map_or(0, |since| inner.times.partition_point(|at| *at <= since));
         let times: Vec<u64> = inner.times.iter().skip(known).copied().collect();
         let series: Vec<Value> = inner
-            .series
+            .columns
             .iter()
-            .enumerate()
-            .map(|(id, series)| {
+            .map(|Column { series, values }| {
                 let wanted = &WANTED[series.wanted];
                 let values: Vec<Option<f64>> =
-                    (known..inner.times.len()).map(|point| inner.get(point, id)).collect();
+                    (known..inner.times.len()).map(|point| there(values[inner.slot(point)])).collect();
                 let labels: serde_json::Map<String, Value> = wanted
                     .by
                     .iter()
@@ -153,6 +158,11 @@ impl History {
     }
 }
 
+/// A value of a column.
+fn there(value: f64) -> Option<f64> {
+    Some(value).filter(|value| !value.is_nan())
+}
+
 impl Inner {
     /// Where a kept point is in the columns; the oldest is number 0.
     fn slot(&self, point: usize) -> usize {
@@ -160,7 +170,7 @@ impl Inner {
     }
 
     fn get(&self, point: usize, id: usize) -> Option<f64> {
-        Some(self.columns[id][self.slot(point)]).filter(|value| !value.is_nan())
+        there(self.columns[id].values[self.slot(point)])
     }
 
     /// The newest point.
@@ -177,10 +187,10 @@ impl Inner {
         }
         let slot = self.slot(self.times.len());
         self.times.push_back(at);
-        self.columns.iter_mut().for_each(|column| column[slot] = f64::NAN);
+        self.columns.iter_mut().for_each(|column| column.values[slot] = f64::NAN);
         for (series, value) in sample.values {
             let id = self.admit(series);
-            let place = &mut self.columns[id][slot];
+            let place = &mut self.columns[id].values[slot];
             *place = if place.is_nan() { value } else { *place + value };
         }
         self.latencies.push(at, sample.latency);
@@ -195,7 +205,7 @@ impl Inner {
             return *id;
         }
         let wanted = series.wanted;
-        let of_this = self.series.iter().filter(|other| other.wanted == wanted).count();
+        let of_this = self.columns.iter().filter(|other| other.series.wanted == wanted).count();
         if of_this >= MAX_LABEL_SETS {
             let others =
                 Series { wanted, labels: WANTED[wanted].by.iter().map(|_| OTHERS.to_owned()).collect() };
@@ -208,29 +218,25 @@ impl Inner {
     }
 
     fn insert(&mut self, series: Series) -> usize {
-        let id = self.series.len();
+        let id = self.columns.len();
         self.ids.insert(series.clone(), id);
-        self.series.push(series);
-        self.columns.push(vec![f64::NAN; MAX_POINTS].into());
+        self.columns.push(Column { series, values: vec![f64::NAN; MAX_POINTS].into() });
         id
     }
 
     /// Workers and salts come and go; what has no point left gives its place to the next.
     fn forget_dead_series(&mut self) {
-        let alive: Vec<bool> = (0..self.series.len())
-            .map(|id| (0..self.times.len()).rev().any(|point| self.get(point, id).is_some()))
-            .collect();
-        if alive.iter().all(|alive| *alive) {
-            return;
+        let (slots, before): (Vec<usize>, _) =
+            ((0..self.times.len()).rev().map(|point| self.slot(point)).collect(), self.columns.len());
+        self.columns.retain(|column| slots.iter().any(|slot| there(column.values[*slot]).is_some()));
+        if self.columns.len() < before {
+            let places = self.columns.iter().map(|column| column.series.clone()).enumerate();
+            self.ids = places.map(|(id, series)| (series, id)).collect();
         }
-        let (mut of_series, mut of_column) = (alive.iter(), alive.iter());
-        self.series.retain(|_| of_series.next().is_some_and(|alive| *alive));
-        self.columns.retain(|_| of_column.next().is_some_and(|alive| *alive));
-        self.ids = self.series.iter().cloned().enumerate().map(|(id, series)| (series, id)).collect();
     }
 
     fn of<'a>(&'a self, key: &'a str) -> impl Iterator<Item = usize> + 'a {
-        (0..self.series.len()).filter(move |id| WANTED[self.series[*id].wanted].key == key)
+        (0..self.columns.len()).filter(move |id| WANTED[self.columns[*id].series.wanted].key == key)
     }
 }
 
@@ -355,15 +361,15 @@ mod tests {
         let inner = history.inner.lock();
         assert_eq!(inner.times.len(), MAX_POINTS);
         assert!(inner.times[MAX_POINTS - 1] - inner.times[0] <= 900_000);
-        assert!(inner.series.len() <= MAX_LABEL_SETS + 1, "{}", inner.series.len());
-        assert!(inner.series.iter().any(|series| &*series.labels[0] == OTHERS));
+        assert!(inner.columns.len() <= MAX_LABEL_SETS + 1, "{}", inner.columns.len());
+        assert!(inner.columns.iter().any(|column| &*column.series.labels[0] == OTHERS));
         assert!(
-            !inner.series.iter().any(|series| &*series.labels[0] == "0"),
+            !inner.columns.iter().any(|column| &*column.series.labels[0] == "0"),
             "dead series give up their place"
         );
-        assert_eq!(inner.columns.len(), inner.series.len());
+        assert_eq!(inner.columns.len(), inner.ids.len());
         let last = inner.last().expect("points");
-        assert_eq!((0..inner.series.len()).filter_map(|id| inner.get(last, id)).sum::<f64>(), 1.0);
+        assert_eq!((0..inner.columns.len()).filter_map(|id| inner.get(last, id)).sum::<f64>(), 1.0);
     }
 
     #[test]
