@@ -9,6 +9,7 @@ use ipc_tests::device_suite::{
 };
 use ipc_tests::gpu::Gpus;
 use ipc_tests::worker::{lookup, prompt};
+use lmcache_proto::wire::Request;
 
 const LAYERS: usize = 3;
 
@@ -62,27 +63,33 @@ async fn every_way_of_copying_does_what_it_must() {
     }
 }
 
-/// More than the staging buffer holds, and more pieces than a launch takes or a slice has.
+/// More than the staging buffer holds, in one slice (whole blocks) and in slices that are each as large as it (heads before slots),
+/// and more pieces than a launch takes.
 #[tokio::test]
 async fn what_is_larger_than_the_staging_buffer_takes_turns() {
     const MANY: usize = 150;
     let gpus = Gpus::new(1, &[]);
-    let daemon = Daemon::start_in(&gpus.of_daemon(), &["--l1-size-gb=0.125"]).await;
-    let (worker, layout) = (Arc::new(gpus.worker(0, None)), Layout::HeadMajor);
-    let memory = GpuMemory::new(worker, Announce::Torch, MANY, layer_bytes(layout));
-    let subject = Subject { backing: &memory, layout, layers: MANY, instance: 40 };
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &["--l1-size-gb=0.125", "--cuda-copies=staged"]).await;
+    let worker = Arc::new(gpus.worker(0, None));
     let mut client = daemon.connect().await;
-    subject.register(&mut client, "m").await;
-    subject.fill(3);
-    let before = subject.blocks();
-    let tokens = prompt(1, 2);
-    let frame = |request: &str| model("m").key(request, &tokens).frame(Some(0), 0, 512);
-    assert!(subject.store(&mut client, &frame("s"), (1..33).collect()).await.1);
-    assert_eq!(lookup(&mut client, &model("m"), "l", &tokens, 1).await, 2);
-    subject.wipe();
-    assert!(subject.retrieve(&mut client, &frame("l"), (33..65).rev().collect(), 0).await.1);
-    let moved: Vec<_> = subject.blocks()[33..65].iter().rev().cloned().collect();
-    assert!(moved[..] == before[1..33]);
+    for layout in [Layout::KvFirst, Layout::HeadMajor] {
+        let memory = GpuMemory::new(worker.clone(), Announce::Torch, MANY, layer_bytes(layout));
+        let subject = Subject { backing: &memory, layout, layers: MANY, instance: 40 };
+        let model = model(&format!("large-{layout:?}"));
+        subject.register(&mut client, &model.name).await;
+        subject.fill(3);
+        let before = subject.blocks();
+        let tokens = prompt(1, 2);
+        let frame = |request: &str| model.key(request, &tokens).frame(Some(0), 0, 512);
+        assert!(subject.store(&mut client, &frame("s"), (1..33).collect()).await.1);
+        assert_eq!(lookup(&mut client, &model, "l", &tokens, 1).await, 2);
+        subject.wipe();
+        assert!(subject.retrieve(&mut client, &frame("l"), (33..65).rev().collect(), 0).await.1);
+        let moved: Vec<_> = subject.blocks()[33..65].iter().rev().cloned().collect();
+        assert!(moved[..] == before[1..33], "{layout:?}");
+        client.call(&Request::UnregisterKvCache { instance_id: 40 }).await.expect("unregister");
+        client.call(&Request::EndSession { request_id: "l" }).await.expect("end of session");
+    }
 }
 
 /// Without the kernel, which other drivers than these may refuse, there are still plain copies.
