@@ -83,22 +83,25 @@ class Restart:
             self.unnoticed(registered, told=1 if ".lmcache_driven." in self.name else 0)
 
     def between_pings(self) -> None:
-        """Waits until nothing has been asked for a third of a heartbeat. Of the two pings of each heartbeat none comes for another
-        sixth then, and none is lost in the socket of the dead daemon: the engine would be right to notice that."""
+        """Waits until both of the engine's clients have pinged, the second soon after the first: for a good third of a heartbeat
+        none pings again, and none is lost in the socket of the dead daemon. The engine would be right to notice that."""
 
         def asked() -> float:
-            return self.server.metrics()["lmcached_requests_total"]
+            return self.server.metrics('operation="ping"').get("lmcached_requests_total", 0.0)
 
-        seen, since = asked(), time.monotonic()
+        seen, last = asked(), None
 
-        def is_silent() -> bool:
-            nonlocal seen, since
-            now = asked()
-            if now != seen:
-                seen, since = now, time.monotonic()
-            return time.monotonic() - since > HEARTBEAT / 3
+        def both_have_pinged() -> bool:
+            nonlocal seen, last
+            new, now = asked() - seen, time.monotonic()
+            if new == 0:
+                return False
+            # A little more than half: of two gaps that are alike neither need be shorter than that.
+            both = new > 1 or (last is not None and now - last < 0.6 * HEARTBEAT)
+            seen, last = seen + new, now
+            return both
 
-        until(is_silent, "a pause between two pings", RECOVERY_DEADLINE)
+        until(both_have_pinged, "a pause between two pings", RECOVERY_DEADLINE)
 
     def unnoticed(self, registered: int, told: int) -> None:
         """The engine's registrations outlive the daemon: it has nothing to notice, and does not register again; but for the
@@ -110,7 +113,8 @@ class Restart:
         again, worse = self.engine.lines(REGISTERED) - registered, self.engine.lines(DEGRADED) - degraded
         # Both of its clients say that they are degraded, and only one of them registers.
         fine = again <= told and worse <= 2 * told
-        problems = [] if fine else [f"registered again {again} times, degraded {worse} times; an engine notices a restart that takes longer than its heartbeat of {HEARTBEAT} s"]
+        slow = f"an engine notices a restart that takes longer than its heartbeat of {HEARTBEAT} s"
+        problems = [] if fine else [f"registered again {again} times, degraded {worse} times; {slow}"]
         self.report.check(f"{self.name}.needs-no-registration", problems)
 
     def after(self, registered: int, problems: list[str]) -> None:

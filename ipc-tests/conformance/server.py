@@ -142,13 +142,13 @@ class Server:
             if reply.status != 200:
                 raise Failure(f"POST /cache/clear answered {reply.status}")
 
-    def metrics(self) -> dict[str, float]:
-        """Each metric of /metrics by its name, its series added up."""
+    def metrics(self, having: str = "") -> dict[str, float]:
+        """Each metric of /metrics by its name, its series that have the text `having` added up."""
         with urllib.request.urlopen(self.url + "/metrics", timeout=30) as reply:
             lines = reply.read().decode().splitlines()
         totals: dict[str, float] = {}
         for line in lines:
-            if line and not line.startswith("#"):
+            if line and not line.startswith("#") and having in line:
                 series, value = line.rsplit(" ", 1)
                 name = series.split("{", 1)[0]
                 totals[name] = totals.get(name, 0.0) + float(value)
