@@ -152,6 +152,44 @@ async fn a_lost_record_is_said_and_bad_values_end_the_stream() {
     assert!(batch.lost);
     assert_eq!(batch.events.iter().map(|e| e.seq).collect::<Vec<_>>(), [3, 4]);
     assert_eq!(Stream::open(&daemon, 7, "m", -1).await.next().await, None);
+}
+
+/// The log's bytes have a bound of their own: the tokens of long chunks are many.
+#[tokio::test]
+async fn the_log_takes_so_many_bytes() {
+    let size = 1 << 20;
+    let daemon = Daemon::start(&[&format!("--kv-event-log-bytes={size}")]).await;
+    let mut worker = daemon.connect().await;
+    let model = Model { layers: 1, width: 8, ..Model::small("m") };
+    worker.call(&model.registration(7)).await.expect("register");
+    let pool = Pool::open(&daemon.pool_path());
+    let (prompts, chunks) = (50, 32);
+    for seed in 0..prompts {
+        store(&mut worker, &pool, &model, &format!("r{seed}"), &prompt(seed, chunks), 7, 0).await;
+    }
+    let depth = daemon.status().await["kv_events"]["log_depth"].as_f64().expect("a number");
+    let bytes = daemon.metric("lmcached_kv_events_log_bytes", &[]).await;
+    // Full but for what the next record needed: two hashes, and 256 tokens of at most five bytes.
+    let record = f64::from(2 * 32 + 256 * 5);
+    assert!((f64::from(size) - 2.0 * record..=f64::from(size)).contains(&bytes), "{bytes}");
+    assert!(bytes / record <= depth && depth < f64::from(prompts) * chunks as f64, "{depth}");
+    let mut stream = Stream::open(&daemon, 7, "m", 0).await;
+    let (mut read, mut next) = (0, 0);
+    while f64::from(read) < depth {
+        let batch = stream.next().await.expect("batch");
+        assert_eq!(batch.lost, read == 0);
+        for event in &batch.events {
+            assert!(next == 0 || event.seq == next, "{} after {next}", event.seq);
+            assert_eq!(event.token_ids.len(), 256);
+            (read, next) = (read + 1, event.seq + 1);
+        }
+        stream.control(b"ack").await;
+    }
+    assert_eq!(next, u64::from(prompts) * chunks as u64 + 1);
+}
+
+#[tokio::test]
+async fn a_daemon_without_the_log_says_so() {
     let off = Daemon::start(&["--kv-event-log-size=0"]).await;
     let mut client = off.connect().await;
     assert_eq!(client.call(&Request::GetExperimental).await.expect("names"), Response::Names(vec![]));

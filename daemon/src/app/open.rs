@@ -98,6 +98,7 @@ pub(super) fn open_engine(
         max_workers: config.server.limits.max_registered_workers,
         max_registration_bytes: config.server.limits.max_registration_bytes,
         kv_event_log_size: config.server.kv_event_log_size.map_or(0, |size| size.get() as usize),
+        kv_event_log_bytes: config.server.limits.kv_event_log_bytes,
         watermark: config.eviction.trigger_watermark,
         eviction_ratio: config.eviction.ratio,
         null_block_id: u64::try_from(config.server.null_block_id).unwrap_or(u64::MAX),

@@ -43,6 +43,7 @@ impl Engine {
             max_workers: 16,
             max_registration_bytes: 1 << 20,
             kv_event_log_size,
+            kv_event_log_bytes: 1 << 20,
             watermark: 0.9,
             eviction_ratio: 0.2,
             null_block_id: 0,

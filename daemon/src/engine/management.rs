@@ -125,6 +125,8 @@ impl Engine {
                 "incarnation": events.incarnation,
                 "log_depth": events.depth,
                 "log_capacity": events.capacity,
+                "log_bytes": events.bytes,
+                "log_capacity_bytes": events.capacity_bytes,
                 "next_seq": events.next_seq,
                 "subscribers": events.subscribers,
             },

@@ -124,6 +124,8 @@ pub struct EngineConfig {
     pub max_registration_bytes: usize,
     /// Records in the KV event log; 0 turns it off.
     pub kv_event_log_size: usize,
+    /// Bytes that they may take.
+    pub kv_event_log_bytes: usize,
     /// Fill level that starts eviction.
     pub watermark: f64,
     /// Share of the bytes in use that an eviction frees.
@@ -234,7 +236,7 @@ impl Engine {
             transfers: Mutex::new(Transfers::new(adopted)),
             copies: UnderWay::default(),
             liveness: Mutex::new(Liveness::default()),
-            kv_events: Arc::new(KvEvents::new(config.kv_event_log_size)),
+            kv_events: Arc::new(KvEvents::new(config.kv_event_log_size, config.kv_event_log_bytes)),
             order: Mutex::new(()),
             bus,
             ring,

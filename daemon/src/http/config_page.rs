@@ -95,6 +95,7 @@ pub(super) fn page(config: &Config) -> Value {
                 "max_registered_workers": limits.max_registered_workers,
                 "max_registration_bytes": limits.max_registration_bytes,
                 "max_names": limits.max_names,
+                "kv_event_log_bytes": limits.kv_event_log_bytes,
                 "http_max_connections": limits.http_max_connections,
                 "http_max_body_bytes": limits.http_max_body_bytes,
                 "ring_lanes": limits.ring.map_or(0, |ring| ring.lanes()),

@@ -79,6 +79,7 @@ impl Gauges for DaemonGauges {
     fn read(&self) -> Readings {
         let stats = self.engine.stats();
         let l1 = self.engine.l1().stats();
+        let kv_events = self.engine.kv_event_status();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let bad = |which: fn(BadMessage) -> bool| {
             let counts = self.server.stats().bad_messages();
@@ -136,7 +137,8 @@ impl Gauges for DaemonGauges {
             session_bytes: self.engine.session_usage().1 as u64,
             http_connections: self.http.connections(),
             http_refused: self.http.refused().map(|(reason, count)| (reason.name(), count)).collect(),
-            kv_events_log_depth: self.engine.kv_event_status().depth as u64,
+            kv_events_log_depth: kv_events.depth as u64,
+            kv_events_log_bytes: kv_events.bytes as u64,
             connections: self.server.connections() as u64,
             queued_bytes: self.server.queued_bytes() as u64,
             quotas: self.quotas(),

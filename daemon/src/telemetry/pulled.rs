@@ -91,6 +91,7 @@ impl Pulled {
             (Id::RegistrationBytes, readings.registration_bytes),
             (Id::RingLanesUsed, readings.ring_lanes_used),
             (Id::SessionBytes, readings.session_bytes),
+            (Id::KvEventsLogBytes, readings.kv_events_log_bytes),
             (Id::HttpConnections, readings.http_connections),
             (Id::Workers, readings.workers),
             (Id::Sessions, readings.sessions),

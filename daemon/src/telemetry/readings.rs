@@ -62,6 +62,8 @@ pub struct Readings {
     pub queued_bytes: u64,
     /// KV event records kept.
     pub kv_events_log_depth: u64,
+    /// Bytes of these records.
+    pub kv_events_log_bytes: u64,
     /// Quotas; their number has a bound.
     pub quotas: Vec<QuotaReading>,
 }

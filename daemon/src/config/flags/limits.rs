@@ -51,6 +51,10 @@ pub(crate) struct LimitFlags {
     #[arg(long, default_value_t = 65_535, value_name = "N")]
     pub(crate) max_names: i64,
 
+    /// Bytes that the hashes and tokens of the KV event log may take; above it the oldest records go, however few there are
+    #[arg(long, default_value_t = 32 << 20, value_name = "BYTES")]
+    pub(crate) kv_event_log_bytes: i64,
+
     /// Connections to each HTTP port at the same time; one that has asked for nothing gives way, else the new one gets a 503
     #[arg(long, default_value_t = 128, value_name = "N")]
     pub(crate) http_max_connections: i64,

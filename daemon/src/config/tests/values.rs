@@ -30,6 +30,7 @@ fn bad_values_are_turned_down_by_flag() {
         (&["--http-host", "a b"], &["--http-host"]),
         (&["--prometheus-host", "h:1"], &["--prometheus-host"]),
         (&["--kv-event-log-size", "-1"], &["--kv-event-log-size"]),
+        (&["--kv-event-log-bytes", "1000"], &["--kv-event-log-bytes"]),
         (&["--compute-threads", "0"], &["--compute-threads"]),
         (&["--state-dir", "relative"], &["--state-dir", "absolute"]),
         (&["--supported-transfer-mode", "both"], &["--supported-transfer-mode", "auto"]),
@@ -263,6 +264,7 @@ fn honoured_values_reach_the_configuration() {
 
     assert_eq!(config(&["--null-block-id", "-1"]).server.null_block_id, -1);
     assert_eq!(config(&["--kv-event-log-size", "0"]).server.kv_event_log_size, None);
+    assert_eq!(config(&["--kv-event-log-bytes", "1048576"]).server.limits.kv_event_log_bytes, 1 << 20);
     assert_eq!(config(&["--l1-size-gb", "0.25"]).l1.size_bytes.map(|n| n.get()), Some(1 << 28));
     assert_eq!(config(&["--eviction-policy", "IsolatedLRU"]).eviction.policy, EvictionPolicy::IsolatedLru);
     assert_eq!(config(&["--worker-reap-timeout-seconds", "0"]).liveness.reap_timeout, None);

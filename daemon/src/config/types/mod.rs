@@ -99,6 +99,8 @@ pub struct Limits {
     pub max_registration_bytes: usize,
     /// Model names and salts of objects in L1. Default: 65535.
     pub max_names: u32,
+    /// Bytes that the KV event log may take. Default: 32 MiB.
+    pub kv_event_log_bytes: usize,
     /// Connections to each HTTP port. Default: 128.
     pub http_max_connections: usize,
     /// Largest HTTP body. Default: 4 MiB.

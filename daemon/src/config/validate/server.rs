@@ -1,6 +1,7 @@
 //! Checks of the request server, of its budgets, and of the way out.
 
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::ArgMatches;
@@ -15,8 +16,12 @@ use crate::config::types::{GpuConfig, HashAlgorithm, Limits, ServerConfig, Shutd
 /// Longest chunk in tokens: its KV must stay a sensible allocation.
 const MAX_CHUNK_TOKENS: i64 = 65_536;
 
-/// KV events kept at most; a record takes about a hundred bytes.
+/// KV events kept at most. What they take is bounded by bytes, and by 32 more for each in the index.
 const MAX_KV_EVENTS: i64 = 1 << 24;
+
+/// Bytes of the KV event log: at least a record of the longest chunk, whose tokens may take nine bytes each, at most what its
+/// index can say.
+const KV_EVENT_BYTES: RangeInclusive<i64> = 1 << 20..=u32::MAX as i64;
 
 /// Threads at most; more than any node has cores is a slip of the finger.
 const MAX_THREADS: i64 = 1024;
@@ -176,6 +181,8 @@ fn limits(flags: &LimitFlags) -> Result<Limits, ConfigError> {
         max_registration_bytes: bytes("--max-registration-bytes", flags.max_registration_bytes)?,
         // A request needs two, and names of objects that are on their way out stay for a moment.
         max_names: ranges::int("--max-names", flags.max_names, 4..=65_535)? as u32,
+        kv_event_log_bytes: ranges::int("--kv-event-log-bytes", flags.kv_event_log_bytes, KV_EVENT_BYTES)?
+            as usize,
         http_max_connections: ranges::count("--http-max-connections", flags.http_max_connections, 1 << 16)?
             .get(),
         http_max_body_bytes: ranges::int("--http-max-body-bytes", flags.http_max_body_bytes, 1024..=1 << 30)?

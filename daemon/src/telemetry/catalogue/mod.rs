@@ -406,6 +406,7 @@ pub enum Id {
     RingLanesUsed,
     Sessions,
     SessionBytes,
+    KvEventsLogBytes,
     Connections,
     QueuedBytes,
     HttpConnections,

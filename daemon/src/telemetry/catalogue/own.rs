@@ -56,7 +56,7 @@ macro_rules! with {
 }
 
 /// The table.
-pub static OWN: [Metric; 55] = [
+pub static OWN: [Metric; 56] = [
     with!(
         Counter,
         Requests,
@@ -236,6 +236,13 @@ pub static OWN: [Metric; 55] = [
         "By",
         "lmcached_session_bytes",
         "Bytes that the prompts and leases of these requests take."
+    ),
+    plain!(
+        Gauge,
+        KvEventsLogBytes,
+        "By",
+        "lmcached_kv_events_log_bytes",
+        "Bytes that the KV event records kept for subscribers take."
     ),
     plain!(Gauge, Connections, "", "lmcached_connections", "Open client connections."),
     plain!(Gauge, QueuedBytes, "By", "lmcached_queued_bytes", "Bytes queued for and from clients."),

@@ -1,7 +1,9 @@
 //! The KV event log: what has come into the cache and what has gone, for engines' routers.
 
-use std::collections::VecDeque;
-use std::ops::Range;
+mod log;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,11 +14,15 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use serde_bytes::ByteBuf;
 use tokio::sync::watch;
 
+use self::log::{Copied, Found, Kind, Log};
 use super::Engine;
 use crate::l1::Removed;
 
 /// Most hashes of one record of removals.
 const REMOVED_PER_RECORD: usize = 1024;
+
+/// Bytes after which a batch ends: they are copied under the lock that stores wait for, and the next batch follows at once.
+const BATCH_BYTES: usize = 256 << 10;
 
 /// The log.
 #[derive(Debug)]
@@ -28,34 +34,9 @@ pub struct KvEvents {
     newest: watch::Sender<u64>,
 }
 
-/// One change. Tokens stay encoded, in one allocation per store, until somebody reads them.
-#[derive(Clone, Debug)]
-enum Record {
-    Stored {
-        model: Arc<str>,
-        hash: ChunkHash,
-        parent: Option<ChunkHash>,
-        tokens: Arc<[u8]>,
-        range: Range<u32>,
-    },
-    Removed {
-        model: Arc<str>,
-        hashes: Arc<[ChunkHash]>,
-    },
-}
-
-/// A newly stored chunk: its hash, the one before it, and where its tokens are in the store's encoded list.
-pub(super) struct StoredChunk {
-    pub(super) hash: ChunkHash,
-    pub(super) parent: Option<ChunkHash>,
-    pub(super) range: Range<u32>,
-}
-
 #[derive(Debug)]
 struct State {
-    /// Oldest first; the newest has sequence number `next_seq - 1`.
-    records: VecDeque<Record>,
-    next_seq: u64,
+    log: Log,
     /// Newest subscription of each worker; an older one ends when it sees another number here.
     subscriptions: FxHashMap<u64, u64>,
     next_subscription: u64,
@@ -70,8 +51,12 @@ pub struct KvEventStatus {
     pub incarnation: u64,
     /// Records held.
     pub depth: usize,
-    /// Records that fit.
+    /// Records that are kept at most.
     pub capacity: usize,
+    /// Bytes that the records held take.
+    pub bytes: usize,
+    /// Bytes that they take at most.
+    pub capacity_bytes: usize,
     /// Sequence number of the next record.
     pub next_seq: u64,
     /// Streams open.
@@ -79,16 +64,15 @@ pub struct KvEventStatus {
 }
 
 impl KvEvents {
-    /// A log of `capacity` records; 0 is off.
-    pub fn new(capacity: usize) -> KvEvents {
+    /// A log of at most `capacity` records and `bytes` bytes of hashes and tokens; no records is off.
+    pub fn new(capacity: usize, bytes: usize) -> KvEvents {
         let incarnation =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64);
         KvEvents {
             capacity,
             incarnation,
             state: Mutex::new(State {
-                records: VecDeque::new(),
-                next_seq: 1,
+                log: Log::new(capacity, bytes),
                 subscriptions: FxHashMap::default(),
                 next_subscription: 1,
             }),
@@ -107,37 +91,22 @@ impl KvEvents {
         KvEventStatus {
             enabled: self.enabled(),
             incarnation: self.incarnation,
-            depth: state.records.len(),
+            depth: state.log.depth(),
             capacity: self.capacity,
-            next_seq: state.next_seq,
+            bytes: state.log.used(),
+            capacity_bytes: state.log.size(),
+            next_seq: state.log.next_seq(),
             subscribers: state.subscriptions.len(),
         }
     }
 
-    fn append(&self, records: impl Iterator<Item = Record>) {
+    /// Appends what `write` appends, and wakes the streams.
+    fn append(&self, write: impl FnOnce(&mut Log)) {
         let mut state = self.state.lock();
-        for record in records {
-            if state.records.len() == self.capacity {
-                state.records.pop_front();
-            }
-            state.next_seq += 1;
-            state.records.push_back(record);
-        }
-        let newest = state.next_seq - 1;
+        write(&mut state.log);
+        let newest = state.log.next_seq() - 1;
         drop(state);
         self.newest.send_replace(newest);
-    }
-
-    /// Chunks have become readable; `tokens` is the encoded list that their ranges point into.
-    pub(super) fn stored(&self, model: &str, tokens: &[u8], chunks: impl Iterator<Item = StoredChunk>) {
-        let (model, tokens): (Arc<str>, Arc<[u8]>) = (model.into(), tokens.into());
-        self.append(chunks.map(|StoredChunk { hash, parent, range }| Record::Stored {
-            model: model.clone(),
-            hash,
-            parent,
-            tokens: tokens.clone(),
-            range,
-        }));
     }
 
     /// Objects have gone. All groups and ranks of a chunk are one entry.
@@ -152,13 +121,14 @@ impl KvEvents {
                 hashes.push(gone.hash);
             }
         }
-        // In pieces, so that a reader's batch of some hundred records stays small whatever was cleared.
-        let records = by_model.iter().flat_map(|(model, (hashes, _))| {
-            hashes
-                .chunks(REMOVED_PER_RECORD)
-                .map(|hashes| Record::Removed { model: (*model).clone(), hashes: hashes.into() })
+        self.append(|log| {
+            for (model, (hashes, _)) in by_model {
+                // In pieces, so that a reader's batch stays small whatever was cleared.
+                for hashes in hashes.chunks(REMOVED_PER_RECORD) {
+                    log.append(model, Kind::Removed, hashes, &[]);
+                }
+            }
         });
-        self.append(records);
     }
 
     /// Opens a stream; a worker has at most one, a new one ends the old one.
@@ -189,68 +159,41 @@ impl KvEvents {
     }
 
     fn read(&self, model: &str, cursor: u64, max: usize) -> KvEventBatch {
-        let mut batch = KvEventBatch {
+        let copied = match self.enabled() {
+            true => self.state.lock().log.read(model, cursor, max, BATCH_BYTES),
+            false => Copied::default(),
+        };
+        KvEventBatch {
             enabled: self.enabled(),
             incarnation: self.incarnation,
-            next_cursor: 0,
-            lost: false,
-            events: vec![],
-        };
-        if !batch.enabled {
-            return batch;
+            next_cursor: copied.cursor,
+            lost: copied.lost,
+            // Tokens are decoded without the lock: writers of the log are request threads.
+            events: copied.records.iter().map(|found| to_wire(model, &copied, found)).collect(),
         }
-        let mut found: Vec<(u64, Record)> = Vec::new();
-        {
-            let state = self.state.lock();
-            let last = state.next_seq - 1;
-            let first = last + 1 - state.records.len() as u64;
-            batch.lost = cursor + 1 < first || cursor > last;
-            batch.next_cursor = cursor.min(last);
-            let skip = (cursor + 1).saturating_sub(first) as usize;
-            for (record, seq) in state.records.iter().skip(skip).zip(first + skip as u64..) {
-                batch.next_cursor = seq;
-                if record.model() == model {
-                    found.push((seq, record.clone()));
-                    if found.len() == max {
-                        break;
-                    }
-                }
-            }
-        }
-        // Tokens are decoded without the lock: writers of the log are request threads.
-        batch.events = found.iter().map(|(seq, record)| record.to_wire(*seq)).collect();
-        batch
     }
 }
 
-impl Record {
-    fn model(&self) -> &str {
-        match self {
-            Record::Stored { model, .. } | Record::Removed { model, .. } => model,
+fn to_wire(model: &str, copied: &Copied, found: &Found) -> KvEventRecord {
+    let bytes = |hash: &ChunkHash| ByteBuf::from(hash.to_vec());
+    let hashes = copied.hashes(found);
+    let (kind, parent, hashes) = match (found.kind, hashes) {
+        (Kind::StoredFirst, hashes) => ("stored", None, hashes),
+        (Kind::Stored, hashes) => {
+            let (parent, hash) = hashes.split_at(1);
+            ("stored", parent.first(), hash)
         }
-    }
-
-    fn to_wire(&self, seq: u64) -> KvEventRecord {
-        let bytes = |hash: &ChunkHash| ByteBuf::from(hash.to_vec());
-        let (kind, block_hashes, parent, token_ids) = match self {
-            Record::Stored { hash, parent, tokens, range, .. } => {
-                // The list was walked when its chunks were hashed, so it decodes.
-                let bytes_of = &tokens[range.start as usize..range.end as usize];
-                ("stored", vec![bytes(hash)], parent.as_ref().map(bytes), decode_tokens(bytes_of))
-            }
-            Record::Removed { hashes, .. } => {
-                ("removed", hashes.iter().map(bytes).collect(), None, Vec::new())
-            }
-        };
-        KvEventRecord {
-            seq,
-            kind: kind.to_owned(),
-            medium: "CPU".to_owned(),
-            model_name: self.model().to_owned(),
-            block_hashes,
-            parent_block_hash: parent,
-            token_ids,
-        }
+        (Kind::Removed, hashes) => ("removed", None, hashes),
+    };
+    KvEventRecord {
+        seq: found.seq,
+        kind: kind.to_owned(),
+        medium: "CPU".to_owned(),
+        model_name: model.to_owned(),
+        block_hashes: hashes.iter().map(bytes).collect(),
+        parent_block_hash: parent.map(bytes),
+        // The list was walked when its chunks were hashed, so it decodes.
+        token_ids: decode_tokens(copied.tokens(found)),
     }
 }
 
@@ -309,19 +252,16 @@ impl Engine {
         chunks.sort_unstable();
         chunks.dedup();
         let end = |chunk: usize| chain.ends.get(chunk).copied().unwrap_or_default() as usize;
-        let begin = |chunk: usize| chunk.checked_sub(1).map_or(0, end);
-        // Only the new chunks' tokens are kept: what lies between them was stored by others.
-        let mut tokens = Vec::with_capacity(chunks.iter().map(|chunk| end(*chunk) - begin(*chunk)).sum());
-        let mut stored = Vec::with_capacity(chunks.len());
-        for chunk in chunks {
-            let from = tokens.len() as u32;
-            tokens.extend_from_slice(encoded.get(begin(chunk)..end(chunk)).unwrap_or_default());
-            stored.push(StoredChunk {
-                hash: chain.hashes[chunk],
-                parent: chunk.checked_sub(1).map(|previous| chain.hashes[previous]),
-                range: from..tokens.len() as u32,
-            });
-        }
-        self.kv_events.stored(model, &tokens, stored.into_iter());
+        self.kv_events.append(|log| {
+            for chunk in chunks {
+                let (kind, first) = match chunk.checked_sub(1) {
+                    Some(previous) => (Kind::Stored, previous),
+                    None => (Kind::StoredFirst, chunk),
+                };
+                let begin = if chunk == 0 { 0 } else { end(first) };
+                let tokens = encoded.get(begin..end(chunk)).unwrap_or_default();
+                log.append(model, kind, &chain.hashes[first..=chunk], tokens);
+            }
+        });
     }
 }
