@@ -38,7 +38,7 @@ const SWEEP: usize = 64;
 
 /// Whoever knows the daemon's numbers of now.
 pub trait Source: Send + Sync + 'static {
-    /// The text of `/metrics`; the error says why there is none.
+    /// The text of `/metrics`, or of it what [`is_wanted`](super::page::wanted::is_wanted); the error says why there is none.
     ///
     /// # Errors
     /// A line for the operator.

@@ -119,7 +119,7 @@ pub struct Admin {
 
 impl Source for Admin {
     fn exposition(&self) -> Result<String, String> {
-        Ok(self.telemetry.scrape())
+        Ok(self.telemetry.scrape_only(page::wanted::is_wanted))
     }
 
     fn state(&self) -> State {

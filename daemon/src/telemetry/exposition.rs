@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use super::catalogue::{Metric, Name, Reader};
-use super::series::{Labels, Value};
+use super::series::{Histogram, Labels, Value};
 use super::snapshot::Sink;
 
 /// Content type of the page.
@@ -14,16 +14,36 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Label of the series that stands for all that had no place; the OpenTelemetry SDKs have the same.
 const OVERFLOW: (&str, &str) = ("otel_metric_overflow", "true");
 
+/// Says of the name of a family and the suffix of a sample in it whether a reader wants it.
+pub type Wanted = fn(name: &str, suffix: &str) -> bool;
+
 /// Writes the page.
 #[derive(Debug, Default)]
 pub struct Page {
     text: String,
+    wanted: Option<Wanted>,
+    /// What is wanted of the family under way.
+    parts: Parts,
+}
+
+/// Which samples of a family are written.
+#[derive(Clone, Copy, Debug, Default)]
+struct Parts {
+    plain: bool,
+    buckets: bool,
+    sum: bool,
+    count: bool,
 }
 
 impl Page {
+    /// A page without comments, and with nothing but what is wanted: buckets of histograms are most of the text.
+    pub fn only(wanted: Wanted) -> Page {
+        Page { wanted: Some(wanted), ..Page::default() }
+    }
+
     /// A page that begins with the resource's attributes, which Prometheus has on a series of its own.
     pub fn new(resource: &[(String, String)]) -> Page {
-        let mut page = Page { text: String::with_capacity(64 << 10) };
+        let mut page = Page { text: String::with_capacity(64 << 10), ..Page::default() };
         page.head("target_info", "Attributes of this daemon.", "gauge");
         page.text.push_str("target_info");
         let names: Vec<String> = resource.iter().map(|(name, _)| sanitize(name)).collect();
@@ -77,13 +97,33 @@ impl Page {
         let bound = bound.map(|bound| ("le", bound));
         self.labels(attributes.chain(overflow).chain(name.fixed.iter().copied()).chain(bound));
     }
+
+    fn buckets(&mut self, metric: &Metric, name: &Name, labels: Labels<'_>, histogram: &Histogram) {
+        let mut below = 0;
+        for (position, count) in histogram.buckets.iter().enumerate() {
+            below += count;
+            let bound = match metric.kind.bounds().get(position) {
+                // `1.0` rather than `1`, as the peer writes it: the label is part of a series' identity.
+                Some(bound) => Cow::Owned(format!("{bound:?}")),
+                None => Cow::Borrowed("+Inf"),
+            };
+            self.series(metric, name, "_bucket", labels, Some(&bound));
+            let _ = writeln!(self.text, " {below}");
+        }
+    }
 }
 
 impl Sink for Page {
     const READER: Reader = Reader::Scrape;
 
     fn family(&mut self, metric: &'static Metric, name: Name) {
-        self.head(name.prometheus, metric.description, metric.kind.prometheus());
+        let Some(wanted) = self.wanted else {
+            self.parts = Parts { plain: true, buckets: true, sum: true, count: true };
+            return self.head(name.prometheus, metric.description, metric.kind.prometheus());
+        };
+        let part = |suffix| wanted(name.prometheus, suffix);
+        self.parts =
+            Parts { plain: part(""), buckets: part("_bucket"), sum: part("_sum"), count: part("_count") };
     }
 
     fn point(
@@ -94,31 +134,29 @@ impl Sink for Page {
         value: &Value,
         _start: std::time::SystemTime,
     ) {
+        let parts = self.parts;
         match value {
-            Value::Count(count) => {
+            Value::Count(count) if parts.plain => {
                 self.series(metric, &name, "", labels, None);
                 let _ = writeln!(self.text, " {count}");
             }
-            Value::Number(number) => {
+            Value::Number(number) if parts.plain => {
                 self.series(metric, &name, "", labels, None);
                 let _ = writeln!(self.text, " {number}");
             }
+            Value::Count(_) | Value::Number(_) => {}
             Value::Histogram(histogram) => {
-                let mut below = 0;
-                for (position, count) in histogram.buckets.iter().enumerate() {
-                    below += count;
-                    let bound = match metric.kind.bounds().get(position) {
-                        // `1.0` rather than `1`, as the peer writes it: the label is part of a series' identity.
-                        Some(bound) => Cow::Owned(format!("{bound:?}")),
-                        None => Cow::Borrowed("+Inf"),
-                    };
-                    self.series(metric, &name, "_bucket", labels, Some(&bound));
-                    let _ = writeln!(self.text, " {below}");
+                if parts.buckets {
+                    self.buckets(metric, &name, labels, histogram);
                 }
-                self.series(metric, &name, "_sum", labels, None);
-                let _ = writeln!(self.text, " {}", histogram.sum);
-                self.series(metric, &name, "_count", labels, None);
-                let _ = writeln!(self.text, " {below}");
+                if parts.sum {
+                    self.series(metric, &name, "_sum", labels, None);
+                    let _ = writeln!(self.text, " {}", histogram.sum);
+                }
+                if parts.count {
+                    self.series(metric, &name, "_count", labels, None);
+                    let _ = writeln!(self.text, " {}", histogram.buckets.iter().sum::<u64>());
+                }
             }
         }
     }
@@ -145,6 +183,56 @@ fn sanitize(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MetricsCompat;
+    use crate::telemetry::catalogue::Id;
+    use crate::telemetry::series::{Limits, Store};
+
+    /// Of the families that are fed: all lines, and those that a reader wants.
+    fn pages(wanted: Wanted) -> (String, String) {
+        let store = Store::new(Limits::default());
+        store.add(Id::NumChunksLoaded, &["7", "m", ""], 3);
+        store.record(Id::L1ChunkLifetime, &[], 2.5);
+        store.record(Id::L1ChunkReuseGap, &[], 0.5);
+        let (mut all, mut some) = (Page::new(&[]), Page::only(wanted));
+        for id in [Id::NumChunksLoaded, Id::L1ChunkLifetime, Id::L1ChunkReuseGap] {
+            let metric = id.metric();
+            for name in metric.names(MetricsCompat::Seed, Reader::Scrape) {
+                all.family(metric, name);
+                some.family(metric, name);
+                store.each(id, |labels, value, start| {
+                    all.point(metric, name, labels, value, start);
+                    some.point(metric, name, labels, value, start);
+                });
+            }
+        }
+        (all.finish(), some.finish())
+    }
+
+    #[test]
+    fn a_reader_gets_the_samples_that_it_wants_as_they_are_on_the_page() {
+        let (all, some) = pages(|_, _| true);
+        let samples: Vec<_> =
+            all.lines().filter(|line| !line.starts_with(['#']) && !line.starts_with("target_info")).collect();
+        assert_eq!(some.lines().collect::<Vec<_>>(), samples);
+        assert!(samples.len() > 20);
+        for (suffix, wanted) in [
+            ("", (|_, suffix| suffix.is_empty()) as Wanted),
+            ("_sum", |_, suffix| suffix == "_sum"),
+            ("_count", |_, suffix| suffix == "_count"),
+            ("_bucket", |_, suffix| suffix == "_bucket"),
+        ] {
+            let of_kind = |line: &&&str| {
+                let name = line.split(['{', ' ']).next().unwrap();
+                let kind = ["_sum", "_count", "_bucket"].into_iter().find(|suffix| name.ends_with(suffix));
+                kind.unwrap_or("") == suffix
+            };
+            let expected: Vec<_> = samples.iter().filter(of_kind).copied().collect();
+            assert!(!expected.is_empty());
+            assert_eq!(pages(wanted).1.lines().collect::<Vec<_>>(), expected, "{suffix}");
+        }
+        let (_, lifetime) = pages(|name, _| name.contains("lifetime"));
+        assert!(lifetime.lines().all(|line| line.contains("lifetime")) && lifetime.contains("_sum 2.5"));
+    }
 
     #[test]
     fn label_values_are_escaped_and_names_made_valid() {

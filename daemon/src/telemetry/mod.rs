@@ -201,6 +201,13 @@ impl Telemetry {
         page.finish()
     }
 
+    /// The samples of that page that are wanted, without comments.
+    pub fn scrape_only(&self, wanted: exposition::Wanted) -> String {
+        let mut page = exposition::Page::only(wanted);
+        self.shared.walk(&mut page);
+        page.finish()
+    }
+
     /// Sends the last numbers to the collector, if there is one. Call it after the bus's drain thread has ended.
     pub fn shutdown(&self) {
         if let Some(Push { collector, stop, task }) = self.push.lock().take() {

@@ -134,6 +134,12 @@ pub const WANTED: &[Wanted] = &[
     gauge("queued_bytes", &["lmcached_queued_bytes"], &[]),
 ];
 
+/// Whether a sample is one of these, by the name of its family and what a histogram's sample has behind it.
+pub fn is_wanted(family: &str, suffix: &str) -> bool {
+    let is = |name: &str| name.strip_prefix(family) == Some(suffix);
+    is(LATENCY) || WANTED.iter().flat_map(|wanted| wanted.names).any(|name| is(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
