@@ -176,6 +176,8 @@ async fn a_long_time_of_heavy_use_leaves_nothing_behind() {
         "--l1-write-ttl-seconds=5".to_owned(),
         "--worker-reap-timeout-seconds=30".to_owned(),
         "--worker-registration-grace-seconds=30".to_owned(),
+        // As is a request that they never ended; with the ten minutes of the default their number would still grow after five.
+        "--session-ttl-seconds=60".to_owned(),
     ];
     let daemon = Daemon::start(&flags.each_ref().map(String::as_str)).await;
     let pool = Arc::new(Pool::open(&daemon.pool_path()));
