@@ -1,5 +1,6 @@
 //! Percentiles of request times from histogram buckets.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use serde_json::{Value, json};
@@ -28,6 +29,10 @@ impl Histogram {
     /// How many values there are.
     pub fn count(&self) -> f64 {
         self.buckets.last().map_or(0.0, |(_, count)| *count)
+    }
+
+    fn bounds(&self) -> impl Iterator<Item = f64> {
+        self.buckets.iter().map(|(bound, _)| *bound)
     }
 
     /// What has come since `earlier`.
@@ -68,28 +73,88 @@ impl Histogram {
 /// Snapshots of the histograms of all operations.
 #[derive(Debug, Default)]
 pub struct Latencies {
-    snapshots: VecDeque<(u64, BTreeMap<String, Histogram>)>,
-    latest: BTreeMap<String, Histogram>,
+    /// Of the snapshots that are kept.
+    times: VecDeque<u64>,
+    /// Number of the oldest snapshot.
+    first: usize,
+    operations: BTreeMap<String, Operation>,
+}
+
+/// The histograms of an operation. Room for all snapshots is there from the first one on, so that the daemon's memory does not grow
+/// for a quarter of an hour.
+#[derive(Debug)]
+struct Operation {
+    latest: Histogram,
+    /// Counts of the latest histogram's buckets, a row for each snapshot, of which number `n` is at `n % MAX_SNAPSHOTS`; NaN where
+    /// there is none.
+    rows: Box<[f64]>,
+}
+
+impl Operation {
+    fn new(latest: Histogram) -> Operation {
+        let rows = vec![f64::NAN; latest.buckets.len() * MAX_SNAPSHOTS].into();
+        Operation { latest, rows }
+    }
+
+    /// Keeps the latest histogram as a snapshot.
+    fn keep(&mut self, slot: usize) {
+        let width = self.latest.buckets.len();
+        let counts = self.latest.buckets.iter().map(|(_, count)| *count);
+        self.rows[slot * width..][..width].iter_mut().zip(counts).for_each(|(kept, count)| *kept = count);
+    }
+
+    /// The histogram of a snapshot.
+    fn at(&self, slot: usize) -> Option<Histogram> {
+        let width = self.latest.buckets.len();
+        let row = &self.rows[slot * width..][..width];
+        let bounds = self.latest.bounds();
+        row.first()
+            .is_some_and(|count| !count.is_nan())
+            .then(|| Histogram { buckets: bounds.zip(row.iter().copied()).collect() })
+    }
 }
 
 impl Latencies {
+    fn slot(&self, snapshot: usize) -> usize {
+        (self.first + snapshot) % MAX_SNAPSHOTS
+    }
+
     /// Takes a sample of time `at`.
     pub fn push(&mut self, at: u64, latency: BTreeMap<String, Histogram>) {
-        if self.snapshots.back().is_none_or(|(last, _)| at >= last + STEP_MS) {
-            if self.snapshots.len() == MAX_SNAPSHOTS {
-                self.snapshots.pop_front();
+        let due = self.times.back().is_none_or(|last| at >= last + STEP_MS);
+        if due {
+            if self.times.len() == MAX_SNAPSHOTS {
+                self.times.pop_front();
+                self.first += 1;
             }
-            self.snapshots.push_back((at, latency.clone()));
+            self.times.push_back(at);
         }
-        self.latest = latency;
+        let slot = self.slot(self.times.len() - 1);
+        self.operations.retain(|operation, _| latency.contains_key(operation));
+        for (operation, histogram) in latency {
+            let kept = match self.operations.entry(operation) {
+                Entry::Vacant(entry) => entry.insert(Operation::new(histogram)),
+                Entry::Occupied(entry) => {
+                    let kept = entry.into_mut();
+                    // The bounds are those of the daemon's code; whatever else the text says begins anew.
+                    match kept.latest.bounds().eq(histogram.bounds()) {
+                        true => kept.latest = histogram,
+                        false => *kept = Operation::new(histogram),
+                    }
+                    kept
+                }
+            };
+            if due {
+                kept.keep(slot);
+            }
+        }
     }
 
     /// Percentiles: over all that is kept, and for each step.
     pub fn json(&self) -> Value {
-        let oldest = self.snapshots.front().map(|(_, histograms)| histograms);
-        let operations = self.latest.iter().map(|(operation, latest)| {
-            let window = latest.since(oldest.and_then(|oldest| oldest.get(operation)));
-            let steps = self.steps(operation);
+        let operations = self.operations.iter().map(|(operation, kept)| {
+            let window = kept.latest.since(kept.at(self.slot(0)).as_ref());
+            let steps = self.steps(kept);
             let line = |q| steps.iter().map(|step| step.quantile(q)).collect::<Vec<_>>();
             json!({
                 "operation": operation,
@@ -102,17 +167,14 @@ impl Latencies {
             })
         });
         let operations: Vec<_> = operations.collect();
-        let times: Vec<_> = self.snapshots.iter().skip(1).map(|(at, _)| *at).collect();
+        let times: Vec<_> = self.times.iter().skip(1).copied().collect();
         json!({"times": times, "operations": operations})
     }
 
-    fn steps(&self, operation: &str) -> Vec<Histogram> {
-        let pairs = self.snapshots.iter().zip(self.snapshots.iter().skip(1));
-        pairs
-            .map(|((_, before), (_, after))| {
-                let after = after.get(operation).cloned().unwrap_or_default();
-                after.since(before.get(operation))
-            })
+    fn steps(&self, kept: &Operation) -> Vec<Histogram> {
+        let at = |snapshot| kept.at(self.slot(snapshot));
+        (1..self.times.len())
+            .map(|snapshot| at(snapshot).unwrap_or_default().since(at(snapshot - 1).as_ref()))
             .collect()
     }
 }
@@ -159,6 +221,14 @@ mod tests {
         assert_eq!(operation["p50"], 1.5);
         assert_eq!(json["times"], json!([STEP_MS]));
         assert_eq!(operation["p50_steps"], json!([1.5]));
+        // An operation that comes later has nothing in the steps before it, and all in the one in which it comes.
+        let mut both = at(100.0, 20.0);
+        both.insert("store".to_owned(), histogram(&[(1.0, 3.0), (f64::INFINITY, 3.0)]));
+        latencies.push(2 * STEP_MS, both);
+        let json = latencies.json();
+        let store = &json["operations"][1];
+        assert_eq!((&store["operation"], &store["count"]), (&json!("store"), &json!(3.0)));
+        assert_eq!(store["p50_steps"], json!([null, 0.5]));
         for step in 0..200 {
             latencies.push(step * STEP_MS, at(0.0, 0.0));
         }

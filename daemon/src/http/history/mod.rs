@@ -4,19 +4,21 @@
 //! two-hundredth of one core, because thousands of salts make the text long, the timer slows down. Nobody's request
 //! waits for any of it, and a reader of the page costs no look at the metrics: it gets what the timer has kept.
 
+mod columns;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
 use serde_json::{Value, json};
 
 use super::page::alerts::{self, Alert, Numbers};
 use super::page::latency::Latencies;
-use super::page::sample::{self, Series};
-use super::page::wanted::{MAX_LABEL_SETS, OTHERS, WANTED};
+use super::page::sample;
+use super::page::wanted::WANTED;
+use columns::Columns;
 
 /// How far back the page looks.
 pub const WINDOW: Duration = Duration::from_secs(15 * 60);
@@ -70,23 +72,13 @@ pub struct History {
 
 #[derive(Debug, Default)]
 struct Inner {
-    columns: Vec<Column>,
-    /// Places of the series among the columns.
-    ids: FxHashMap<Series, usize>,
+    columns: Columns,
     /// Of the points that are kept: milliseconds since the start of the history; a clock that jumps does not matter.
     times: VecDeque<u64>,
     /// Number of the oldest point.
     first: usize,
     latencies: Latencies,
     broken: Option<String>,
-}
-
-/// A series, with room for all points, of which number `n` is at `n % MAX_POINTS`; NaN where there is nothing. All of it is there
-/// from a series' first point on, so that the daemon's memory does not grow for a quarter of an hour.
-#[derive(Debug)]
-struct Column {
-    series: Series,
-    values: Box<[f64]>,
 }
 
 impl Default for History {
@@ -127,11 +119,11 @@ impl History {
         let times: Vec<u64> = inner.times.iter().skip(known).copied().collect();
         let series: Vec<Value> = inner
             .columns
-            .iter()
-            .map(|Column { series, values }| {
+            .filled()
+            .map(|(id, series)| {
                 let wanted = &WANTED[series.wanted];
                 let values: Vec<Option<f64>> =
-                    (known..inner.times.len()).map(|point| there(values[inner.slot(point)])).collect();
+                    (known..inner.times.len()).map(|point| inner.get(point, id)).collect();
                 let labels: serde_json::Map<String, Value> = wanted
                     .by
                     .iter()
@@ -158,11 +150,6 @@ impl History {
     }
 }
 
-/// A value of a column.
-fn there(value: f64) -> Option<f64> {
-    Some(value).filter(|value| !value.is_nan())
-}
-
 impl Inner {
     /// Where a kept point is in the columns; the oldest is number 0.
     fn slot(&self, point: usize) -> usize {
@@ -170,7 +157,7 @@ impl Inner {
     }
 
     fn get(&self, point: usize, id: usize) -> Option<f64> {
-        there(self.columns[id].values[self.slot(point)])
+        self.columns.get(id, self.slot(point))
     }
 
     /// The newest point.
@@ -187,63 +174,22 @@ impl Inner {
         }
         let slot = self.slot(self.times.len());
         self.times.push_back(at);
-        self.columns.iter_mut().for_each(|column| column.values[slot] = f64::NAN);
+        self.columns.begin(slot);
         for (series, value) in sample.values {
-            let id = self.admit(series);
-            let place = &mut self.columns[id].values[slot];
-            *place = if place.is_nan() { value } else { *place + value };
+            self.columns.add(slot, series, value);
         }
         self.latencies.push(at, sample.latency);
         if (self.first + self.times.len()).is_multiple_of(SWEEP) {
-            self.forget_dead_series();
+            let slots: Vec<usize> = (0..self.times.len()).rev().map(|point| self.slot(point)).collect();
+            self.columns.forget_dead(&slots);
         }
-    }
-
-    /// The place of a series. Those that are known keep theirs; when there are too many, new ones share one.
-    fn admit(&mut self, series: Series) -> usize {
-        if let Some(id) = self.ids.get(&series) {
-            return *id;
-        }
-        let wanted = series.wanted;
-        let of_this = self.columns.iter().filter(|other| other.series.wanted == wanted).count();
-        if of_this >= MAX_LABEL_SETS {
-            let others =
-                Series { wanted, labels: WANTED[wanted].by.iter().map(|_| OTHERS.to_owned()).collect() };
-            return match self.ids.get(&others) {
-                Some(id) => *id,
-                None => self.insert(others),
-            };
-        }
-        self.insert(series)
-    }
-
-    fn insert(&mut self, series: Series) -> usize {
-        let id = self.columns.len();
-        self.ids.insert(series.clone(), id);
-        self.columns.push(Column { series, values: vec![f64::NAN; MAX_POINTS].into() });
-        id
-    }
-
-    /// Workers and salts come and go; what has no point left gives its place to the next.
-    fn forget_dead_series(&mut self) {
-        let (slots, before): (Vec<usize>, _) =
-            ((0..self.times.len()).rev().map(|point| self.slot(point)).collect(), self.columns.len());
-        self.columns.retain(|column| slots.iter().any(|slot| there(column.values[*slot]).is_some()));
-        if self.columns.len() < before {
-            let places = self.columns.iter().map(|column| column.series.clone()).enumerate();
-            self.ids = places.map(|(id, series)| (series, id)).collect();
-        }
-    }
-
-    fn of<'a>(&'a self, key: &'a str) -> impl Iterator<Item = usize> + 'a {
-        (0..self.columns.len()).filter(move |id| WANTED[self.columns[*id].series.wanted].key == key)
     }
 }
 
 impl Numbers for Inner {
     fn now(&self, key: &str) -> Option<f64> {
         let last = self.last()?;
-        self.of(key).filter_map(|id| self.get(last, id)).reduce(|sum, value| sum + value)
+        self.columns.of(key).filter_map(|id| self.get(last, id)).reduce(|sum, value| sum + value)
     }
 
     fn increase(&self, key: &str, within: Duration) -> f64 {
@@ -253,7 +199,7 @@ impl Numbers for Inner {
         let before = self.times.partition_point(|at| *at <= from).saturating_sub(1);
         // A counter that was not there yet was 0: it lives as long as the daemon.
         let base = |id| self.get(before, id).unwrap_or(0.0);
-        self.of(key).filter_map(|id| Some((self.get(last, id)? - base(id)).max(0.0))).sum()
+        self.columns.of(key).filter_map(|id| Some((self.get(last, id)? - base(id)).max(0.0))).sum()
     }
 }
 
@@ -292,6 +238,7 @@ fn period(cost: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::page::wanted::{MAX_LABEL_SETS, OTHERS};
 
     struct Text(Mutex<Result<String, String>>);
 
@@ -361,15 +308,42 @@ mod tests {
         let inner = history.inner.lock();
         assert_eq!(inner.times.len(), MAX_POINTS);
         assert!(inner.times[MAX_POINTS - 1] - inner.times[0] <= 900_000);
-        assert!(inner.columns.len() <= MAX_LABEL_SETS + 1, "{}", inner.columns.len());
-        assert!(inner.columns.iter().any(|column| &*column.series.labels[0] == OTHERS));
-        assert!(
-            !inner.columns.iter().any(|column| &*column.series.labels[0] == "0"),
-            "dead series give up their place"
-        );
-        assert_eq!(inner.columns.len(), inner.ids.len());
+        let labels: Vec<&str> = inner.columns.filled().map(|(_, series)| &*series.labels[0]).collect();
+        assert!(labels.len() <= MAX_LABEL_SETS + 1, "{}", labels.len());
+        assert!(labels.contains(&OTHERS));
+        assert!(!labels.contains(&"0"), "dead series give up their place");
         let last = inner.last().expect("points");
-        assert_eq!((0..inner.columns.len()).filter_map(|id| inner.get(last, id)).sum::<f64>(), 1.0);
+        assert_eq!(inner.columns.of("ring_lost").filter_map(|id| inner.get(last, id)).sum::<f64>(), 1.0);
+    }
+
+    /// What is looked up of a tenant and what is found have one name, whoever of the two came first.
+    #[test]
+    fn numbers_with_the_same_labels_have_the_same_label_sets() {
+        let (history, source) = (History::new(), Text::new(""));
+        let line = |of: &str, salt: usize| {
+            format!("lmcache_mp_lookup_{of}_tokens_total{{model_name=\"m\",cache_salt=\"{salt}\"}} 1\n")
+        };
+        let asked: String = (0..60).map(|salt| line("requested", salt)).collect();
+        push(&history, 0, &line("requested", 7));
+        let series = |key: &str| {
+            let data = history.data(&source, None);
+            let all = data["series"].as_array().expect("array").iter().filter(|one| one["key"] == key);
+            all.map(|one| one["labels"]["cache_salt"].as_str().expect("text").to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!((series("requested_tokens"), series("hit_tokens")), (vec!["7".to_owned()], vec![]));
+        let found: String = (0..60).rev().map(|salt| line("hit", salt)).collect();
+        push(&history, 1_000, &asked);
+        push(&history, 2_000, &(asked + &found));
+        let (mut asked, mut found) = (series("requested_tokens"), series("hit_tokens"));
+        asked.sort();
+        found.sort();
+        assert_eq!(asked.len(), MAX_LABEL_SETS + 1);
+        assert_eq!(asked, found);
+        // Both go together, too.
+        for at in 3..2_000 {
+            push(&history, at * 1_000, &line("hit", 7));
+        }
+        assert_eq!((series("hit_tokens"), series("requested_tokens")), (vec!["7".into()], vec!["7".into()]));
     }
 
     #[test]
