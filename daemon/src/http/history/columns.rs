@@ -13,6 +13,9 @@ pub(super) struct Columns {
     columns: Vec<Column>,
     /// Places of the series among the columns.
     ids: FxHashMap<Series, usize>,
+    /// What columns that are gone had their values in, for those that come: as long as workers come and go, memory neither grows nor
+    /// wanders from one thread's heap to another's.
+    spare: Vec<Box<[f64]>>,
 }
 
 /// A series, with room for all points, of which number `n` is at `n % MAX_POINTS`; NaN where there is nothing. All of it is there
@@ -57,7 +60,14 @@ impl Columns {
 
     fn insert(&mut self, series: Series) {
         self.ids.insert(series.clone(), self.columns.len());
-        self.columns.push(Column { series, values: vec![f64::NAN; MAX_POINTS].into(), filled: false });
+        let values = match self.spare.pop() {
+            Some(mut values) => {
+                values.fill(f64::NAN);
+                values
+            }
+            None => vec![f64::NAN; MAX_POINTS].into(),
+        };
+        self.columns.push(Column { series, values, filled: false });
     }
 
     /// Empties a slot for the next point.
@@ -80,11 +90,13 @@ impl Columns {
         let labels = |column: &Column| (WANTED[column.series.wanted].by, column.series.labels.clone());
         let alive = |column: &&Column| slots.iter().any(|slot| there(column.values[*slot]).is_some());
         let alive: FxHashSet<_> = self.columns.iter().filter(alive).map(labels).collect();
-        let before = self.columns.len();
-        self.columns.retain(|column| alive.contains(&labels(column)));
-        if self.columns.len() < before {
+        let dead: Vec<Column> =
+            self.columns.extract_if(.., |column| !alive.contains(&labels(column))).collect();
+        if !dead.is_empty() {
+            self.spare.extend(dead.into_iter().map(|column| column.values));
+            self.ids.clear();
             let places = self.columns.iter().map(|column| column.series.clone()).enumerate();
-            self.ids = places.map(|(id, series)| (series, id)).collect();
+            self.ids.extend(places.map(|(id, series)| (series, id)));
         }
     }
 
