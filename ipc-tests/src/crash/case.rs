@@ -167,6 +167,13 @@ impl Case {
         };
         self.daemon.relaunch(&UNARMED, flags);
         self.up().await?;
+        self.crew.say("halt");
+        self.wait("the workers halt", |case| {
+            let told = case.crew.told();
+            let halted = told.iter().filter(|entry| **entry == Entry::Halted).count();
+            Ok((halted >= case.crew.living()).then_some(()))
+        })
+        .await?;
         self.look(class, !killed.gives_up(), "restarted").await?;
         self.crew.complete();
         self.crew.say("go");

@@ -107,9 +107,14 @@ impl Crew {
         Ok(())
     }
 
+    /// Workers that were started and not replaced.
+    pub fn living(&self) -> usize {
+        self.workers.len()
+    }
+
     /// Whether all workers were started.
     pub fn is_complete(&self) -> bool {
-        self.workers.len() as u64 == WORKERS
+        self.living() as u64 == WORKERS
     }
 
     /// What its workers are.

@@ -18,6 +18,8 @@ pub enum Entry {
     Wrong(String),
     /// A request had no answer within its deadline, on a connection that stood.
     Unanswered(String),
+    /// It does nothing until it is told to go on.
+    Halted,
     /// What was to be done after the restart is done.
     Idle,
 }
@@ -47,6 +49,7 @@ impl Journal {
             Entry::Read => "read\n".into(),
             Entry::Wrong(what) => format!("wrong {}\n", what.replace('\n', " ")),
             Entry::Unanswered(what) => format!("unanswered {}\n", what.replace('\n', " ")),
+            Entry::Halted => "halted\n".into(),
             Entry::Idle => "idle\n".into(),
         };
         // In one call: a line is there whole or not at all.
@@ -66,6 +69,7 @@ fn parse(line: &str) -> Entry {
         "read" => Entry::Read,
         "wrong" => Entry::Wrong(rest.into()),
         "unanswered" => Entry::Unanswered(rest.into()),
+        "halted" => Entry::Halted,
         "idle" => Entry::Idle,
         _ => panic!("a line of no journal: {line:?}"),
     }
@@ -117,6 +121,7 @@ mod tests {
             Entry::Read,
             Entry::Wrong("two words".into()),
             Entry::Unanswered("lookup".into()),
+            Entry::Halted,
             Entry::Idle,
         ];
         let mut journal = Journal::open(&journals.path(3));

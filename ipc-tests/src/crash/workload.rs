@@ -1,8 +1,9 @@
 //! One worker process: stores and retrieves what its seed says, until it is told otherwise or killed.
 //!
-//! It is told through its standard input: `go` after a restart (connect, register, do a little more, be idle), `end` to leave.
-//! A connection that breaks makes it wait for the next word. What it has prepared and not committed it keeps and may finish
-//! after the restart, as a worker would that was stopped meanwhile.
+//! It is told through its standard input: `halt` when the next daemon is up, `go` after that (connect, register, do a little more,
+//! be idle), `end` to leave. A connection that breaks makes it wait for `go`, and so does `halt`: a process that was started so late
+//! that it knows no other daemon would go on working while the harness looks at what there is. What it has prepared and not
+//! committed it keeps and may finish after the restart, as a worker would that was stopped meanwhile.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -87,9 +88,10 @@ pub async fn run(plan: Plan, mut words: UnboundedReceiver<String>) {
             Err(Lost::Unanswered(what)) => worker.journal.write(&Entry::Unanswered(what)),
             Err(Lost::Wrong(what)) => worker.journal.write(&Entry::Wrong(what)),
         }
-        if !std::mem::take(&mut worker.go) {
-            match tokio::time::timeout(PATIENCE, words.recv()).await {
-                Ok(Some(word)) if word == "go" => {}
+        while !std::mem::take(&mut worker.go) {
+            match tokio::time::timeout(PATIENCE, words.recv()).await.ok().flatten().as_deref() {
+                Some("halt") => worker.journal.write(&Entry::Halted),
+                Some("go") => worker.go = true,
                 _ => return,
             }
         }
@@ -136,6 +138,10 @@ impl Worker {
                 Ok(word) if word == "go" => {
                     self.go = true;
                     steps = done + AFTERWARDS;
+                }
+                Ok(word) if word == "halt" => {
+                    self.journal.write(&Entry::Halted);
+                    return Err(Lost::Gone);
                 }
                 _ => return Ok(()),
             }
