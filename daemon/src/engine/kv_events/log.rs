@@ -31,15 +31,21 @@ pub(super) struct Log {
     models: FxHashSet<Arc<str>>,
 }
 
-/// Where a record's bytes are: its hashes, then its tokens.
-#[derive(Clone, Debug)]
+/// A record of the index.
+#[derive(Debug)]
 struct Entry {
     model: Arc<str>,
-    kind: Kind,
+    piece: Piece,
+}
+
+/// Where a record's bytes are, in the log or in a reader's copy: its hashes, then its tokens.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
     at: u32,
     hashes: u32,
     /// Bytes of the encoded tokens.
     tokens: u32,
+    kind: Kind,
 }
 
 /// What has happened.
@@ -53,19 +59,11 @@ pub(super) enum Kind {
     Removed,
 }
 
-/// A record that has been copied out of the log.
-#[derive(Clone, Debug)]
-pub(super) struct Found {
-    pub(super) seq: u64,
-    pub(super) kind: Kind,
-    hashes: Range<usize>,
-    tokens: Range<usize>,
-}
-
 /// Records that a reader has copied, with their bytes.
 #[derive(Debug, Default)]
 pub(super) struct Copied {
-    pub(super) records: Vec<Found>,
+    /// By sequence number.
+    records: Vec<(u64, Piece)>,
     bytes: Vec<u8>,
     /// Records have gone that the reader had not seen.
     pub(super) lost: bool,
@@ -73,7 +71,17 @@ pub(super) struct Copied {
     pub(super) cursor: u64,
 }
 
-impl Entry {
+/// A record of a copy.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record<'a> {
+    pub(super) seq: u64,
+    pub(super) kind: Kind,
+    pub(super) hashes: &'a [ChunkHash],
+    /// As they came.
+    pub(super) tokens: &'a [u8],
+}
+
+impl Piece {
     fn len(&self) -> usize {
         self.hashes as usize * HASH + self.tokens as usize
     }
@@ -107,6 +115,11 @@ impl Log {
     /// Bytes of the records held.
     pub(super) fn used(&self) -> usize {
         self.used
+    }
+
+    /// Records that are held at most.
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// Bytes that there are.
@@ -143,8 +156,8 @@ impl Log {
         rest.copy_from_slice(tokens);
         self.end = at + len;
         self.used += len;
-        let (at, hashes, tokens) = (at as u32, hashes.len() as u32, tokens.len() as u32);
-        self.entries.push_back(Entry { model, kind, at, hashes, tokens });
+        let piece = Piece { at: at as u32, hashes: hashes.len() as u32, tokens: tokens.len() as u32, kind };
+        self.entries.push_back(Entry { model, piece });
     }
 
     /// Where `len` bytes can lie in one piece, after the oldest records have gone that are in the way. None: nowhere, and all
@@ -155,7 +168,7 @@ impl Log {
         }
         loop {
             let size = self.bytes.len();
-            let Some(oldest) = self.entries.front().map(|oldest| oldest.at as usize) else {
+            let Some(oldest) = self.entries.front().map(|oldest| oldest.piece.at as usize) else {
                 return (len <= size && self.capacity > 0).then_some(0);
             };
             if oldest < self.end {
@@ -175,7 +188,7 @@ impl Log {
 
     fn forget_oldest(&mut self) {
         let Some(entry) = self.entries.pop_front() else { return };
-        self.used -= entry.len();
+        self.used -= entry.piece.len();
         // The table's and this one: no other record has it.
         if Arc::strong_count(&entry.model) == 2 {
             self.models.remove(&entry.model);
@@ -199,7 +212,7 @@ impl Log {
             if !Arc::ptr_eq(&entry.model, model) {
                 continue;
             }
-            copied.push(seq, entry, &self.bytes[entry.bytes()]);
+            copied.push(seq, entry.piece, &self.bytes[entry.piece.bytes()]);
             if copied.records.len() == max || copied.bytes.len() >= enough {
                 break;
             }
@@ -209,25 +222,17 @@ impl Log {
 }
 
 impl Copied {
-    fn push(&mut self, seq: u64, entry: &Entry, bytes: &[u8]) {
-        let begin = self.bytes.len();
+    /// At most the log's bytes come together, so that the place in the copy has 32 bits too.
+    fn push(&mut self, seq: u64, piece: Piece, bytes: &[u8]) {
+        self.records.push((seq, Piece { at: self.bytes.len() as u32, ..piece }));
         self.bytes.extend_from_slice(bytes);
-        let tokens = begin + entry.hashes as usize * HASH;
-        self.records.push(Found {
-            seq,
-            kind: entry.kind,
-            hashes: begin..tokens,
-            tokens: tokens..self.bytes.len(),
-        });
     }
 
-    /// The hashes of a record.
-    pub(super) fn hashes(&self, found: &Found) -> &[ChunkHash] {
-        self.bytes[found.hashes.clone()].as_chunks().0
-    }
-
-    /// The tokens of a record, encoded as they came.
-    pub(super) fn tokens(&self, found: &Found) -> &[u8] {
-        &self.bytes[found.tokens.clone()]
+    /// The records, oldest first.
+    pub(super) fn records(&self) -> impl Iterator<Item = Record<'_>> {
+        self.records.iter().map(|&(seq, piece)| {
+            let (hashes, tokens) = self.bytes[piece.bytes()].split_at(piece.hashes as usize * HASH);
+            Record { seq, kind: piece.kind, hashes: hashes.as_chunks().0, tokens }
+        })
     }
 }

@@ -14,7 +14,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use serde_bytes::ByteBuf;
 use tokio::sync::watch;
 
-use self::log::{Copied, Found, Kind, Log};
+use self::log::{Copied, Kind, Log, Record};
 use super::Engine;
 use crate::l1::Removed;
 
@@ -27,7 +27,8 @@ const BATCH_BYTES: usize = 256 << 10;
 /// The log.
 #[derive(Debug)]
 pub struct KvEvents {
-    capacity: usize,
+    /// Whether the log keeps anything, known without its lock.
+    enabled: bool,
     incarnation: u64,
     state: Mutex<State>,
     /// The newest sequence number; wakes the streams.
@@ -69,7 +70,7 @@ impl KvEvents {
         let incarnation =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64);
         KvEvents {
-            capacity,
+            enabled: capacity > 0,
             incarnation,
             state: Mutex::new(State {
                 log: Log::new(capacity, bytes),
@@ -82,7 +83,7 @@ impl KvEvents {
 
     /// Whether the log is kept.
     pub fn enabled(&self) -> bool {
-        self.capacity > 0
+        self.enabled
     }
 
     /// For `/status`.
@@ -92,7 +93,7 @@ impl KvEvents {
             enabled: self.enabled(),
             incarnation: self.incarnation,
             depth: state.log.depth(),
-            capacity: self.capacity,
+            capacity: state.log.capacity(),
             bytes: state.log.used(),
             capacity_bytes: state.log.size(),
             next_seq: state.log.next_seq(),
@@ -169,15 +170,14 @@ impl KvEvents {
             next_cursor: copied.cursor,
             lost: copied.lost,
             // Tokens are decoded without the lock: writers of the log are request threads.
-            events: copied.records.iter().map(|found| to_wire(model, &copied, found)).collect(),
+            events: copied.records().map(|record| to_wire(model, &record)).collect(),
         }
     }
 }
 
-fn to_wire(model: &str, copied: &Copied, found: &Found) -> KvEventRecord {
+fn to_wire(model: &str, record: &Record<'_>) -> KvEventRecord {
     let bytes = |hash: &ChunkHash| ByteBuf::from(hash.to_vec());
-    let hashes = copied.hashes(found);
-    let (kind, parent, hashes) = match (found.kind, hashes) {
+    let (kind, parent, hashes) = match (record.kind, record.hashes) {
         (Kind::StoredFirst, hashes) => ("stored", None, hashes),
         (Kind::Stored, hashes) => {
             let (parent, hash) = hashes.split_at(1);
@@ -186,14 +186,14 @@ fn to_wire(model: &str, copied: &Copied, found: &Found) -> KvEventRecord {
         (Kind::Removed, hashes) => ("removed", None, hashes),
     };
     KvEventRecord {
-        seq: found.seq,
+        seq: record.seq,
         kind: kind.to_owned(),
         medium: "CPU".to_owned(),
         model_name: model.to_owned(),
         block_hashes: hashes.iter().map(bytes).collect(),
         parent_block_hash: parent.map(bytes),
         // The list was walked when its chunks were hashed, so it decodes.
-        token_ids: decode_tokens(copied.tokens(found)),
+        token_ids: decode_tokens(record.tokens),
     }
 }
 
