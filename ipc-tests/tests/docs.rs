@@ -234,6 +234,33 @@ fn every_limit_is_in_the_table_of_bounds() {
     assert!(in_the_table.len() > 15, "{in_the_table:?}");
 }
 
+/// Each row of the reports names tests that exist: `file::name`, as much of the file's path as tells it.
+#[test]
+fn every_report_has_its_test() {
+    let page = read(&root().join("docs/TESTING.md"));
+    let (_, section) = page.split_once("## What users have reported\n").expect("the section");
+    let section = section.split("\n## ").next().expect("its text");
+    let mut sources = Vec::new();
+    for dir in ["ipc-tests/tests", "daemon/src", "proto/src", "client/src"] {
+        files(&root().join(dir), "rs", &mut sources);
+    }
+    let exists = |file: &str, name: &str| {
+        let ends = [format!("/{file}.rs"), format!("/{file}/mod.rs")];
+        let of_file =
+            sources.iter().filter(|path| ends.iter().any(|end| path.to_string_lossy().ends_with(end)));
+        of_file.into_iter().any(|path| read(path).contains(&format!("fn {name}()")))
+    };
+    let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    for row in &rows {
+        let tests: Vec<_> = row.split('`').filter_map(|code| code.split_once("::")).collect();
+        assert!(!tests.is_empty(), "{row} has no test");
+        for (file, name) in tests {
+            assert!(exists(file, name), "{file}::{name} is no test: {row}");
+        }
+    }
+    assert!(rows.len() > 40, "{} rows", rows.len());
+}
+
 #[test]
 fn links_lead_somewhere() {
     let root = root();

@@ -2,6 +2,7 @@
 //! tests' own driver; the data path is in `device_suite`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipc_tests::daemon::Daemon;
 use ipc_tests::device_suite::{Announce, GpuMemory, Layout, Subject, layer_bytes, model};
@@ -430,7 +431,7 @@ async fn an_upgrade_waits_for_copies_and_loses_no_answer() {
         lists.any(|list| !list.trim().is_empty()).then_some(())
     };
     eventually("there is a successor", has_child).await;
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     worker.ask("go");
     let stored = client.wait(store.operation(), &uid).await.expect("answered");
     assert!(matches!(stored, Response::Transfer(_, true)), "{stored:?}");
@@ -449,6 +450,30 @@ async fn an_upgrade_waits_for_copies_and_loses_no_answer() {
         Request::Store { key: key(&again), instance_id: 1, block_ids: vec![blocks()], event: &event };
     assert!(worker.call(&endpoint, &request).starts_with("transfer true"));
     assert_eq!(gpus.mapped_by(successor), 1);
+}
+
+/// Reported of LMCache (#1755): 325 GB/s, as the time of a copy was that of handing it to the driver.
+#[tokio::test]
+async fn the_speed_of_a_copy_is_that_of_the_copy_and_not_of_its_submission() {
+    const DELAY: Duration = Duration::from_millis(10);
+    let delay = DELAY.as_micros().to_string();
+    let gpus = Gpus::new(1, &[("FAKE_CUDA_DELAY_US", &delay)]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &["--metrics-sample-rate=1"]).await;
+    let worker = Arc::new(gpus.worker(0, None));
+    let memory = memory(&worker);
+    let subject = subject(&memory, 1);
+    let mut client = daemon.connect().await;
+    subject.register(&mut client, "m").await;
+    assert!(subject.store(&mut client, &frame("m", "a", 1), blocks()).await.1);
+    assert_eq!(lookup(&mut client, &model("m"), "b", &prompt(1, 1), 1).await, 1);
+    assert!(subject.retrieve(&mut client, &frame("m", "b", 1), blocks(), 0).await.1);
+    let bytes = subject.blocks()[1..17].iter().map(Vec::len).sum::<usize>() as f64;
+    for family in ["lmcache_mp_l0_l1_store_throughput_gbs", "lmcache_mp_l0_l1_load_throughput_gbs"] {
+        daemon.metric_becomes(&format!("{family}_count"), &[], 1.0).await;
+        let speed = daemon.metric(&format!("{family}_sum"), &[]).await;
+        let most = bytes / 1e9 / DELAY.as_secs_f64();
+        assert!(speed > 0.0 && speed <= most, "{family}: {speed} GB/s, at most {most} are possible");
+    }
 }
 
 /// What follows a GPU's copy happens on a thread that is none of the runtime's: the tiers and the events hear of it all the same.
