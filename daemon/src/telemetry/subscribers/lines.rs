@@ -69,11 +69,11 @@ impl Subscriber for Lines {
         }
         match &event.event {
             Event::MpStoreStart { session, transfer, worker } => {
-                self.transfers.begin(*transfer, event.at);
+                self.transfers.begin_at(*transfer, event.at);
                 tracing::debug!(target: "lmcached::events", "MP store start: session={session} device={}", worker.device);
             }
             Event::MpRetrieveStart { session, transfer, worker } => {
-                self.transfers.begin(*transfer, event.at);
+                self.transfers.begin_at(*transfer, event.at);
                 tracing::debug!(target: "lmcached::events", "MP retrieve start: session={session} device={}", worker.device);
             }
             Event::MpStoreEnd { session, transfer, worker, end } => {

@@ -2,8 +2,12 @@
 
 use std::collections::VecDeque;
 use std::hash::Hash;
+use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
+
+/// Silence after which an end is not awaited any more: whoever began has gone.
+pub(super) const PATIENCE: Duration = Duration::from_secs(900);
 
 /// At most so many starts. The oldest make room: their end is the least likely to come.
 pub(super) struct Pending<K, V> {
@@ -99,9 +103,29 @@ impl<K: Clone + Eq + Hash, V> Pending<K, V> {
     }
 }
 
+impl<K: Clone + Eq + Hash> Pending<K, Instant> {
+    /// Remembers that something began `at` that time, and forgets what began more than [`PATIENCE`] before. Returns what had to
+    /// make room.
+    pub(super) fn begin_at(&mut self, key: K, at: Instant) -> Option<(K, Instant)> {
+        while self.oldest_if(|start| at.saturating_duration_since(*start) > PATIENCE).is_some() {}
+        self.begin(key, at)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_ends_is_forgotten() {
+        let start = Instant::now();
+        let mut pending = Pending::new(10);
+        for (key, seconds) in [("first", 0), ("second", 10), ("third", 905), ("fourth", 906)] {
+            assert_eq!(pending.begin_at(key, start + Duration::from_secs(seconds)), None);
+        }
+        assert!(!pending.contains(&"first") && pending.contains(&"second") && pending.len() == 3);
+        assert_eq!(pending.end(&"second"), Some(start + Duration::from_secs(10)));
+    }
 
     #[test]
     fn the_oldest_make_room_and_the_order_stays_short() {

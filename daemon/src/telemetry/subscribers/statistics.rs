@@ -107,7 +107,7 @@ impl Subscriber for Statistics {
         let at = event.at;
         match &event.event {
             Event::MpStoreStart { transfer, .. } | Event::MpRetrieveStart { transfer, .. } => {
-                self.transfers.begin(*transfer, at);
+                self.transfers.begin_at(*transfer, at);
             }
             Event::MpStoreEnd { transfer, worker, end, .. } => {
                 let took =

@@ -31,7 +31,7 @@ impl L0L1Throughput {
     }
 
     fn begin(&mut self, session: &SessionId, transfer: TransferId, at: Instant) {
-        if self.sampler.takes(&**session) && self.started.begin(transfer, at).is_some() {
+        if self.sampler.takes(&**session) && self.started.begin_at(transfer, at).is_some() {
             self.store.add(Id::UntrackedItems, &[self.name()], 1);
         }
     }
@@ -83,7 +83,7 @@ impl L2Throughput {
     }
 
     fn begin_store(&mut self, store: (u32, u64), at: Instant) {
-        if self.sampler.takes(&store) && self.stores.begin(store, at).is_some() {
+        if self.sampler.takes(&store) && self.stores.begin_at(store, at).is_some() {
             self.store.add(Id::UntrackedItems, &[self.name()], 1);
         }
     }

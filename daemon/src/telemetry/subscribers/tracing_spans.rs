@@ -15,7 +15,7 @@ use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span};
 
-use super::pending::Pending;
+use super::pending::{PATIENCE, Pending};
 use super::span_parts::{Carrier, Clock, local, number, of_end, of_worker, rate};
 use crate::events::{CbPhase, Event, LookupEnd, SessionId, Stamped, Subscriber, TransferId};
 use crate::telemetry::health::Health;
@@ -24,8 +24,6 @@ use crate::telemetry::health::Health;
 const ROOTS: usize = 20_000;
 /// Open children of all requests.
 const CHILDREN: usize = 50_000;
-/// How long an open span is waited for after the last word about it.
-const PATIENCE: Duration = Duration::from_secs(900);
 /// Why a span has an end that is not its own.
 const UNFINISHED: &str = "its end was not heard of";
 
