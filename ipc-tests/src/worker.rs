@@ -104,6 +104,14 @@ pub async fn await_lookup(client: &mut Connection, request: &str) -> u64 {
     .await
 }
 
+/// Pings for a worker; whether it is known.
+///
+/// # Panics
+/// If there is no answer.
+pub async fn ping(client: &mut Connection, instance: u64) -> bool {
+    client.call(&Request::Ping { instance_id: Some(instance) }).await.expect("ping") == Response::Flag(true)
+}
+
 /// Prepares a store; `None` is the daemon's "could not".
 ///
 /// # Panics

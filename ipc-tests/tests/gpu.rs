@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipc_tests::daemon::Daemon;
 use ipc_tests::device_suite::{Announce, GpuMemory, Layout, Subject, layer_bytes, model};
 use ipc_tests::gpu::{GpuWorker, Gpus};
-use ipc_tests::worker::{key, lookup, prompt};
+use ipc_tests::worker::{key, lookup, ping, prompt};
 use ipc_tests::{eventually, http};
 use lmcache_client::Connection;
 use lmcache_proto::wire::{DeviceDescriptor, Request, Response, SharedStorage};
@@ -30,10 +30,6 @@ fn blocks() -> Vec<u64> {
 /// One chunk's key frame.
 fn frame(name: &str, request: &str, seed: u32) -> Vec<u8> {
     model(name).key(request, &prompt(seed, 1)).frame(Some(0), 0, 256)
-}
-
-async fn ping(client: &mut Connection, instance: u64) -> bool {
-    client.call(&Request::Ping { instance_id: Some(instance) }).await.expect("ping") == Response::Flag(true)
 }
 
 async fn unregister(client: &mut Connection, instance: u64) {

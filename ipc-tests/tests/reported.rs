@@ -7,18 +7,14 @@ use ipc_tests::daemon::Daemon;
 use ipc_tests::eventually;
 use ipc_tests::pool::Pool;
 use ipc_tests::worker::{
-    Model, await_lookup, commit_retrieve, commit_store, key, lookup, prepare_retrieve, prepare_store, prompt,
-    store,
+    Model, await_lookup, commit_retrieve, commit_store, key, lookup, ping, prepare_retrieve, prepare_store,
+    prompt, store,
 };
 use lmcache_client::Connection;
-use lmcache_proto::wire::{Request, Response};
+use lmcache_proto::wire::Request;
 
 /// The shortest silence that a daemon may be told to take for death.
 const REAPING: [&str; 2] = ["--worker-reap-timeout-seconds=30", "--worker-registration-grace-seconds=30"];
-
-async fn ping(client: &mut Connection, instance: u64) -> bool {
-    client.call(&Request::Ping { instance_id: Some(instance) }).await.expect("ping") == Response::Flag(true)
-}
 
 /// A lookup with a salt; the chunks found.
 async fn lookup_salted(
