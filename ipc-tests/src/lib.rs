@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod dealer;
 pub mod device_suite;
 pub mod flood;
+pub mod fs_tier;
 pub mod gpu;
 pub mod http;
 pub mod kv_cache;

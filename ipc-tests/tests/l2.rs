@@ -1,10 +1,10 @@
 //! L1 and L2 together, through the real daemon: what left memory is served from a tier, and what a tier does wrong is a miss.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipc_tests::daemon::Daemon;
 use ipc_tests::eventually;
+use ipc_tests::fs_tier;
 use ipc_tests::pool::Pool;
 use ipc_tests::worker::{
     Model, await_lookup, commit_retrieve, commit_store, lookup, prepare_retrieve, prepare_store, prompt,
@@ -12,19 +12,6 @@ use ipc_tests::worker::{
 };
 use lmcache_client::Connection;
 use lmcache_proto::wire::{Request, Response};
-
-fn fs_tier(dir: &Path) -> String {
-    format!(r#"--l2-adapter={{"type":"fs","base_path":"{}"}}"#, dir.display())
-}
-
-/// Waits until the tier has `files` objects.
-async fn stored(dir: &Path, files: usize) {
-    let count = || {
-        let names = std::fs::read_dir(dir).expect("the tier's directory");
-        names.flatten().filter(|entry| entry.file_name().to_string_lossy().ends_with(".data")).count()
-    };
-    eventually("the tier has them", async || (count() == files).then_some(())).await;
-}
 
 async fn check(
     client: &mut Connection,
@@ -46,7 +33,7 @@ async fn check(
 #[tokio::test]
 async fn what_left_memory_comes_back_from_the_tier() {
     let dir = tempfile::tempdir().expect("a directory");
-    let daemon = Daemon::start(&[&fs_tier(dir.path())]).await;
+    let daemon = Daemon::start(&[&fs_tier::flag(dir.path())]).await;
     let mut client = daemon.connect().await;
     let model = Model::small("m");
     client.call(&model.registration(7)).await.expect("register");
@@ -54,7 +41,7 @@ async fn what_left_memory_comes_back_from_the_tier() {
     let tokens = prompt(1, 6);
     store(&mut client, &pool, &model, "a", &tokens, 7, 100).await;
     client.call(&Request::EndSession { request_id: "a" }).await.expect("end");
-    stored(dir.path(), 6).await;
+    fs_tier::stored(dir.path(), 6).await;
     daemon.clear().await;
     assert_eq!(daemon.metric("lmcached_l1_objects", &[]).await, 0.0);
     assert_eq!(lookup(&mut client, &model, "b", &tokens, 1).await, 6);
@@ -78,7 +65,7 @@ async fn another_daemon_serves_what_this_one_stored() {
     let model = Model::small("org/m");
     let tokens = prompt(2, 4);
     {
-        let mut daemon = Daemon::start(&[&fs_tier(dir.path())]).await;
+        let mut daemon = Daemon::start(&[&fs_tier::flag(dir.path())]).await;
         let mut client = daemon.connect().await;
         client.call(&model.registration(7)).await.expect("register");
         let pool = Pool::open(&daemon.pool_path());
@@ -86,7 +73,7 @@ async fn another_daemon_serves_what_this_one_stored() {
         // An orderly end lets the stores under way finish.
         assert_eq!(daemon.terminate(), Some(0));
     }
-    let daemon = Daemon::start(&[&fs_tier(dir.path()), "--l2-prefetch-policy=retain"]).await;
+    let daemon = Daemon::start(&[&fs_tier::flag(dir.path()), "--l2-prefetch-policy=retain"]).await;
     let mut client = daemon.connect().await;
     client.call(&model.registration(7)).await.expect("register");
     let pool = Pool::open(&daemon.pool_path());
@@ -127,7 +114,8 @@ async fn two_requests_for_the_same_objects_load_them_once() {
 async fn a_tier_that_hangs_costs_a_deadline_and_nothing_else() {
     let dir = tempfile::tempdir().expect("a directory");
     let hanging = r#"--l2-adapter={"type":"fault_inject","inner":{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":100},"fault":"hang","request_timeout":60}"#;
-    let daemon = Daemon::start(&[hanging, &fs_tier(dir.path()), "--l2-prefetch-deadline-seconds=1"]).await;
+    let daemon =
+        Daemon::start(&[hanging, &fs_tier::flag(dir.path()), "--l2-prefetch-deadline-seconds=1"]).await;
     let mut client = daemon.connect().await;
     let model = Model::small("m");
     client.call(&model.registration(7)).await.expect("register");
@@ -151,14 +139,14 @@ async fn a_tier_that_hangs_costs_a_deadline_and_nothing_else() {
 #[tokio::test]
 async fn damaged_and_short_values_are_misses_and_go() {
     let dir = tempfile::tempdir().expect("a directory");
-    let daemon = Daemon::start(&[&fs_tier(dir.path())]).await;
+    let daemon = Daemon::start(&[&fs_tier::flag(dir.path())]).await;
     let mut client = daemon.connect().await;
     let model = Model::small("m");
     client.call(&model.registration(7)).await.expect("register");
     let pool = Pool::open(&daemon.pool_path());
     let tokens = prompt(5, 3);
     store(&mut client, &pool, &model, "a", &tokens, 7, 10).await;
-    stored(dir.path(), 3).await;
+    fs_tier::stored(dir.path(), 3).await;
     daemon.clear().await;
     let files: Vec<_> = std::fs::read_dir(dir.path())
         .expect("the directory")
@@ -184,7 +172,7 @@ async fn damaged_and_short_values_are_misses_and_go() {
         pool.fill(slot, 10 + chunk);
     }
     assert!(commit_store(&mut client, &frame, 7).await);
-    stored(dir.path(), 3).await;
+    fs_tier::stored(dir.path(), 3).await;
     daemon.clear().await;
     assert_eq!(lookup(&mut client, &model, "d", &tokens, 1).await, 3);
     check(&mut client, &pool, &model, "d", &tokens, 10).await;
@@ -193,7 +181,7 @@ async fn damaged_and_short_values_are_misses_and_go() {
 #[tokio::test]
 async fn skip_l1_keeps_objects_in_the_tier_alone() {
     let dir = tempfile::tempdir().expect("a directory");
-    let daemon = Daemon::start(&[&fs_tier(dir.path()), "--l2-store-policy=skip_l1"]).await;
+    let daemon = Daemon::start(&[&fs_tier::flag(dir.path()), "--l2-store-policy=skip_l1"]).await;
     let mut client = daemon.connect().await;
     let model = Model::small("m");
     client.call(&model.registration(7)).await.expect("register");

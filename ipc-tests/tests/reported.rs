@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipc_tests::daemon::Daemon;
 use ipc_tests::eventually;
+use ipc_tests::fs_tier;
 use ipc_tests::pool::Pool;
 use ipc_tests::worker::{
     Model, await_lookup, commit_retrieve, commit_store, key, lookup, ping, prepare_retrieve, prepare_store,
@@ -220,8 +221,7 @@ async fn a_prompt_that_ends_within_a_chunk_has_its_whole_chunks() {
 #[tokio::test]
 async fn the_same_prompt_under_two_salts_is_two_objects_in_every_tier() {
     let dir = tempfile::tempdir().expect("a directory");
-    let tier = format!(r#"--l2-adapter={{"type":"fs","base_path":"{}"}}"#, dir.path().display());
-    let daemon = Daemon::start(&[&tier]).await;
+    let daemon = Daemon::start(&[&fs_tier::flag(dir.path())]).await;
     let mut client = daemon.connect().await;
     let model = Model::small("m");
     client.call(&model.registration(7)).await.expect("register");
@@ -242,12 +242,7 @@ async fn the_same_prompt_under_two_salts_is_two_objects_in_every_tier() {
             assert!(commit_retrieve(&mut client, &frame, 7).await);
             client.call(&Request::EndSession { request_id: &request }).await.expect("end");
         }
-        let files = || std::fs::read_dir(dir.path()).expect("the tier").flatten();
-        eventually("all are in the tier", async || {
-            let data = files().filter(|entry| entry.file_name().to_string_lossy().ends_with(".data"));
-            (data.count() == 6).then_some(())
-        })
-        .await;
+        fs_tier::stored(dir.path(), 6).await;
         daemon.clear().await;
     }
 }
