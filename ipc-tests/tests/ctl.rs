@@ -53,11 +53,9 @@ fn failed(output: &Output) -> (Option<i32>, String) {
     (output.status.code(), text)
 }
 
-/// A daemon with a worker, four objects, a lease on three of them, and an adapter.
-async fn busy(extra: &[&str]) -> (Daemon, Connection) {
-    let mut flags = vec![r#"--l2-adapter={"type":"fs","base_path":"{dir}/l2"}"#];
-    flags.extend(extra);
-    let daemon = Daemon::start(&flags).await;
+/// A daemon with a worker, four objects in both tiers, and a lease on three of them.
+async fn busy() -> (Daemon, Connection) {
+    let daemon = Daemon::start(&[r#"--l2-adapter={"type":"fs","base_path":"{dir}/l2"}"#]).await;
     let (model, pool) = (Model::small("org/model"), Pool::open(&daemon.pool_path()));
     let mut client = daemon.connect().await;
     client.call(&model.registration(4711)).await.expect("register");
@@ -65,12 +63,20 @@ async fn busy(extra: &[&str]) -> (Daemon, Connection) {
     store(&mut client, &pool, &model, "first", &tokens, 4711, 0).await;
     store(&mut client, &pool, &model, "second", &prompt(2, 1), 4711, 0).await;
     assert_eq!(lookup(&mut client, &model, "holder", &tokens, 1).await, 3);
+    // A tier that is being written holds what it writes.
+    let of = async |tier: &str| json_of(&daemon, &["objects", "list", tier]).await["entries"].clone();
+    ipc_tests::eventually("L2 has all, and holds none", async || {
+        let held = |entry: &Value| entry["pins"] != 0;
+        let (l2, l1) = (of("--tier=l2").await, of("--tier=l1").await);
+        (l2.as_array()?.len() == 4 && !l1.as_array()?.iter().any(held)).then_some(())
+    })
+    .await;
     (daemon, client)
 }
 
 #[tokio::test]
 async fn what_is_shown_is_what_the_daemon_has() {
-    let (daemon, _client) = busy(&[]).await;
+    let (daemon, _client) = busy().await;
     assert!(good(&daemon, &["ping"]).await.starts_with("OK"));
     assert_eq!(json_of(&daemon, &["ping"]).await["ready"], true);
     let status = json_of(&daemon, &["status"]).await;
@@ -104,7 +110,7 @@ async fn what_is_shown_is_what_the_daemon_has() {
 
 #[tokio::test]
 async fn objects_are_found_and_deleted() {
-    let (daemon, _client) = busy(&[]).await;
+    let (daemon, _client) = busy().await;
     let listed = json_of(&daemon, &["objects", "list"]).await;
     let entries = listed["entries"].as_array().expect("entries");
     assert_eq!((entries.len(), &listed["more"]), (4, &json!(false)));
@@ -122,11 +128,6 @@ async fn objects_are_found_and_deleted() {
     let output = with(&daemon, &["objects", "delete", &hash(held)]).await;
     assert_eq!(failed(&output), (Some(1), "lmcache-ctl: nothing was deleted\n".into()));
     assert!(good(&daemon, &["objects", "delete", &hash(held), "--force"]).await.contains("1 deleted"));
-    ipc_tests::eventually("L2 has all", async || {
-        let all = json_of(&daemon, &["objects", "list", "--tier=l2"]).await;
-        (all["entries"].as_array()?.len() == 4).then_some(())
-    })
-    .await;
     assert!(good(&daemon, &["objects", "delete", &hash(free), "--tier=l2"]).await.contains("1 deleted"));
     assert_eq!(failed(&with(&daemon, &["objects", "delete", "abc"]).await).0, Some(2));
     assert_eq!(failed(&with(&daemon, &["objects", "inspect", "XYZ"]).await).0, Some(2));
