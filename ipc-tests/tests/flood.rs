@@ -166,7 +166,7 @@ async fn peers_that_ask_without_end_are_held_to_their_rate() {
     survives(daemon, Kind::Asks, 4, async |daemon, _, good| {
         let paused = daemon.metric("lmcached_peer_pauses_total", &["reason=\"rate\""]).await;
         // A request of the good client is one of its rate, too.
-        paused >= 8.0 && good.cycles > 20
+        paused >= 16.0 && good.cycles > 20
     })
     .await;
 }
