@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use lmcache_proto::shm::names;
 use thiserror::Error;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, Notice};
@@ -141,15 +142,22 @@ pub fn run(config: &Config, notices: &[Notice], outlet: &Outlet, start: Start<'_
     builder.enable_all().thread_name("lmcached-io").worker_threads(io_threads);
     builder.max_blocking_threads(config.server.compute_threads.map_or(cores.max(4), usize::from));
     let runtime = builder.build().map_err(AppError::Runtime)?;
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.enable_all().thread_name("lmcached-busy").worker_threads(io_threads / 2).max_blocking_threads(1);
-    let busy = process::behind(|| builder.build()).map_err(AppError::Runtime)?;
-    let threads = Threads { all: runtime.handle().clone(), busy: busy.handle().clone() };
+    let busy = behind("lmcached-busy", io_threads / 2)?;
+    let door = behind("lmcached-door", 1)?;
+    let threads =
+        Threads { all: runtime.handle().clone(), busy: busy.handle().clone(), door: door.handle().clone() };
     let result = runtime.block_on(serve(config, notices, outlet, start, threads));
     // Copies that are still running belong to peers that get no answer any more; the process ends with them. Not shut down one
-    // after the other: connections that have moved wait for timers of both.
-    std::mem::forget((runtime, busy));
+    // after the other: connections that have moved wait for timers of several.
+    std::mem::forget((runtime, busy, door));
     result
+}
+
+/// A runtime whose threads run behind those that serve everybody.
+fn behind(name: &str, threads: usize) -> Result<Runtime, AppError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().thread_name(name).worker_threads(threads).max_blocking_threads(1);
+    process::behind(|| builder.build()).map_err(AppError::Runtime)
 }
 
 async fn serve(
@@ -257,7 +265,7 @@ async fn serve(
     }
     server.revive(sockets.connections());
     for listener in listeners {
-        entrances.accepting.push(tokio::spawn(server.clone().accept(listener)));
+        entrances.accepting.push(server.open(listener)?);
     }
     entrances.http.push(tokio::spawn(http::serve_admin(admin_listener, admin.clone())));
     if let Some(listener) = metrics_listener {

@@ -13,7 +13,6 @@ use super::budget::{FRAME_OVERHEAD, PEER_FLOOR, READ_BYTES, Share};
 use super::endpoint::Stream;
 use super::execute::{Event, Subscription};
 use super::handover::{Handed, Resumed};
-use super::handshake::{self, Stranger};
 use super::queue::{Message, Queue};
 use super::rate::Rate;
 use super::socket::{Half, QUIET_BUFFER, Reader, Writer};
@@ -24,7 +23,7 @@ use crate::engine::{Client, Origin};
 use crate::journal::{Mark, Ticket};
 
 /// Why a connection that has asked for nothing was ended.
-const GAVE_WAY: &str = "it had asked for nothing yet, and --max-connections are open";
+pub(super) const GAVE_WAY: &str = "it had asked for nothing yet, and --max-connections are open";
 /// Messages handled before the thread is given to others. A read buffer may hold thousands of tiny ones.
 const TURN: usize = 128;
 /// Bytes of answers that go to the kernel as a whole or not at all, see [`Connection::flush_now`].
@@ -72,7 +71,7 @@ enum Over {
 }
 
 /// The two halves of a peer's socket, and the client that it is.
-fn meet(id: u64, stream: Stream) -> (Reader, Writer, Client) {
+pub(super) fn meet(id: u64, stream: Stream) -> (Reader, Writer, Client) {
     match stream {
         Stream::Tcp(stream, address) => {
             let (read, write) = stream.into_split();
@@ -94,33 +93,7 @@ fn meet(id: u64, stream: Stream) -> (Reader, Writer, Client) {
     }
 }
 
-/// Serves one peer until it goes.
-pub(super) async fn run(place: &Place, stream: Stream) {
-    let server = &place.server;
-    let (mut reader, writer, client) = meet(place.id, stream);
-    let mut phase = server.phase.subscribe();
-    let mut inbuf = BytesMut::with_capacity(QUIET_BUFFER);
-    let greeted = tokio::time::timeout(
-        server.config.handshake_timeout,
-        handshake::greet(&mut reader, &writer, &mut inbuf),
-    );
-    let greeted = tokio::select! {
-        greeted = greeted => greeted,
-        () = place.give_way.notified() => return server.stats.end(&client, Ended::Displaced, GAVE_WAY),
-        // It has asked for nothing, and connects again.
-        _ = phase.wait_for(|phase| *phase == Phase::Parting) => return,
-    };
-    match greeted {
-        Ok(Ok(())) => {}
-        Ok(Err(Stranger::Silent)) => return,
-        Ok(Err(Stranger::Refused(why))) => return server.stats.end(&client, Ended::Handshake, why),
-        Err(_) => return server.stats.end(&client, Ended::Handshake, "no ZMTP greeting in time"),
-    }
-    let resumed = Resumed { quiet: true, unread: inbuf, ..Resumed::default() };
-    go_on(place, reader, writer, client, resumed).await;
-}
-
-/// Serves a peer with whom hands were shaken earlier, in this process or in another.
+/// Serves a peer of an earlier time, in this process or in another.
 pub(super) async fn resume(place: &Place, stream: Stream, resumed: Resumed) {
     let (reader, writer, client) = meet(place.id, stream);
     if !resumed.quiet {
@@ -129,7 +102,14 @@ pub(super) async fn resume(place: &Place, stream: Stream, resumed: Resumed) {
     go_on(place, reader, writer, client, resumed).await;
 }
 
-async fn go_on(place: &Place, mut reader: Reader, mut writer: Writer, client: Client, resumed: Resumed) {
+/// Serves a peer with whom hands were shaken until it goes.
+pub(super) async fn go_on(
+    place: &Place,
+    mut reader: Reader,
+    mut writer: Writer,
+    client: Client,
+    resumed: Resumed,
+) {
     let server = &place.server;
     let client = Arc::new(client.noted_in(server.engine.journal()));
     let kept = client.lane.as_ref().filter(|_| server.supervisor.stores());

@@ -183,6 +183,27 @@ impl Listener {
         }
     }
 
+    /// The same socket, heard by the current runtime from here on.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(super) fn moved_here(mut self) -> Result<Listener, BindError> {
+        let moved = match &self.socket {
+            Socket::Tcp(listener) => listener
+                .as_fd()
+                .try_clone_to_owned()
+                .and_then(|socket| TcpListener::from_std(socket.into()).map(Socket::Tcp)),
+            Socket::Ipc(listener, file) => listener.as_fd().try_clone_to_owned().and_then(|socket| {
+                UnixListener::from_std(socket.into()).map(|listener| Socket::Ipc(listener, *file))
+            }),
+        };
+        match moved {
+            Ok(socket) => self.socket = socket,
+            Err(source) => return Err(BindError::Os { endpoint: self.endpoint.clone(), source }),
+        }
+        Ok(self)
+    }
+
     /// Another process listens on it: its file stays.
     pub(super) fn leave(mut self) {
         if let Socket::Ipc(_, file) = &mut self.socket {

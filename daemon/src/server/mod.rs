@@ -3,6 +3,7 @@
 //! * `handshake`: greeting and READY; commands and frames are `lmcache_proto::zmtp`, which clients share;
 //! * `access`: who may connect to a Unix socket;
 //! * `endpoint`, `socket`: `tcp://` and `ipc://`, listening and connected;
+//! * `door`: from the listening socket to the first request;
 //! * `connection`: one task per peer, which is the ROUTER: when it is read, and in what order its requests run;
 //! * `intake`, `limits`: what becomes of a message, and what a peer may make the daemon hold;
 //! * `queue`, `execute`: what waits for its turn, and what becomes of it: answered, parked, a stream;
@@ -19,6 +20,7 @@
 mod access;
 mod budget;
 mod connection;
+mod door;
 mod endpoint;
 mod execute;
 mod handover;
@@ -34,7 +36,6 @@ mod tests;
 mod threads;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -54,12 +55,6 @@ use crate::engine::Engine;
 use crate::log_limit::LogLimit;
 use crate::systemd::Supervisor;
 use threads::Side;
-
-/// Pause after a failed accept. What it waits for, a free descriptor of the process, has no event.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Connections above `--max-connections` for the moment in which those that they displace are leaving.
-const LEAVING: usize = 64;
 
 /// Bounds and deadlines of the listening side.
 #[derive(Clone, Debug)]
@@ -145,60 +140,6 @@ impl Server {
             phase: watch::Sender::new(Phase::Serving),
             parted: Mutex::default(),
             fewer: Notify::new(),
-        })
-    }
-
-    /// Accepts peers until the daemon drains.
-    pub async fn accept(self: Arc<Server>, mut listener: Listener) {
-        let mut phase = self.phase.subscribe();
-        loop {
-            // Who connects meanwhile waits in the kernel, for us or for another process with the same socket.
-            match phase.wait_for(|phase| *phase != Phase::Parting).await {
-                Ok(phase) if *phase == Phase::Serving => {}
-                Ok(phase) if *phase == Phase::Left => return listener.leave(),
-                _ => return,
-            }
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                _ = phase.wait_for(|phase| *phase != Phase::Serving) => continue,
-            };
-            match accepted {
-                Ok(stream) if listener.admits(&stream) => self.clone().admit(stream),
-                Ok(stream) => self.stats.stranger(&listener.endpoint(), &stream),
-                // The peer went while it waited to be accepted.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    // Out of descriptors, mostly. The listener stays readable, so without a pause this would spin.
-                    if let Some(suppressed) = self.accept_errors.pass() {
-                        tracing::error!(endpoint = %listener.endpoint(), %error, suppressed, "cannot accept a connection; raise LimitNOFILE if descriptors ran out");
-                    }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-
-    fn admit(self: Arc<Server>, stream: endpoint::Stream) {
-        let most = self.config.max_connections;
-        let open = self.connections.fetch_add(1, Ordering::Relaxed);
-        if open >= most && (open >= most + LEAVING || !self.displace()) {
-            self.connections.fetch_sub(1, Ordering::Relaxed);
-            self.stats.not_admitted(most);
-            return;
-        }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let place = Place::new(self.clone(), id);
-        self.threads.spawn(place.side.clone(), async move { connection::run(&place, stream).await });
-    }
-
-    /// Tells the connection that has been quiet for the longest to go. `false`: all have asked for something.
-    ///
-    /// Otherwise a flood of connections that never say anything would keep workers out for as long as it lasts.
-    fn displace(&self) -> bool {
-        let oldest = self.quiet.lock().pop_first();
-        oldest.is_some_and(|(_, give_way)| {
-            give_way.notify_one();
-            true
         })
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use bytes::{Buf, BufMut, BytesMut};
 use rustix::net::{RecvFlags, Shutdown};
 use tokio::io::{AsyncReadExt, Interest};
-use tokio::net::{tcp, unix};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
 use super::budget::READ_BYTES;
 use crate::journal::Mark;
@@ -58,7 +58,7 @@ impl Reader {
                 };
             }
             // Nothing is said while there is nothing to read: a kill leaves the stream where it is known to be.
-            self.something().await?;
+            self.heard().await?;
             // From here to where what was read is noted there is no await.
             self.mark.set(true);
             let read = match &self.half {
@@ -84,11 +84,12 @@ impl Reader {
         }
     }
 
-    /// Resolves when there is a byte to read, or the end, and takes nothing. That a socket is readable is only a hint.
-    async fn something(&self) -> io::Result<()> {
+    /// Resolves when there is a byte to read, or the end (`false`), and takes nothing. That a socket is readable is only a hint.
+    pub(super) async fn heard(&self) -> io::Result<bool> {
         let peek = || {
-            rustix::net::recv(self.socket(), &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
-            Ok(())
+            let (peeked, _) =
+                rustix::net::recv(self.socket(), &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+            Ok(peeked > 0)
         };
         loop {
             let peeked = match &self.half {
@@ -133,9 +134,31 @@ impl Reader {
     }
 }
 
+/// The same socket, heard by the current runtime from here on.
+pub(super) fn moved_here(reader: Reader, writer: Writer) -> io::Result<(Reader, Writer)> {
+    let Reader { half, mark, room } = reader;
+    let (half, writer) = match (half, writer) {
+        (Half::Tcp(read), Writer::Tcp(write)) => {
+            let stream = read.reunite(write).map_err(io::Error::other)?.into_std()?;
+            let (read, write) = TcpStream::from_std(stream)?.into_split();
+            (Half::Tcp(read), Writer::Tcp(write))
+        }
+        (Half::Ipc(read), Writer::Ipc(write)) => {
+            let stream = read.reunite(write).map_err(io::Error::other)?.into_std()?;
+            let (read, write) = UnixStream::from_std(stream)?.into_split();
+            (Half::Ipc(read), Writer::Ipc(write))
+        }
+        _ => return Err(apart()),
+    };
+    Ok((Reader { half, mark, room }, writer))
+}
+
+fn apart() -> io::Error {
+    io::Error::other("halves of two sockets")
+}
+
 /// The socket of both halves, for another process.
 pub(super) fn into_socket(reader: Reader, writer: Writer) -> io::Result<(OwnedFd, bool)> {
-    let apart = || io::Error::other("halves of two sockets");
     match (reader.half, writer) {
         (Half::Tcp(read), Writer::Tcp(write)) => {
             let stream = read.reunite(write).map_err(|_| apart())?.into_std()?;

@@ -1,11 +1,13 @@
 //! The listening side over real sockets, with budgets and deadlines small enough to meet.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use lmcache_proto::wire::{KeyBuilder, Operation};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::runtime::{Builder, Runtime};
 
 use super::budget::PEER_FLOOR;
 use super::queue::MAX_QUEUED;
@@ -46,6 +48,10 @@ fn engine() -> (Arc<L1>, Arc<Engine>) {
 }
 
 async fn start(change: impl FnOnce(&mut ServerConfig)) -> Running {
+    start_on(Threads::here(), change).await
+}
+
+async fn start_on(threads: Threads, change: impl FnOnce(&mut ServerConfig)) -> Running {
     let (l1, engine) = engine();
     let mut config = ServerConfig {
         max_message_bytes: 1 << 20,
@@ -57,11 +63,11 @@ async fn start(change: impl FnOnce(&mut ServerConfig)) -> Running {
         message_timeout: HANG,
     };
     change(&mut config);
-    let server = Server::new(engine, config, crate::systemd::Supervisor::nobody(), Threads::here());
+    let server = Server::new(engine, config, crate::systemd::Supervisor::nobody(), threads);
     let endpoint = Endpoint::Tcp { host: "127.0.0.1".into(), port: 0 };
     let listener = Listener::bind(endpoint, &Access::default()).await.expect("bind");
     let Endpoint::Tcp { port, .. } = listener.endpoint() else { unreachable!("bound to TCP") };
-    tokio::spawn(server.clone().accept(listener));
+    server.open(listener).expect("a descriptor");
     Running { server, port, l1 }
 }
 
@@ -354,4 +360,43 @@ fn a_ping_does_not_wait_for_a_key_that_is_being_decoded() {
     });
     l1.discard();
     answered.expect("answered while the key is being decoded");
+}
+
+/// A runtime of one thread.
+fn thread() -> Runtime {
+    Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+}
+
+/// Keeps the thread of `runtime` busy until the sender is dropped.
+fn occupy(runtime: &Runtime) -> mpsc::Sender<()> {
+    let (held, release) = mpsc::channel::<()>();
+    let (begins, begun) = mpsc::channel();
+    runtime.spawn(async move {
+        begins.send(()).expect("the test waits");
+        // An error: it was dropped.
+        let _ = release.recv();
+    });
+    begun.recv().expect("the thread runs it");
+    held
+}
+
+#[tokio::test]
+async fn who_has_asked_needs_no_thread_of_those_who_come_in_nor_they_one_of_theirs() {
+    let (all, door) = (thread(), thread());
+    let threads = Threads { all: all.handle().clone(), door: door.handle().clone(), ..Threads::here() };
+    let running = start_on(threads, |_| {}).await;
+    let mut worker = Peer::connect(&running).await;
+    worker.noop().await;
+    let coming = occupy(&door);
+    for _ in 0..3 {
+        worker.noop().await;
+    }
+    drop(coming);
+    let serving = occupy(&all);
+    let mut new = tokio::time::timeout(HANG, Peer::connect(&running)).await.expect("it is greeted");
+    drop(serving);
+    new.noop().await;
+    worker.noop().await;
+    all.shutdown_background();
+    door.shutdown_background();
 }

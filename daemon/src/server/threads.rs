@@ -1,5 +1,5 @@
 //! Which threads a connection's task runs on: those that serve everybody, or, while its peer always has more to ask, others that
-//! give way to them.
+//! give way to them. Before it has asked for anything it is at the `door`, whose threads give way, too.
 //!
 //! A peer that fills its socket as fast as it is read would be read all the time, and as many such peers as there are threads
 //! would leave none for those that ask little. Turns do not help against the kernel's scheduler, to which all of a process's
@@ -17,22 +17,24 @@ use std::task::Poll;
 
 use tokio::runtime::Handle;
 
-/// The two sets of threads.
+/// The sets of threads.
 #[derive(Clone, Debug)]
 pub struct Threads {
     /// For all peers.
     pub all: Handle,
     /// For those that always have more to ask.
     pub busy: Handle,
+    /// For those that have not asked yet.
+    pub door: Handle,
 }
 
 impl Threads {
-    /// The current runtime's for both.
+    /// The current runtime's for all.
     ///
     /// # Panics
     /// Outside a runtime.
     pub fn here() -> Threads {
-        Threads { all: Handle::current(), busy: Handle::current() }
+        Threads { all: Handle::current(), busy: Handle::current(), door: Handle::current() }
     }
 
     /// Starts a connection's task.
@@ -93,7 +95,8 @@ mod tests {
             runtime.block_on(thread).expect("a thread")
         };
         let (first, second): (ThreadId, ThreadId) = (of(&all), of(&busy));
-        let threads = Threads { all: all.handle().clone(), busy: busy.handle().clone() };
+        let threads =
+            Threads { all: all.handle().clone(), busy: busy.handle().clone(), door: all.handle().clone() };
         let (side, (said, heard)) = (Arc::new(Side::default()), std::sync::mpsc::channel());
         let mover = side.clone();
         threads.spawn(side, async move {
