@@ -102,7 +102,7 @@ pub(super) async fn resume(place: &Place, stream: Stream, resumed: Resumed) {
     go_on(place, reader, writer, client, resumed).await;
 }
 
-/// Serves a peer with whom hands were shaken until it goes.
+/// Serves a peer until it goes; hands were shaken before.
 pub(super) async fn go_on(
     place: &Place,
     mut reader: Reader,

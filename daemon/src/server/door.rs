@@ -129,8 +129,7 @@ async fn receive(place: Place, stream: Stream) {
             _ = phase.wait_for(|phase| *phase != Phase::Serving) => {}
         }
     }
-    let threads = server.threads.clone();
-    threads.spawn(place.side.clone(), async move {
+    server.threads.spawn(place.side.clone(), async move {
         match socket::moved_here(reader, writer) {
             Ok((reader, writer)) => {
                 let resumed = Resumed { quiet: true, unread: inbuf, ..Resumed::default() };

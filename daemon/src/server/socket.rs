@@ -136,29 +136,20 @@ impl Reader {
 
 /// The same socket, heard by the current runtime from here on.
 pub(super) fn moved_here(reader: Reader, writer: Writer) -> io::Result<(Reader, Writer)> {
-    let Reader { half, mark, room } = reader;
-    let (half, writer) = match (half, writer) {
-        (Half::Tcp(read), Writer::Tcp(write)) => {
-            let stream = read.reunite(write).map_err(io::Error::other)?.into_std()?;
-            let (read, write) = TcpStream::from_std(stream)?.into_split();
-            (Half::Tcp(read), Writer::Tcp(write))
-        }
-        (Half::Ipc(read), Writer::Ipc(write)) => {
-            let stream = read.reunite(write).map_err(io::Error::other)?.into_std()?;
-            let (read, write) = UnixStream::from_std(stream)?.into_split();
-            (Half::Ipc(read), Writer::Ipc(write))
-        }
-        _ => return Err(apart()),
+    let (socket, is_ipc) = into_socket(reader, writer)?;
+    let (half, writer) = if is_ipc {
+        let (read, write) = UnixStream::from_std(socket.into())?.into_split();
+        (Half::Ipc(read), Writer::Ipc(write))
+    } else {
+        let (read, write) = TcpStream::from_std(socket.into())?.into_split();
+        (Half::Tcp(read), Writer::Tcp(write))
     };
-    Ok((Reader { half, mark, room }, writer))
+    Ok((Reader::new(half), writer))
 }
 
-fn apart() -> io::Error {
-    io::Error::other("halves of two sockets")
-}
-
-/// The socket of both halves, for another process.
+/// The socket of both halves, for another process or another runtime.
 pub(super) fn into_socket(reader: Reader, writer: Writer) -> io::Result<(OwnedFd, bool)> {
+    let apart = || io::Error::other("halves of two sockets");
     match (reader.half, writer) {
         (Half::Tcp(read), Writer::Tcp(write)) => {
             let stream = read.reunite(write).map_err(|_| apart())?.into_std()?;
