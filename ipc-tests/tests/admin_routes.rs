@@ -126,7 +126,8 @@ async fn the_log_level_changes_while_the_daemon_runs() {
     assert!(ask("").await.1.contains("=== Loggers and Levels ===\nlmcached: INFO"));
     let debug =
         |daemon: &Daemon| daemon.log().iter().filter(|line| line.contains("client connected")).count();
-    drop(daemon.connect().await);
+    // Who has an answer has passed the place at which it would be logged.
+    daemon.connect().await.call(&Request::Ping { instance_id: None }).await.expect("ping");
     assert_eq!(debug(&daemon), 0);
     let (status, text) = ask("?logger_name=lmcached&level=debug").await;
     assert_eq!((status, text.as_str()), (200, "Set lmcached level to DEBUG (including all handlers)"));

@@ -86,7 +86,6 @@ impl Engine {
     pub fn client_arrived(&self, client: &Client) {
         self.liveness.lock().connected.insert(client.id);
         self.process_of(client);
-        tracing::debug!(client = client.id, peer = %client.peer, "client connected");
     }
 
     /// The process of a connection is known: from now on its death is noticed.

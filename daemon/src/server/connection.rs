@@ -96,6 +96,7 @@ pub(super) fn meet(id: u64, stream: Stream) -> (Reader, Writer, Client) {
 /// Serves a peer of an earlier time, in this process or in another.
 pub(super) async fn resume(place: &Place, stream: Stream, resumed: Resumed) {
     let (reader, writer, client) = meet(place.id, stream);
+    tracing::debug!(client = client.id, peer = %client.peer, "client of an earlier time goes on");
     if !resumed.quiet {
         place.keep();
     }

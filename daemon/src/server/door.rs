@@ -119,9 +119,12 @@ async fn receive(place: Place, stream: Stream) {
         Ok(Err(Stranger::Refused(why))) => return server.stats.end(&client, Ended::Handshake, why),
         Err(_) => return server.stats.end(&client, Ended::Handshake, "no ZMTP greeting in time"),
     }
+    // Here, not with its first request: who is here and never asks is what the log is searched for.
+    tracing::debug!(client = client.id, peer = %client.peer, "client connected");
     if inbuf.is_empty() {
         tokio::select! {
             heard = reader.heard() => if !heard.is_ok_and(|more| more) {
+                tracing::debug!(client = client.id, peer = %client.peer, "client disconnected; it had asked for nothing");
                 return;
             },
             () = place.give_way.notified() => return server.stats.end(&client, Ended::Displaced, GAVE_WAY),
