@@ -4,7 +4,7 @@
 use lmcache_proto::hash::ChunkHash;
 use lmcache_proto::shm::PinKind;
 
-use super::index::{Index, Key, RemovalCause, ReserveError, Reserved};
+use super::index::{Index, Key, ReserveError, Reserved};
 use super::lock::Lock;
 use super::names::NameId;
 use super::pool::{SlotMut, SlotRef};
@@ -100,10 +100,11 @@ impl<K: Lock<Index>> L1<K> {
         self.index.lock().commit_leased(pin, leases, temporary, &self.table)
     }
 
-    /// Drops objects that nobody holds: they live elsewhere from now on. Returns how many.
-    pub fn drop_unheld(&self, objects: impl Iterator<Item = ObjectId>) -> usize {
+    /// Gives objects up, which live elsewhere from now on: those that are held go with their last holder. Returns how many
+    /// are gone.
+    pub fn give_up(&self, objects: impl Iterator<Item = ObjectId>) -> usize {
         let mut index = self.index.lock();
-        objects.filter(|object| index.drop_object(*object, RemovalCause::Temporary, &self.table)).count()
+        objects.filter(|object| index.give_up(*object, &self.table)).count()
     }
 
     /// Gives up reservations that nobody writes to any more.

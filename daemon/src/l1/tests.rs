@@ -274,8 +274,25 @@ fn what_was_loaded_for_a_request_goes_with_it() {
     assert_eq!(put(&l1, "", 1..2), Ok(0), "it is there");
     l1.end_leases([again].into_iter());
     assert_eq!(l1.stats().objects, 3);
-    assert_eq!(l1.drop_unheld([again].into_iter()), 1);
-    assert_eq!(l1.drop_unheld([again].into_iter()), 0);
+    assert_eq!(l1.give_up([again].into_iter()), 1);
+    assert_eq!(l1.give_up([again].into_iter()), 0);
+}
+
+#[test]
+fn what_is_given_up_while_it_is_held_goes_with_its_last_holder() {
+    let config = config("given_up");
+    let _discard = Discard(config.clone());
+    let (l1, _) = open(&config);
+    put(&l1, "", 0..2).expect("room");
+    let hit = l1.lookup("m", "", &hashes(2), &[row(None, 0)]);
+    let leased: Vec<ObjectId> = hit.cells.iter().map(|cell| cell.object).collect();
+    let read = l1.pin_read("m", "", cells(0..1), 7, None).expect("there");
+    assert_eq!(l1.give_up(leased.iter().copied()), 0, "both are held");
+    assert_eq!(hits(&l1, "", 2), 2, "and found");
+    l1.end_leases(leased.into_iter());
+    assert_eq!(l1.stats().objects, 1, "a reader has the first");
+    l1.unpin(read.iter().map(|pinned| &pinned.pin));
+    assert_eq!(l1.stats().objects, 0);
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub(in crate::l1) struct Entry {
     /// Transfers that touch its bytes.
     pub(in crate::l1) pins: u32,
     pub(in crate::l1) reused: bool,
-    /// Loaded for the requests that hold it: goes with the last of them.
+    /// Loaded for those that hold it, or given up while it was held: goes with the last of them.
     pub(in crate::l1) temporary: bool,
     /// Replaced or cleared while held: no longer found under its key, freed by the last holder.
     pub(in crate::l1) detached: bool,

@@ -39,13 +39,16 @@ impl Index {
         dropped
     }
 
-    /// Drops an object that nobody holds. `false` if it is held or not there.
-    pub(in crate::l1) fn drop_object(&mut self, id: ObjectId, cause: RemovalCause, table: &Table) -> bool {
-        let free = self.entry(id).is_some_and(|entry| {
-            entry.state == ObjectState::Committed && !entry.detached && entry.leases == 0 && entry.pins == 0
-        });
+    /// Drops an object, if it is held with its last holder. `false`: not now, or it is not there.
+    pub(in crate::l1) fn give_up(&mut self, id: ObjectId, table: &Table) -> bool {
+        let Some(entry) = self.entry(id).filter(|e| e.state == ObjectState::Committed && !e.detached) else {
+            return false;
+        };
+        let free = entry.leases == 0 && entry.pins == 0;
         if free {
-            self.detach(id.index, Some(cause), table);
+            self.detach(id.index, Some(RemovalCause::Temporary), table);
+        } else {
+            self.entries[id.index as usize].temporary = true;
         }
         free
     }

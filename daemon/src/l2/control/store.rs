@@ -222,7 +222,8 @@ async fn task(state: Arc<State>, part: Waiting, permit: OwnedSemaphorePermit) {
     objects.clear();
     drop(permit);
     if state.config.skip_l1 {
-        state.l1.drop_unheld(done.into_iter());
+        // A tier that has answered may still be about to let the bytes go.
+        state.l1.give_up(done.into_iter());
     }
     for (only, cells) in by_tiers {
         let batch = Batch { cells, ..part.batch.clone() };
