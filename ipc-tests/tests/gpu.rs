@@ -11,6 +11,7 @@ use ipc_tests::worker::{key, lookup, ping, prompt};
 use ipc_tests::{eventually, http};
 use lmcache_client::Connection;
 use lmcache_proto::wire::{DeviceDescriptor, Request, Response, SharedStorage};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 const LAYERS: usize = 2;
 const LAYOUT: Layout = Layout::KvFirst;
@@ -324,8 +325,9 @@ async fn a_handle_whose_exporter_is_dead_is_refused() {
     let pid = nix::unistd::Pid::from_raw(worker.pid() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("signal");
     let mut client = daemon.connect().await;
-    let gone = async || (!std::path::Path::new(&format!("/proc/{pid}/exe")).exists()).then_some(());
-    eventually("the worker is dead", gone).await;
+    // Dead when it can be waited for, which is left to its owner.
+    let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    waitid(Id::Pid(pid), ended).expect("it ends");
     client.call(&Request::RegisterKvCache(Box::new(registration))).await.expect("acknowledged");
     daemon.says("cuIpcOpenMemHandle_v2 failed: invalid handle (400). The engine must be alive").await;
     assert!(!ping(&mut client, 1).await);
