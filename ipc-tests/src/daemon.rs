@@ -221,11 +221,13 @@ impl Daemon {
         self.child = spawn(&self.program, &args, &all, &self.log);
     }
 
-    /// Drops what nobody holds from L1.
+    /// Drops what no lookup holds from L1, as soon as no transfer touches it: a tier that is seen to have an object holds it a
+    /// moment longer.
     ///
     /// # Panics
-    /// If the daemon refuses.
+    /// If transfers do not end, or the daemon refuses.
     pub async fn clear(&self) {
+        self.metric_becomes("lmcached_l1_pins", &[], 0.0).await;
         let (status, _) = http::post(self.http_port, "/cache/clear", "").await.expect("an answer");
         assert_eq!(status, 200);
     }

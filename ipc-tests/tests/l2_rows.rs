@@ -164,7 +164,8 @@ async fn objects_that_are_gone_before_their_turn_are_told_as_the_stores() {
     // One after the other, a second each.
     rig.rows(&[("num_inflight_l2_stores", r#"l2_name="fs",adapter_index="0""#, 1.0)]).await;
     // The one that is being stored is pinned, and stays.
-    rig.daemon.clear().await;
+    let cleared = http::post(rig.daemon.http_port(), "/cache/clear", "").await;
+    assert_eq!(cleared.expect("an answer").0, 200);
     let labels = r#"during="l2_store",reason="not_found",model_name="m""#;
     rig.rows(&[("l1_read_failure_total", labels, 2.0), ("l2_store_succeeded_keys_total", "", 1.0)]).await;
     assert_eq!(objects(dir.path()).len(), 1);
