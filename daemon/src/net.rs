@@ -4,7 +4,11 @@
 use std::io;
 use std::net::SocketAddr;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
+
+/// Connections that the kernel keeps for a listener until they are accepted; it takes less where `net.core.somaxconn` says so.
+/// Who comes beyond it over TCP tries again after a second: with the usual 128 a few hundred workers that start together would.
+pub(crate) const BACKLOG: u32 = 1024;
 
 /// The address to listen on for `host`: its first IPv4 address, or else its first one. The peer binds `localhost` as IPv4;
 /// clients that resolve it to IPv6 first fall back.
@@ -21,9 +25,14 @@ pub(crate) async fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
 /// Listens on `host`.
 ///
 /// # Errors
-/// As [`resolve`], and the bind call's.
+/// As [`resolve`], and those of the calls to the kernel.
 pub(crate) async fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
-    TcpListener::bind(resolve(host, port).await?).await
+    let address = resolve(host, port).await?;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // The port of a daemon that has just ended.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 #[cfg(test)]

@@ -107,7 +107,7 @@ pub enum AppError {
     Reserve(io::Error),
 }
 
-/// Time for the last answers over HTTP.
+/// Time for the last answers over HTTP, and for the listening sockets to be closed.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Why the daemon ends.
@@ -186,6 +186,9 @@ async fn serve(
     // Endpoints first: a second daemon by mistake must not touch the first one's pool.
     let Doors { clients: listeners, admin: admin_listener, metrics: metrics_listener } =
         Doors::open(config, &mut sockets, heir.as_mut()).await?;
+    // While an earlier daemon still serves if this fails.
+    let listeners = listeners.into_iter().map(|listener| listener.moved_to(&threads.door));
+    let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
 
     let token = config.http.token_file.as_deref().map(Token::read).transpose()?;
     let gate = tenancy::open(config)?;
@@ -265,7 +268,7 @@ async fn serve(
     }
     server.revive(sockets.connections());
     for listener in listeners {
-        entrances.accepting.push(server.open(listener)?);
+        entrances.accepting.push(server.open(listener));
     }
     entrances.http.push(tokio::spawn(http::serve_admin(admin_listener, admin.clone())));
     if let Some(listener) = metrics_listener {
@@ -347,6 +350,13 @@ async fn serve(
             "requests were still executing at the end of --drain-seconds; their clients get no answer"
         );
     }
+    // Their threads give way to others: not at once if the machine is busy.
+    let closed = async {
+        for accepting in entrances.accepting {
+            let _ = accepting.await;
+        }
+    };
+    let _ = tokio::time::timeout(LAST_ANSWERS, closed).await;
     engine.journal().keep();
     failpoint::hit("stop.drained");
     maintenance.abort();

@@ -100,8 +100,8 @@ impl<K: Lock<Index>> L1<K> {
         self.index.lock().commit_leased(pin, leases, temporary, &self.table)
     }
 
-    /// Gives objects up, which live elsewhere from now on: those that are held go with their last holder. Returns how many
-    /// are gone.
+    /// Gives objects up, which live elsewhere from now on: those that are held go with their last holder, unless a worker
+    /// stores them again before. Returns how many are gone.
     pub fn give_up(&self, objects: impl Iterator<Item = ObjectId>) -> usize {
         let mut index = self.index.lock();
         objects.filter(|object| index.give_up(*object, &self.table)).count()

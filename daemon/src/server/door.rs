@@ -20,7 +20,7 @@ use super::handover::Resumed;
 use super::handshake::{self, Stranger};
 use super::socket::{self, QUIET_BUFFER};
 use super::stats::Ended;
-use super::{BindError, Listener, Phase, Place, Server};
+use super::{Listener, Phase, Place, Server};
 
 /// Pause after a failed accept. What it waits for, a free descriptor of the process, has no event.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -29,17 +29,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const LEAVING: usize = 64;
 
 impl Server {
-    /// Accepts peers on `listener` until the daemon drains, or another process has its sockets.
-    ///
-    /// # Errors
-    /// No descriptor is left.
-    pub fn open(self: &Arc<Server>, listener: Listener) -> Result<JoinHandle<()>, BindError> {
-        let door = &self.threads.door;
-        let listener = {
-            let _there = door.enter();
-            listener.moved_here()?
-        };
-        Ok(door.spawn(self.clone().accept(listener)))
+    /// Accepts peers on `listener`, which the threads at the door should hear ([`Listener::moved_to`]), until the daemon
+    /// drains, or another process has its sockets.
+    pub fn open(self: &Arc<Server>, listener: Listener) -> JoinHandle<()> {
+        self.threads.door.spawn(self.clone().accept(listener))
     }
 
     async fn accept(self: Arc<Server>, mut listener: Listener) {
@@ -56,7 +49,12 @@ impl Server {
                 _ = phase.wait_for(|phase| *phase != Phase::Serving) => continue,
             };
             match accepted {
-                Ok(stream) if listener.admits(&stream) => self.clone().admit(stream),
+                Ok(stream) if listener.admits(&stream) => {
+                    self.clone().admit(stream);
+                    // One after the other with those that shake hands and those that leave: as many as one turn accepts would
+                    // be all of `LEAVING`, and the next are refused though others are about to go.
+                    tokio::task::yield_now().await;
+                }
                 Ok(stream) => self.stats.stranger(&listener.endpoint(), &stream),
                 // The peer went while it waited to be accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -139,7 +137,9 @@ async fn receive(place: Place, stream: Stream) {
                 connection::go_on(&place, reader, writer, client, resumed).await;
             }
             Err(error) => {
-                tracing::warn!(peer = %client.peer, %error, "a new connection cannot be served, and is closed");
+                if let Some(suppressed) = place.server.accept_errors.pass() {
+                    tracing::error!(peer = %client.peer, %error, suppressed, "a new connection cannot be served, and is closed");
+                }
             }
         }
     });

@@ -11,6 +11,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::stat::{Mode, fchmod};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::runtime::Handle;
 
 use super::access::{Access, Credentials};
 use crate::config::Endpoint;
@@ -59,8 +60,6 @@ pub struct Listener {
     access: Access,
 }
 
-/// Connections that may wait to be accepted, as tokio's own listeners have it.
-const BACKLOG: u32 = 1024;
 /// Answers that the kernel takes for a TCP peer (it takes as much again for its own bookkeeping); what it does not take waits
 /// in the daemon and is counted there. Left alone the kernel takes up to 4 MiB (`net.ipv4.tcp_wmem`), and some hundreds of peers
 /// that never read would have all memory that it has for TCP. A Unix socket takes 208 KiB.
@@ -113,7 +112,7 @@ impl Listener {
                         .map_err(|source| BindError::Group { endpoint: endpoint.clone(), gid, source })?;
                 }
                 let file = std::fs::symlink_metadata(path).map_err(os)?;
-                Socket::Ipc(socket.listen(BACKLOG).map_err(os)?, Some((file.dev(), file.ino())))
+                Socket::Ipc(socket.listen(net::BACKLOG).map_err(os)?, Some((file.dev(), file.ino())))
             }
         };
         Ok(Listener { endpoint, socket, access: access.clone() })
@@ -183,11 +182,12 @@ impl Listener {
         }
     }
 
-    /// The same socket, heard by the current runtime from here on.
+    /// The same socket, heard by another runtime from here on.
     ///
     /// # Errors
     /// No descriptor is left.
-    pub(super) fn moved_here(mut self) -> Result<Listener, BindError> {
+    pub fn moved_to(mut self, runtime: &Handle) -> Result<Listener, BindError> {
+        let _there = runtime.enter();
         let moved = match &self.socket {
             Socket::Tcp(listener) => listener
                 .as_fd()

@@ -1,13 +1,11 @@
 //! The listening side over real sockets, with budgets and deadlines small enough to meet.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use lmcache_proto::wire::{KeyBuilder, Operation};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::runtime::{Builder, Runtime};
 
 use super::budget::PEER_FLOOR;
 use super::queue::MAX_QUEUED;
@@ -17,6 +15,8 @@ use crate::config::Endpoint;
 use crate::engine::alone::CHUNK;
 use crate::engine::{Client, Origin, Outcome};
 use crate::l1::{L1, L1Config};
+
+mod door;
 
 /// Ends a hang; nothing is measured by it.
 const HANG: Duration = Duration::from_secs(60);
@@ -67,7 +67,7 @@ async fn start_on(threads: Threads, change: impl FnOnce(&mut ServerConfig)) -> R
     let endpoint = Endpoint::Tcp { host: "127.0.0.1".into(), port: 0 };
     let listener = Listener::bind(endpoint, &Access::default()).await.expect("bind");
     let Endpoint::Tcp { port, .. } = listener.endpoint() else { unreachable!("bound to TCP") };
-    server.open(listener).expect("a descriptor");
+    server.open(listener.moved_to(&server.threads.door).expect("a descriptor"));
     Running { server, port, l1 }
 }
 
@@ -360,43 +360,4 @@ fn a_ping_does_not_wait_for_a_key_that_is_being_decoded() {
     });
     l1.discard();
     answered.expect("answered while the key is being decoded");
-}
-
-/// A runtime of one thread.
-fn thread() -> Runtime {
-    Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
-}
-
-/// Keeps the thread of `runtime` busy until the sender is dropped.
-fn occupy(runtime: &Runtime) -> mpsc::Sender<()> {
-    let (held, release) = mpsc::channel::<()>();
-    let (begins, begun) = mpsc::channel();
-    runtime.spawn(async move {
-        begins.send(()).expect("the test waits");
-        // An error: it was dropped.
-        let _ = release.recv();
-    });
-    begun.recv().expect("the thread runs it");
-    held
-}
-
-#[tokio::test]
-async fn who_has_asked_needs_no_thread_of_those_who_come_in_nor_they_one_of_theirs() {
-    let (all, door) = (thread(), thread());
-    let threads = Threads { all: all.handle().clone(), door: door.handle().clone(), ..Threads::here() };
-    let running = start_on(threads, |_| {}).await;
-    let mut worker = Peer::connect(&running).await;
-    worker.noop().await;
-    let coming = occupy(&door);
-    for _ in 0..3 {
-        worker.noop().await;
-    }
-    drop(coming);
-    let serving = occupy(&all);
-    let mut new = tokio::time::timeout(HANG, Peer::connect(&running)).await.expect("it is greeted");
-    drop(serving);
-    new.noop().await;
-    worker.noop().await;
-    all.shutdown_background();
-    door.shutdown_background();
 }

@@ -1,5 +1,5 @@
 //! Which threads a connection's task runs on: those that serve everybody, or, while its peer always has more to ask, others that
-//! give way to them. Before it has asked for anything it is at the `door`, whose threads give way, too.
+//! give way to them. Who comes in is at the `door`, whose threads give way, too, until something comes after its handshake.
 //!
 //! A peer that fills its socket as fast as it is read would be read all the time, and as many such peers as there are threads
 //! would leave none for those that ask little. Turns do not help against the kernel's scheduler, to which all of a process's
@@ -24,7 +24,7 @@ pub struct Threads {
     pub all: Handle,
     /// For those that always have more to ask.
     pub busy: Handle,
-    /// For those that have not asked yet.
+    /// For those that come in.
     pub door: Handle,
 }
 
