@@ -18,6 +18,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use lmcache_proto::shm::names;
 use thiserror::Error;
 use tokio::runtime::Runtime;
@@ -351,12 +352,7 @@ async fn serve(
         );
     }
     // Their threads give way to others: not at once if the machine is busy.
-    let closed = async {
-        for accepting in entrances.accepting {
-            let _ = accepting.await;
-        }
-    };
-    let _ = tokio::time::timeout(LAST_ANSWERS, closed).await;
+    let _ = tokio::time::timeout(LAST_ANSWERS, join_all(entrances.accepting)).await;
     engine.journal().keep();
     failpoint::hit("stop.drained");
     maintenance.abort();

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -135,9 +136,7 @@ pub(super) async fn finish(
     match taken {
         Ok((pid, failed)) => {
             server.leave();
-            for accepting in entrances.accepting {
-                let _ = accepting.await;
-            }
+            join_all(entrances.accepting).await;
             supervisor.succeeded_by(pid).await;
             let waited = began.elapsed();
             tracing::info!(

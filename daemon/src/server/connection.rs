@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use lmcache_proto::fnv::Fnv;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -15,11 +14,11 @@ use super::execute::{Event, Subscription};
 use super::handover::{Handed, Resumed};
 use super::queue::{Message, Queue};
 use super::rate::Rate;
-use super::socket::{Half, QUIET_BUFFER, Reader, Writer};
+use super::socket::{self, QUIET_BUFFER, Reader, Writer};
 use super::stats::{Ended, Paused};
 use super::zmtp::{self, Decoder, FrameError, Item};
 use super::{InFlight, Phase, Place, Server};
-use crate::engine::{Client, Origin};
+use crate::engine::Client;
 use crate::journal::{Mark, Ticket};
 
 /// Why a connection that has asked for nothing was ended.
@@ -70,32 +69,9 @@ enum Over {
     Parted(BytesMut),
 }
 
-/// The two halves of a peer's socket, and the client that it is.
-pub(super) fn meet(id: u64, stream: Stream) -> (Reader, Writer, Client) {
-    match stream {
-        Stream::Tcp(stream, address) => {
-            let (read, write) = stream.into_split();
-            let ip = address.ip().to_canonical();
-            let mut host = Fnv::new();
-            host.bytes(ip.to_string().as_bytes());
-            let origin = Origin { is_local: ip.is_loopback(), host: host.finish(), ..Origin::default() };
-            let client = Client::new(id, format!("tcp://{address}"), origin);
-            (Reader::new(Half::Tcp(read)), Writer::Tcp(write), client)
-        }
-        Stream::Ipc(stream, credentials) => {
-            let (read, write) = stream.into_split();
-            let process = credentials.and_then(|credentials| credentials.process());
-            let peer = process.map_or("ipc".into(), |p| format!("ipc pid {}", p.pid));
-            let uid = credentials.map(|credentials| credentials.uid);
-            let origin = Origin { process, uid, is_local: true, host: 0 };
-            (Reader::new(Half::Ipc(read)), Writer::Ipc(write), Client::new(id, peer, origin))
-        }
-    }
-}
-
 /// Serves a peer of an earlier time, in this process or in another.
 pub(super) async fn resume(place: &Place, stream: Stream, resumed: Resumed) {
-    let (reader, writer, client) = meet(place.id, stream);
+    let (reader, writer, client) = socket::meet(place.id, stream);
     tracing::debug!(client = client.id, peer = %client.peer, "client of an earlier time goes on");
     if !resumed.quiet {
         place.keep();

@@ -98,7 +98,7 @@ impl Server {
 /// Shakes hands with a peer, and waits until it asks for something.
 async fn receive(place: Place, stream: Stream) {
     let server = place.server.clone();
-    let (mut reader, writer, client) = connection::meet(place.id, stream);
+    let (mut reader, writer, client) = socket::meet(place.id, stream);
     let mut phase = server.phase.subscribe();
     let mut inbuf = BytesMut::with_capacity(QUIET_BUFFER);
     let greeted = tokio::time::timeout(

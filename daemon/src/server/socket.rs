@@ -4,11 +4,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::{Buf, BufMut, BytesMut};
+use lmcache_proto::fnv::Fnv;
 use rustix::net::{RecvFlags, Shutdown};
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
 use super::budget::READ_BYTES;
+use super::endpoint::Stream;
+use crate::engine::{Client, Origin};
 use crate::journal::Mark;
 
 /// First read buffer of a connection. A read that fills the room it was given doubles it, up to [`READ_BYTES`]: a
@@ -130,6 +133,29 @@ impl Reader {
         };
         if !ready.is_ok_and(|ready| ready.is_read_closed()) {
             std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// The two halves of a peer's socket, and the client that it is.
+pub(super) fn meet(id: u64, stream: Stream) -> (Reader, Writer, Client) {
+    match stream {
+        Stream::Tcp(stream, address) => {
+            let (read, write) = stream.into_split();
+            let ip = address.ip().to_canonical();
+            let mut host = Fnv::new();
+            host.bytes(ip.to_string().as_bytes());
+            let origin = Origin { is_local: ip.is_loopback(), host: host.finish(), ..Origin::default() };
+            let client = Client::new(id, format!("tcp://{address}"), origin);
+            (Reader::new(Half::Tcp(read)), Writer::Tcp(write), client)
+        }
+        Stream::Ipc(stream, credentials) => {
+            let (read, write) = stream.into_split();
+            let process = credentials.and_then(|credentials| credentials.process());
+            let peer = process.map_or("ipc".into(), |p| format!("ipc pid {}", p.pid));
+            let uid = credentials.map(|credentials| credentials.uid);
+            let origin = Origin { process, uid, is_local: true, host: 0 };
+            (Reader::new(Half::Ipc(read)), Writer::Ipc(write), Client::new(id, peer, origin))
         }
     }
 }

@@ -88,7 +88,7 @@ impl Index {
             }
             let Some(&index) = self.map.get(&key) else { continue };
             let entry = &self.entries[index as usize];
-            if entry.state == ObjectState::Committed && entry.leases == 0 && entry.pins == 0 {
+            if entry.state == ObjectState::Committed && !entry.is_held() {
                 let subject = self.subject(index);
                 kept += subject.bytes;
                 self.policy.remove(&subject);

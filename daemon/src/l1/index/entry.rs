@@ -72,6 +72,11 @@ impl Entry {
         detached: false,
         nobodys: false,
     };
+
+    /// Whether a lookup or a transfer holds the object.
+    pub(in crate::l1) fn is_held(&self) -> bool {
+        self.leases > 0 || self.pins > 0
+    }
 }
 
 /// Why nothing could be reserved.

@@ -159,7 +159,7 @@ impl Index {
     /// After a holder has gone: frees a detached object, makes a committed one evictable again.
     fn let_go(&mut self, index: u32, table: &Table) {
         let entry = &self.entries[index as usize];
-        if entry.leases > 0 || entry.pins > 0 {
+        if entry.is_held() {
             return;
         }
         if entry.detached || entry.state == ObjectState::Quarantined {

@@ -15,7 +15,7 @@ impl Index {
         let entry = &mut self.entries[index as usize];
         if entry.state == ObjectState::Committed {
             entry.reused = true;
-            if entry.leases == 0 && entry.pins == 0 {
+            if !entry.is_held() {
                 let subject = self.subject(index);
                 self.policy.remove(&subject);
                 self.policy.insert(&subject);
@@ -29,8 +29,7 @@ impl Index {
         let mut dropped = 0;
         for index in range.start..range.end.min(self.entries.len()) {
             let entry = &self.entries[index];
-            let held = entry.leases > 0 || entry.pins > 0;
-            if entry.state == ObjectState::Committed && !entry.detached && (force || !held) {
+            if entry.state == ObjectState::Committed && !entry.detached && (force || !entry.is_held()) {
                 self.detach(index as u32, Some(RemovalCause::Cleared), table);
                 failpoint::hit("l1.clear.one");
                 dropped += 1;
@@ -44,12 +43,9 @@ impl Index {
         let Some(entry) = self.entry(id).filter(|e| e.state == ObjectState::Committed && !e.detached) else {
             return false;
         };
-        let free = entry.leases == 0 && entry.pins == 0;
-        if free {
-            self.detach(id.index, Some(RemovalCause::Temporary), table);
-        } else {
-            self.entries[id.index as usize].temporary = true;
-        }
+        let free = !entry.is_held();
+        self.entries[id.index as usize].temporary = true;
+        self.let_go(id.index, table);
         free
     }
 
@@ -66,7 +62,7 @@ impl Index {
         if entry.state != ObjectState::Committed {
             return Some(false);
         }
-        let free = force || (entry.leases == 0 && entry.pins == 0);
+        let free = force || !entry.is_held();
         if free {
             self.detach(index, Some(cause), table);
         }
@@ -133,13 +129,13 @@ impl Index {
                     cause,
                 });
             }
-            if entry.leases > 0 || entry.pins > 0 {
+            if entry.is_held() {
                 // The next daemon must not find it under its key; the pins say that its bytes are still in use.
                 table.set_object_state(index, ObjectState::Quarantined);
                 failpoint::hit("l1.detach.held");
             }
         }
-        if entry.leases == 0 && entry.pins == 0 {
+        if !entry.is_held() {
             self.free(index, table);
         }
     }

@@ -26,7 +26,7 @@ impl Index {
             if entry.layout == layout && entry.length == length {
                 // Stored by a worker: it stays.
                 entry.temporary = false;
-                if entry.state == ObjectState::Committed && entry.leases == 0 && entry.pins == 0 {
+                if entry.state == ObjectState::Committed && !entry.is_held() {
                     // Wanted again: it must not be the next victim of this same request.
                     let subject = self.subject(index);
                     self.policy.remove(&subject);
