@@ -7,7 +7,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::instances::{Instances, Mode};
 use super::transfers::Preparer;
-use super::{Client, Engine};
+use super::{Client, Engine, heartbeat};
 use crate::events::Event;
 use crate::process::ProcessId;
 
@@ -225,7 +225,13 @@ impl Engine {
         self.tell_of_restart(id);
         if self.instances.is_known(id) {
             self.instances.touch(id, Instances::now(self.started), true);
+            if let Some(lane) = &client.lane {
+                lane.waits_until(client.heartbeat.lock().answered(id, heartbeat::now()));
+            }
             return true;
+        }
+        if let Some(lane) = &client.lane {
+            lane.waits_until(Duration::ZERO);
         }
         self.liveness.lock().unknown.answer(id)
     }

@@ -144,6 +144,7 @@ impl Engine {
         block_ids: Vec<Vec<u64>>,
         event: &[u8],
     ) -> Result<Outcome, Failure> {
+        self.waits(id)?;
         let (instance, worker) = self.mapped(id)?;
         let (range, rank) = (self.chunk_range(key)?, rank_of(key)?);
         let chain = self.chain(client, key, range.end)?;
@@ -204,6 +205,7 @@ impl Engine {
         block_ids: Vec<Vec<u64>>,
         (skip_first, event): (u64, &[u8]),
     ) -> Result<Outcome, Failure> {
+        self.waits(id)?;
         let (instance, worker) = self.mapped(id)?;
         let (range, rank) = (self.chunk_range(key)?, rank_of(key)?);
         let chain = self.chain(client, key, range.end)?;

@@ -19,6 +19,7 @@ mod client;
 mod copies;
 mod engine_driven;
 mod handover;
+mod heartbeat;
 mod instances;
 mod kv_events;
 mod leases;
@@ -38,6 +39,7 @@ mod sessions;
 mod stats;
 mod tenancy;
 mod transfers;
+mod untold;
 mod warm;
 
 use std::future::Future;
@@ -76,6 +78,7 @@ use liveness::Liveness;
 use returning::Returning;
 use sessions::Sessions;
 use transfers::Transfers;
+use untold::Untold;
 use warm::Warmed;
 
 /// Why an operation was not done, and the detail for the log.
@@ -186,6 +189,7 @@ pub struct Engine {
     journal: Journal,
     /// Workers of the earlier daemon.
     returning: Returning,
+    untold: Untold,
     sessions: Sessions,
     transfers: Mutex<Transfers>,
     copies: UnderWay,
@@ -232,6 +236,7 @@ impl Engine {
             roster,
             journal,
             returning: Returning::default(),
+            untold: Untold::default(),
             sessions: Sessions::new(config.max_sessions, config.max_session_bytes),
             transfers: Mutex::new(Transfers::new(adopted)),
             copies: UnderWay::default(),
@@ -333,7 +338,7 @@ impl Engine {
         }
         if let Some(instance) = instance.filter(|_| speaks) {
             if registration_of(&request).is_some() {
-                self.registers_anew(instance, request.operation());
+                self.registers_anew(client, instance, request.operation());
                 self.speaks_for(client, instance);
             } else {
                 self.returned(client, instance, matches!(request, Request::Ping { .. }));

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use lmcache_proto::shm::names;
 use lmcache_proto::wire::{Operation, Request};
 use parking_lot::Mutex;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use serde_bytes::ByteBuf;
 
 use super::instances::{Instance, Instances, Kind, Mode};
@@ -27,10 +27,6 @@ pub(super) struct Returning {
     /// Read before every request that names a worker; 0 as soon as all have come.
     left: AtomicUsize,
     waiting: Mutex<FxHashMap<(u64, Mode), Kept>>,
-    /// Read before every ping; 0 as soon as all have been told.
-    untold_left: AtomicUsize,
-    /// Workers whose loads may have been under way when the earlier daemon ended, see [`Engine::tell_of_restart`].
-    untold: Mutex<FxHashSet<u64>>,
 }
 
 impl Returning {
@@ -44,19 +40,6 @@ impl Returning {
         let kept = waiting.remove(&(instance, mode));
         self.left.store(waiting.len(), Ordering::Relaxed);
         kept
-    }
-
-    /// Whether a worker is yet to be told; of no use once it registers, or is gone.
-    fn is_untold(&self, instance: u64) -> bool {
-        self.untold_left.load(Ordering::Relaxed) > 0 && self.untold.lock().contains(&instance)
-    }
-
-    fn need_not_tell(&self, instance: u64) {
-        if self.untold_left.load(Ordering::Relaxed) > 0 {
-            let mut untold = self.untold.lock();
-            untold.remove(&instance);
-            self.untold_left.store(untold.len(), Ordering::Relaxed);
-        }
     }
 
     /// Those of a process.
@@ -99,13 +82,12 @@ impl Engine {
                 self.deaths.watch(process);
             }
             if mode == Mode::LmcacheDriven && !handed_over {
-                self.returning.untold.lock().insert(instance);
+                self.untold.expect(instance);
             }
             expected += 1;
             self.returning.waiting.lock().insert((instance, mode), kept);
         }
         self.returning.left.store(expected, Ordering::Relaxed);
-        self.returning.untold_left.store(self.returning.untold.lock().len(), Ordering::Relaxed);
         if expected > 0 {
             tracing::info!(
                 workers = expected,
@@ -141,10 +123,13 @@ impl Engine {
         if instance.is_none() && !is_schedulers {
             return;
         }
-        let Claim { owed, complete } = self.journal.claim(instance, client.as_peer(), first);
-        if let Some(instance) = instance.filter(|_| complete) {
-            // Its loads that were under way are among those that are answered: no ping need tell it.
-            self.returning.need_not_tell(instance);
+        let Claim { owed, complete, patience } = self.journal.claim(instance, client.as_peer(), first);
+        if let Some(instance) = instance {
+            self.untold.is_back(instance, patience, complete);
+            // The daemon after this one must know it, too, should this one end before the next ping.
+            if let (Some(until), Some(lane)) = (patience, &client.lane) {
+                lane.waits_until(until);
+            }
         }
         if owed.is_empty() {
             return;
@@ -161,7 +146,7 @@ impl Engine {
     pub fn survivor(&self, connection: u64) -> Option<Survivor> {
         let survivor = self.journal.survivor(connection)?;
         if let Some(instance) = survivor.instance() {
-            self.returning.need_not_tell(instance);
+            self.untold.is_back(instance, survivor.patience(), true);
         }
         Some(survivor)
     }
@@ -174,7 +159,7 @@ impl Engine {
         }
         // A ping tells it of the restart, and then it is no worker any more: nothing is opened for that. Nor is GPU memory, which
         // takes a while, before there is something to copy: pings are answered at once.
-        if pings && (self.returning.is_untold(instance) || self.is_on_gpu(instance)) {
+        if pings && (self.untold.contains(instance) || self.is_on_gpu(instance)) {
             return;
         }
         for mode in [Mode::EngineDriven, Mode::LmcacheDriven] {
@@ -239,33 +224,16 @@ impl Engine {
         registered.map(drop).ok_or_else(|| "too many workers are registered".to_owned())
     }
 
-    /// A worker of the earlier daemon pings for the first time: it must learn that there was a restart.
-    ///
-    /// LMCache's worker waits without a deadline for the answer to a `retrieve`, and nobody is left who could give the one that
-    /// was under way at the restart. It gives such loads up when a ping is answered `false`, and registers when the next one is
-    /// answered `true`. From the `false` on it must not be served before it registers: it takes what it asked for meanwhile as
-    /// failed, and may use the blocks for something else. So it becomes unknown, and not while a copy of its runs: then the
-    /// next ping tells it. (Workers that copy by themselves wait with a deadline, and are not told.)
-    pub(super) fn tell_of_restart(&self, instance: u64) {
-        if !self.returning.is_untold(instance)
-            || self.instances.remove_unused(instance, Mode::LmcacheDriven).is_none()
-        {
-            return;
-        }
-        self.forget_registration(instance, Mode::LmcacheDriven);
-        self.worker_gone(instance);
-        tracing::info!(
-            instance,
-            "worker of the earlier daemon is told of the restart: it gives up the loads that were under way, and registers again"
-        );
-    }
-
     /// A worker registers: what an earlier daemon knew of it is of no use any more.
-    pub(super) fn registers_anew(&self, instance: u64, operation: Operation) {
+    pub(super) fn registers_anew(&self, client: &Client, instance: u64, operation: Operation) {
+        client.heartbeat.lock().begins_anew();
+        if let Some(lane) = &client.lane {
+            lane.may_not_wait();
+        }
         if let Some(mode) = mode_of(operation) {
             drop(self.returning.take(instance, mode, |_| true));
             if mode == Mode::LmcacheDriven {
-                self.returning.need_not_tell(instance);
+                self.untold.need_not_tell(instance);
             }
         }
     }
@@ -297,7 +265,7 @@ impl Engine {
     pub(super) fn forget_registration(&self, instance: u64, mode: Mode) {
         drop(self.returning.take(instance, mode, |_| true));
         if mode == Mode::LmcacheDriven {
-            self.returning.need_not_tell(instance);
+            self.untold.need_not_tell(instance);
         }
         self.roster.forget(instance, mode);
     }

@@ -1,11 +1,12 @@
 //! One connection's page of the journal.
 //!
-//! Eight words say whose it is; 63 entries of eight words each are its requests under way. Crash rule: an entry's first word
+//! Sixteen words say whose it is; 62 entries of eight words each are its requests under way. Crash rule: an entry's first word
 //! is stored last, and cleared first; a page's first word likewise. What a kill interrupts is not there.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use lmcache_proto::wire::{Operation, Reader};
 
@@ -30,6 +31,8 @@ pub(super) const HOST: usize = 5;
 pub(super) const NEXT: usize = 6;
 /// Requests for which there was no entry.
 pub(super) const UNNOTED: usize = 7;
+/// Until when its worker certainly waits, in nanoseconds of CLOCK_MONOTONIC; 0 if it has not pinged.
+pub(super) const PATIENCE: usize = 8;
 
 /// [`INSTANCE`] is set.
 pub(super) const KNOWS_INSTANCE: u64 = 1;
@@ -48,8 +51,10 @@ pub(super) const TOKEN: u64 = 32;
 
 /// Words of an entry: lengths of both frames, two words of uid, five of operation.
 pub(super) const ENTRY_WORDS: usize = 8;
+/// Where the entries begin, in entries.
+pub(super) const FIRST_ENTRY: usize = 2;
 /// Entries of a page; LMCache's clients have some tens of requests under way.
-pub(super) const ENTRIES: usize = LANE_WORDS / ENTRY_WORDS - 1;
+pub(super) const ENTRIES: usize = LANE_WORDS / ENTRY_WORDS - FIRST_ENTRY;
 /// Bytes of a correlation id that has an entry; LMCache's have at most 9.
 pub(super) const UID_BYTES: usize = 16;
 /// Bytes of an operation frame that has an entry; the longest name has 31.
@@ -104,6 +109,7 @@ impl Lane {
         }
         lane.set(NEXT, past.last.map_or(0, |last| last.saturating_add(1)));
         lane.set(UNNOTED, past.unnoted);
+        lane.set(PATIENCE, patience(past.patience));
         for (entry, request) in past.requests.iter().enumerate() {
             lane.used.fetch_or(1 << entry, Ordering::Relaxed);
             lane.write(entry, request);
@@ -124,6 +130,7 @@ impl Lane {
 
     fn identify(&self, peer: Peer, flags: u64) {
         self.set(UNNOTED, 0);
+        self.set(PATIENCE, 0);
         self.set(NEXT, 0);
         self.set(HOST, peer.host);
         self.set(FLAGS, flags);
@@ -146,6 +153,19 @@ impl Lane {
         if !known || words[INSTANCE].load(Ordering::Relaxed) != instance {
             self.set(INSTANCE, instance);
             words[FLAGS].fetch_or(KNOWS_INSTANCE, Ordering::Release);
+        }
+    }
+
+    /// The connection's worker has pinged, and certainly waits until then (CLOCK_MONOTONIC) for what it has asked for.
+    pub fn waits_until(&self, time: Duration) {
+        self.set(PATIENCE, patience(Some(time)));
+    }
+
+    /// The connection's worker pings, and nothing is known of how long it waits.
+    pub fn may_not_wait(&self) {
+        // One that has not pinged yet does not give up.
+        if self.words()[PATIENCE].load(Ordering::Relaxed) != 0 {
+            self.waits_until(Duration::ZERO);
         }
     }
 
@@ -196,6 +216,7 @@ impl Lane {
         if let Some(instance) = past.instance {
             self.speaks_for(instance);
         }
+        self.set(PATIENCE, patience(past.patience));
     }
 
     fn count(&self, uid: &[u8]) {
@@ -227,7 +248,7 @@ impl Lane {
     }
 
     fn entry_words(&self, entry: usize) -> &[AtomicU64] {
-        &self.words()[(entry + 1) * ENTRY_WORDS..][..ENTRY_WORDS]
+        &self.words()[(entry + FIRST_ENTRY) * ENTRY_WORDS..][..ENTRY_WORDS]
     }
 
     /// The request that was adopted as number `entry`.
@@ -267,6 +288,11 @@ impl Mark {
             lane.flag(self.flag, on);
         }
     }
+}
+
+/// The word for it.
+fn patience(until: Option<Duration>) -> u64 {
+    until.map_or(0, |until| u64::try_from(until.as_nanos()).unwrap_or(u64::MAX).max(1))
 }
 
 fn write(words: &[AtomicU64], uid: &[u8], op_frame: &[u8]) {

@@ -14,7 +14,7 @@ pub(super) const LANE_BYTES: usize = LANE_WORDS * 8;
 /// "LMCDJNL\0".
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"LMCDJNL\0");
 /// Changes with the format of the segment.
-pub(super) const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 2;
 /// Words of the first page that say what the segment is: magic, version, lanes, inode of the pool.
 pub(super) const HEADER: [usize; 4] = [0, 1, 2, 3];
 

@@ -87,6 +87,11 @@ impl Survivor {
         self.past.peer.process
     }
 
+    /// Until when its worker certainly waits for what it has asked for (CLOCK_MONOTONIC); `None`: it does not ping.
+    pub fn patience(&self) -> Option<Duration> {
+        self.past.patience(true)
+    }
+
     /// The connection's new lane takes up where the old one ended.
     pub fn goes_on_in(&self, lane: &Lane) {
         lane.continues(&self.past);
@@ -123,6 +128,8 @@ pub struct Claim {
     /// The connection came back as the one it was, and these are all of its requests that have no answer: none was lost
     /// unread.
     pub complete: bool,
+    /// Until when its worker certainly waits for what it has asked for (CLOCK_MONOTONIC); `None`: it does not ping.
+    pub patience: Option<Duration>,
 }
 
 impl Journal {
@@ -235,7 +242,7 @@ impl Journal {
         self.left.store(orphans.len(), Ordering::Relaxed);
         drop(orphans);
         let complete = past.unnoted == 0 && past.last.and_then(|last| last.checked_add(1)) == Some(first);
-        Claim { owed: past.owed(lane.as_ref()), complete }
+        Claim { owed: past.owed(lane.as_ref()), complete, patience: past.patience(complete) }
     }
 
     /// A connection whose socket the service manager has kept: what it was, with its requests that have no answer. `None`: where

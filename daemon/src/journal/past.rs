@@ -4,13 +4,15 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use lmcache_proto::wire::{OpCode, Operation};
 
 use super::lane::{
-    ASKS, CONNECTION, ENTRIES, ENTRY_WORDS, FLAGS, HOST, INSTANCE, KNOWS_INSTANCE, KNOWS_PROCESS, NEXT,
-    OP_BYTES, PID, PRESENT, READING, START, TOKEN, UID_BYTES, UNNOTED, WRITING, uid_number,
+    ASKS, CONNECTION, ENTRIES, ENTRY_WORDS, FIRST_ENTRY, FLAGS, HOST, INSTANCE, KNOWS_INSTANCE,
+    KNOWS_PROCESS, NEXT, OP_BYTES, PATIENCE, PID, PRESENT, READING, START, TOKEN, UID_BYTES, UNNOTED,
+    WRITING, uid_number,
 };
 use super::memory::{HEADER, LANE_BYTES, LANE_WORDS, MAGIC, VERSION};
 use super::{Lane, Owed, Peer};
@@ -44,10 +46,21 @@ pub(super) struct Past {
     /// It may go on in another process: where its stream stands is known, behind all that was noted and in front of whole
     /// answers; and it has shown no token.
     pub(super) clean: bool,
+    /// Until when its worker certainly waits (CLOCK_MONOTONIC); `None` if it has not pinged.
+    pub(super) patience: Option<Duration>,
     pub(super) requests: Vec<Request>,
 }
 
 impl Past {
+    /// Until when its worker certainly waits for what it has asked for; `None`: it does not ping. `complete`: nothing of its was
+    /// lost.
+    pub(super) fn patience(&self, complete: bool) -> Option<Duration> {
+        let until = self.patience?;
+        // A ping that is owed may have failed since it was read.
+        let pinged = self.requests.iter().any(|request| request.operation == Operation::Ping);
+        Some(if complete && !pinged { until } else { Duration::ZERO })
+    }
+
     /// Its requests as they are owed, noted in `lane` until they are answered.
     pub(super) fn owed(&self, lane: Option<&Arc<Lane>>) -> Vec<Owed> {
         let owed = self.requests.iter().enumerate().map(|(at, request)| Owed {
@@ -91,7 +104,8 @@ fn connection(page: &[u8; LANE_BYTES]) -> Option<Past> {
         let pid = u32::try_from(word(PID)).ok()?;
         Some(ProcessId { pid, start_time: word(START) })
     });
-    let requests: Vec<Request> = (1..=ENTRIES).filter_map(|entry| request(page, entry)).collect();
+    let requests: Vec<Request> =
+        (0..ENTRIES).filter_map(|entry| request(page, FIRST_ENTRY + entry)).collect();
     // A request is noted before it is counted.
     let noted = requests.iter().filter_map(|request| uid_number(&request.uid));
     Some(Past {
@@ -102,6 +116,7 @@ fn connection(page: &[u8; LANE_BYTES]) -> Option<Past> {
         last: word(NEXT).checked_sub(1).into_iter().chain(noted).max(),
         unnoted: word(UNNOTED),
         clean: flags & (READING | WRITING | TOKEN) == 0,
+        patience: Some(word(PATIENCE)).filter(|until| *until != 0).map(Duration::from_nanos),
         requests,
     })
 }

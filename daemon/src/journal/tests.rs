@@ -112,6 +112,44 @@ fn a_second_crash_before_the_answer_loses_nothing() {
     assert_eq!(numbers(&name.open(POOL).claim(Some(42), THERE, 9)), [8]);
 }
 
+/// How long a worker waits is known only if none of its requests, and no ping, may have been in vain.
+#[test]
+fn how_long_a_worker_waits_outlives_the_daemon() {
+    const LATER: Duration = Duration::from_secs(1 << 30);
+    let until = |pings: &[Duration], owed: Option<Operation>, first: u64| {
+        let name = Name::new();
+        let journal = name.open(POOL);
+        let lane = journal.lane(1, THERE).expect("a lane");
+        lane.speaks_for(42);
+        lane.may_not_wait();
+        pings.iter().for_each(|until| lane.waits_until(*until));
+        let ticket = lane.note(Operation::Retrieve, &uid(7), &op("retrieve"));
+        let owed = owed.map(|operation| lane.note(operation, &uid(8), &op(operation.name())));
+        // The one between was killed before it heard anything.
+        std::mem::forget(name.open(POOL));
+        let next = name.open(POOL);
+        let survivor = (first == 0).then(|| next.survivor(1).expect("a survivor"));
+        let patience = survivor
+            .map_or_else(|| next.claim(Some(42), THERE, first).patience, |survivor| survivor.patience());
+        drop((ticket, owed));
+        patience
+    };
+    // As a connection that was kept (0), and as one that comes back.
+    for first in [0, 9] {
+        assert_eq!(until(&[], Some(Operation::Store), first), None, "it does not ping");
+        assert_eq!(until(&[Duration::ZERO, LATER], Some(Operation::Store), first), Some(LATER));
+        assert!(
+            until(&[LATER, Duration::ZERO], Some(Operation::Store), first) < Some(Duration::from_secs(1))
+        );
+        assert_eq!(
+            until(&[LATER], Some(Operation::Ping), first),
+            Some(Duration::ZERO),
+            "that ping has no answer"
+        );
+    }
+    assert_eq!(until(&[LATER], None, 9), Some(Duration::ZERO), "request 8 was lost");
+}
+
 #[test]
 fn a_gap_in_the_numbers_is_a_request_that_was_lost_unread() {
     let name = Name::new();
@@ -203,12 +241,12 @@ fn lanes_and_entries_run_out_and_come_back() {
     let journal = name.open(POOL);
     let lanes: Vec<_> = (1..=8).map(|id| journal.lane(id, THERE).expect("a lane")).collect();
     assert!(journal.lane(9, THERE).is_none(), "twice the connections");
-    let mut tickets: Vec<_> = (0..63).map(|n| retrieve(&lanes[0], n).expect("an entry")).collect();
-    assert!(retrieve(&lanes[0], 63).is_none());
+    let mut tickets: Vec<_> = (0..62).map(|n| retrieve(&lanes[0], n).expect("an entry")).collect();
+    assert!(retrieve(&lanes[0], 62).is_none());
     assert_eq!(name.past()[0].unnoted, 1);
     tickets.swap_remove(31);
     let again = retrieve(&lanes[0], 64).expect("one is free");
-    assert_eq!(name.past()[0].requests.len(), 63);
+    assert_eq!(name.past()[0].requests.len(), 62);
     drop((again, tickets, lanes));
     assert_eq!(name.past(), []);
     assert!(journal.lane(10, THERE).is_some());
@@ -233,7 +271,7 @@ fn another_pools_journal_and_damaged_ones_say_nothing() {
     }
     // Lengths that no entry has, and an operation that is none.
     let page = 4096 * bytes.as_chunks::<4096>().0.iter().rposition(|page| page[0] != 0).expect("a page");
-    for (at, value) in [(64, 41), (65, 17), (71, 0), (64 + 8 + 16, 0xc0)] {
+    for (at, value) in [(128, 41), (129, 17), (135, 0), (128 + 8 + 16, 0xc0)] {
         let mut bytes = bytes.clone();
         bytes[page + at] = value;
         assert_eq!(past::parse(&bytes, POOL)[0].requests, [], "byte {at}");
