@@ -1,6 +1,6 @@
 //! Which pages of the pool are free.
 //!
-//! Free ranges are kept in two-level size classes (as in TLSF): 32 linear classes per power of two, a bitmap over
+//! Only free ranges are kept; what is somebody's is bits of [`Taken`]. They are kept in two-level size classes (as in TLSF): 32 linear classes per power of two, a bitmap over
 //! them, so that allocation and release are O(1) and neighbours coalesce at once. Objects of one model all have
 //! the same size, and a range that an object left is exactly what the next one needs: the class of the wanted size
 //! is looked at first, before a larger range is split.
@@ -9,7 +9,7 @@
 use lmcache_proto::shm::PAGE;
 use rustc_hash::FxHashMap;
 
-use super::adopted::Adopted;
+use super::taken::Taken;
 
 const SUB_BITS: u32 = 5;
 const SUBS: usize = 1 << SUB_BITS;
@@ -18,13 +18,12 @@ const CLASSES: usize = 48 * SUBS;
 const PROBES: usize = 8;
 const NIL: u32 = u32::MAX;
 
-/// A run of pages, free or not.
+/// A run of free pages.
 #[derive(Clone, Copy, Debug)]
 struct Range {
     start: u64,
     pages: u64,
-    free: bool,
-    /// Neighbours in the class list; NIL when in none.
+    /// Neighbours in the class list; NIL at its ends.
     prev: u32,
     next: u32,
 }
@@ -42,13 +41,14 @@ pub struct Allocator {
     bitmap: [u64; CLASSES.div_ceil(64)],
     free_pages: u64,
     used_pages: u64,
-    /// What was in use when the daemon started.
-    adopted: Adopted,
+    /// What is somebody's.
+    taken: Taken,
 }
 
 impl Allocator {
-    /// An allocator of ranges that start on multiples of `unit` bytes, a power of two of at least [`PAGE`].
-    pub fn new(unit: u64) -> Allocator {
+    /// An allocator of ranges of a pool of `bytes` that start on multiples of `unit` bytes, a power of two of at least [`PAGE`].
+    /// It has no memory to give before [`Allocator::extend`].
+    pub fn new(unit: u64, bytes: u64) -> Allocator {
         assert!(unit.is_power_of_two() && unit >= PAGE, "the configuration checks the alignment");
         Allocator {
             unit,
@@ -60,7 +60,7 @@ impl Allocator {
             bitmap: [0; CLASSES.div_ceil(64)],
             free_pages: 0,
             used_pages: 0,
-            adopted: Adopted::default(),
+            taken: Taken::new(bytes.div_ceil(unit)),
         }
     }
 }
@@ -100,33 +100,20 @@ impl Allocator {
     /// Adds `[start, end)` of the pool, newly reserved, around the adopted ranges.
     pub fn extend(&mut self, start: u64, end: u64) {
         let (start, end) = (start / self.unit, end / self.unit);
-        for (start, pages) in self.adopted.gaps(start, end) {
+        for (start, pages) in self.taken.gaps(start, end) {
             self.insert_free(start, pages);
         }
-        // Frontiers come in order, so what lies below `end` is dealt with for good.
-        self.adopted.forget_below(end);
-    }
-
-    /// Makes room for `ranges` that will be adopted: growing by and by costs more than all else about them.
-    pub fn expect(&mut self, ranges: usize) {
-        self.ranges.reserve(ranges);
-        self.by_start.reserve(ranges);
-        self.by_end.reserve(ranges);
     }
 
     /// Takes `[offset, offset + bytes)` of the pool, which was in use before a restart, out of what [`Allocator::extend`] will
     /// add. `false` if it overlaps another adopted range or is not on a page.
     pub fn adopt(&mut self, offset: u64, bytes: u64) -> bool {
         let (start, pages) = (offset / self.unit, self.pages(bytes));
-        let end = start + pages;
-        if !offset.is_multiple_of(self.unit) || !self.adopted.take(start, end) {
-            return false;
+        let new = offset.is_multiple_of(self.unit) && self.taken.take(start, start + pages);
+        if new {
+            self.used_pages += pages;
         }
-        let id = self.new_range(Range { start, pages, free: false, prev: NIL, next: NIL });
-        self.by_start.insert(start, id);
-        self.by_end.insert(end, id);
-        self.used_pages += pages;
-        true
+        new
     }
 
     /// Takes a range that holds `bytes`; its offset in bytes.
@@ -141,68 +128,39 @@ impl Allocator {
             .or_else(|| self.first_at_or_above(class + 1))
             // Rare: only ranges of the wanted class are left, and none of the first few is large enough.
             .or_else(|| self.probe(class, pages, usize::MAX))?;
-        self.unlink(id);
-        let range = &mut self.ranges[id as usize];
-        let (start, have) = (range.start, range.pages);
-        range.free = false;
-        range.pages = pages;
-        self.free_pages -= have;
+        let Range { start, pages: have, .. } = self.remove(id);
+        assert!(self.taken.take(start, start + pages), "free pages are nobody's");
         self.used_pages += pages;
-        self.by_end.remove(&(start + have));
-        self.by_end.insert(start + pages, id);
         if have > pages {
             self.insert_free(start + pages, have - pages);
         }
         Some(start * self.unit)
     }
 
-    /// Gives back the range that starts at `offset`.
+    /// Gives back the range of `bytes` that starts at `offset`.
     ///
     /// # Panics
-    /// If no allocated range starts there: a bookkeeping error that must not turn into two owners of one range.
-    pub fn release(&mut self, offset: u64) {
-        let start = offset / self.unit;
-        let id = self.by_start.remove(&start).expect("released range was allocated");
-        let range = self.ranges[id as usize];
-        assert!(!range.free, "range at {offset} released twice");
-        self.by_end.remove(&(start + range.pages));
-        self.release_id(id);
-        self.used_pages -= range.pages;
-        self.insert_free(start, range.pages);
+    /// If not all of it is somebody's: a bookkeeping error that must not turn into two owners of one range.
+    pub fn release(&mut self, offset: u64, bytes: u64) {
+        let (start, pages) = (offset / self.unit, self.pages(bytes));
+        assert!(self.taken.give_back(start, start + pages), "range at {offset} released twice");
+        self.used_pages -= pages;
+        self.insert_free(start, pages);
     }
 
     /// Adds a free range, merged with its free neighbours.
     fn insert_free(&mut self, mut start: u64, mut pages: u64) {
+        if let Some(&left) = self.by_end.get(&start) {
+            let left = self.remove(left);
+            start = left.start;
+            pages += left.pages;
+        }
+        if let Some(&right) = self.by_start.get(&(start + pages)) {
+            pages += self.remove(right).pages;
+        }
         self.free_pages += pages;
-        if let Some(&left) = self.by_end.get(&start)
-            && self.ranges[left as usize].free
-        {
-            let range = self.ranges[left as usize];
-            self.unlink(left);
-            self.by_start.remove(&range.start);
-            self.by_end.remove(&start);
-            self.release_id(left);
-            start = range.start;
-            pages += range.pages;
-        }
-        if let Some(&right) = self.by_start.get(&(start + pages))
-            && self.ranges[right as usize].free
-        {
-            let range = self.ranges[right as usize];
-            self.unlink(right);
-            self.by_start.remove(&range.start);
-            self.by_end.remove(&(range.start + range.pages));
-            self.release_id(right);
-            pages += range.pages;
-        }
-        let id = self.new_range(Range { start, pages, free: true, prev: NIL, next: NIL });
-        self.by_start.insert(start, id);
-        self.by_end.insert(start + pages, id);
-        self.link(id);
-    }
-
-    fn new_range(&mut self, range: Range) -> u32 {
-        match self.unused.pop() {
+        let range = Range { start, pages, prev: NIL, next: NIL };
+        let id = match self.unused.pop() {
             Some(id) => {
                 self.ranges[id as usize] = range;
                 id
@@ -211,12 +169,21 @@ impl Allocator {
                 self.ranges.push(range);
                 (self.ranges.len() - 1) as u32
             }
-        }
+        };
+        self.by_start.insert(start, id);
+        self.by_end.insert(start + pages, id);
+        self.link(id);
     }
 
-    fn release_id(&mut self, id: u32) {
-        self.ranges[id as usize].free = false;
+    /// Takes a range out.
+    fn remove(&mut self, id: u32) -> Range {
+        self.unlink(id);
+        let range = self.ranges[id as usize];
+        self.by_start.remove(&range.start);
+        self.by_end.remove(&(range.start + range.pages));
+        self.free_pages -= range.pages;
         self.unused.push(id);
+        range
     }
 
     fn probe(&self, class: usize, pages: u64, limit: usize) -> Option<u32> {
@@ -283,13 +250,13 @@ mod tests {
 
     #[test]
     fn same_sizes_fill_and_refill_the_pool() {
-        let mut alloc = Allocator::new(PAGE);
+        let mut alloc = Allocator::new(PAGE, 100 * 33 * PAGE);
         alloc.extend(0, 100 * 33 * PAGE);
         let offsets: Vec<u64> = (0..100).map(|_| alloc.allocate(33 * PAGE).expect("fits")).collect();
         assert_eq!(alloc.allocate(1), None);
         // Every second one back: no neighbours merge, and each hole must be found again although its class starts at 32.
         for offset in offsets.iter().step_by(2) {
-            alloc.release(*offset);
+            alloc.release(*offset, 33 * PAGE);
         }
         for _ in 0..50 {
             assert!(alloc.allocate(33 * PAGE).is_some());
@@ -299,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_class_full_of_slightly_smaller_ranges_is_searched_to_the_end() {
-        let mut alloc = Allocator::new(PAGE);
+        let mut alloc = Allocator::new(PAGE, 2000 * PAGE);
         // 64 and 65 pages share a class (width 2 at that power); build 20 holes of 64 in front of one of 65.
         alloc.extend(0, (65 + 1 + 20 * 65) * PAGE);
         let big = alloc.allocate(65 * PAGE).expect("big");
@@ -311,20 +278,21 @@ mod tests {
                 hole
             })
             .collect();
-        alloc.release(big);
+        alloc.release(big, 65 * PAGE);
         for hole in holes {
-            alloc.release(hole);
+            alloc.release(hole, 64 * PAGE);
         }
         assert_eq!(alloc.allocate(65 * PAGE), Some(big));
     }
 
     #[test]
     fn adopted_ranges_are_not_handed_out_until_released() {
-        let mut alloc = Allocator::new(PAGE);
+        let mut alloc = Allocator::new(PAGE, 20 * PAGE);
         assert!(alloc.adopt(10 * PAGE, 5 * PAGE));
         assert!(!alloc.adopt(14 * PAGE, PAGE), "overlap");
         assert!(!alloc.adopt(9 * PAGE, 2 * PAGE), "overlap from below");
         assert!(!alloc.adopt(20 * PAGE + 1, PAGE), "not on a page");
+        assert!(!alloc.adopt(64 * PAGE, PAGE), "behind the pool");
         assert!(alloc.adopt(0, PAGE));
         alloc.extend(0, 12 * PAGE);
         alloc.extend(12 * PAGE, 20 * PAGE);
@@ -332,7 +300,7 @@ mod tests {
         assert_eq!(alloc.allocate(9 * PAGE), Some(PAGE));
         assert_eq!(alloc.allocate(5 * PAGE), Some(15 * PAGE));
         assert_eq!(alloc.allocate(1), None);
-        alloc.release(10 * PAGE);
+        alloc.release(10 * PAGE, 5 * PAGE);
         assert_eq!(alloc.allocate(5 * PAGE), Some(10 * PAGE));
     }
 
@@ -340,7 +308,7 @@ mod tests {
         #[test]
         fn never_overlaps_never_leaks(steps in proptest::collection::vec((0u8..4, 1u64..70), 1..400)) {
             let total = 1000 * PAGE;
-            let mut alloc = Allocator::new(PAGE);
+            let mut alloc = Allocator::new(PAGE, total);
             alloc.extend(0, total / 2);
             alloc.extend(total / 2, total);
             let mut live: BTreeMap<u64, u64> = BTreeMap::new();
@@ -366,9 +334,8 @@ mod tests {
                     }
                     2 => {
                         let pick = live.keys().nth(size as usize % live.len().max(1)).copied();
-                        if let Some(offset) = pick {
-                            live.remove(&offset);
-                            alloc.release(offset);
+                        if let Some((offset, len)) = pick.and_then(|offset| live.remove_entry(&offset)) {
+                            alloc.release(offset, len - 7);
                         }
                     }
                     _ => {}
@@ -376,8 +343,8 @@ mod tests {
                 prop_assert_eq!(alloc.used(), live.values().sum::<u64>());
                 prop_assert_eq!(alloc.used() + alloc.free(), total);
             }
-            for offset in live.keys() {
-                alloc.release(*offset);
+            for (offset, len) in &live {
+                alloc.release(*offset, *len);
             }
             prop_assert_eq!(alloc.allocate(total), Some(0));
         }

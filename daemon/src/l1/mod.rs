@@ -1,7 +1,7 @@
 //! L1: the cache's memory. It knows objects, bytes and holders; it knows nothing of requests, sockets or events.
 //!
 //! * [`pool`]: the shared-memory segment and the write-through object table (unsafe room);
-//! * `alloc`: which pages are free; `adopted`: which were in use at the start;
+//! * `alloc`: which pages are free; `taken`: which are somebody's;
 //! * `names`: interned model names and salts;
 //! * `policy`: who goes first;
 //! * `index`: states, leases and pins;
@@ -17,7 +17,6 @@
 //! leaves.
 #![deny(unsafe_code)]
 
-mod adopted;
 mod alloc;
 mod extend;
 #[cfg(feature = "fuzzing")]
@@ -35,6 +34,7 @@ mod policy;
 pub mod pool;
 mod quotas;
 mod recover;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod verify;

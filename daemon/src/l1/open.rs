@@ -12,6 +12,7 @@ use lmcache_proto::shm::{self, PAGE, TableLayout};
 use rustc_hash::FxHashSet;
 use thiserror::Error;
 
+use super::alloc::Allocator;
 use super::extend::{Extended, extend};
 use super::index::Index;
 use super::lock::Lock;
@@ -189,7 +190,7 @@ impl<K: Lock<Index>> L1<K> {
         let mut index = Index::new(
             Names::new(table.layout().names.min(u64::from(config.max_names) + 1)),
             Policy::new(config.policy, bytes),
-            align,
+            Allocator::new(align, bytes),
         );
         // What was real memory still is; without it, stores would evict what has just been taken over while the background
         // reservation walks over pages that are there.

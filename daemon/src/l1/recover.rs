@@ -63,11 +63,11 @@ impl Index {
             let (read, batches) = std::sync::mpsc::sync_channel(1);
             let used = table.objects_used() as u32;
             scope.spawn(move || scan::scan_all(table, payloads, used, &read));
-            for (number, scan::Batch { first, found }) in batches.into_iter().enumerate() {
-                if number == 0 {
+            for scan::Batch { first, found } in batches {
+                if first == 0 {
                     self.expect(guess(&found, used, pool_bytes));
                 }
-                for (index, found) in (first..).zip(found) {
+                for (index, found) in (first..).zip(found.into_iter().flatten()) {
                     takeover.record(self, index, found);
                 }
             }
@@ -111,15 +111,8 @@ impl Index {
         let reserved = state == ObjectState::Writing && pinned && known;
         let whole = (state == ObjectState::Committed || reserved)
             && self.names.exists(key.model)
-            && self.names.exists(key.salt)
-            && !self.contains(&key);
-        if !whole && !pinned {
-            return None;
-        }
-        if !self.allocator.adopt(fields.offset, fields.length) {
-            return None;
-        }
-        if whole {
+            && self.names.exists(key.salt);
+        if self.adopt(whole.then_some(key), (fields.offset, fields.length), pinned)? {
             return Some((key, state, *fields));
         }
         // Nobody's any more, but somebody may be writing there.
@@ -192,9 +185,9 @@ impl Takeover<'_> {
 }
 
 /// How many objects there will be, by those of the first batch: no more than fit into the pool, whatever was used at once.
-fn guess(first: &[Found], used: u32, pool_bytes: u64) -> usize {
+fn guess(first: &[Vec<Found>], used: u32, pool_bytes: u64) -> usize {
     let (mut objects, mut bytes) = (0u64, 0u64);
-    for (_, fields) in first.iter().filter_map(|found| found.record) {
+    for (_, fields) in first.iter().flatten().filter_map(|found| found.record) {
         objects += 1;
         bytes = bytes.saturating_add(fields.length.max(PAGE));
     }

@@ -73,7 +73,8 @@ pub struct Index {
 }
 
 impl Index {
-    pub(in crate::l1) fn new(names: Names, policy: Policy, align: u64) -> Index {
+    /// `allocator`: without memory yet.
+    pub(in crate::l1) fn new(names: Names, policy: Policy, allocator: Allocator) -> Index {
         Index {
             map: FxHashMap::default(),
             entries: Vec::new(),
@@ -83,7 +84,7 @@ impl Index {
             names,
             policy,
             accounts: Accounts::default(),
-            allocator: Allocator::new(align),
+            allocator,
             totals: Totals::default(),
             committed: 0,
             writing: 0,

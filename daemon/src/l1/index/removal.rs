@@ -146,7 +146,7 @@ impl Index {
         failpoint::hit("l1.free.before");
         table.set_object_state(index, ObjectState::Free);
         failpoint::hit("l1.free.set");
-        self.allocator.release(entry.offset);
+        self.allocator.release(entry.offset, entry.length);
         if !entry.nobodys {
             self.accounts.sub(entry.key.salt, self.allocator.footprint(entry.length));
         }

@@ -44,7 +44,7 @@ impl Index {
         }
         let offset = self.allocate(length, table).ok_or(ReserveError::Full)?;
         let Some(index) = self.new_record(table) else {
-            self.allocator.release(offset);
+            self.allocator.release(offset, length);
             return Err(ReserveError::TableFull);
         };
         failpoint::hit("l1.reserve.before");

@@ -52,6 +52,11 @@ impl Lists {
         self.unused.push(list);
     }
 
+    /// Makes room for objects with indexes below `objects`.
+    pub(super) fn expect(&mut self, objects: usize) {
+        self.links.reserve(objects.saturating_sub(self.links.len()));
+    }
+
     /// Puts an object, which is in no list, at the head.
     pub(super) fn push(&mut self, list: ListId, index: u32, bytes: u64) {
         let at = index as usize;

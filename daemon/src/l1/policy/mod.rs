@@ -101,6 +101,13 @@ impl Policy {
         }
     }
 
+    /// Makes room for `objects`.
+    pub fn expect(&mut self, objects: usize) {
+        if self.kind != PolicyKind::Noop {
+            self.lists.expect(objects);
+        }
+    }
+
     /// Makes an object evictable, as the most recently used one.
     pub fn insert(&mut self, subject: &Subject) {
         let half = match self.kind {

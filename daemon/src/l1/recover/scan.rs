@@ -31,7 +31,8 @@ pub(super) struct Found {
 pub(super) struct Batch {
     /// Number of the first.
     pub(super) first: u32,
-    pub(super) found: Vec<Found>,
+    /// As they were read, one after the other.
+    pub(super) found: Vec<Vec<Found>>,
 }
 
 /// Reads the records below `used` in their order, until nobody wants them any more.
@@ -46,13 +47,13 @@ pub(super) fn scan_all(table: &Table, payloads: Option<&Pool>, used: u32, read: 
 
 /// Reads the records `range`, in their order. With `payloads`, the bytes of committed objects that have a checksum are held
 /// against it.
-fn scan(table: &Table, payloads: Option<&Pool>, range: Range<u32>) -> Vec<Found> {
+fn scan(table: &Table, payloads: Option<&Pool>, range: Range<u32>) -> Vec<Vec<Found>> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32).min(16);
     let each = (range.len() as u32).div_ceil(cores).max(WORTH_A_THREAD);
     let parts: Vec<Range<u32>> =
         range.clone().step_by(each as usize).map(|start| start..(start + each).min(range.end)).collect();
     if let [part] = &parts[..] {
-        return read(table, payloads, part.clone());
+        return vec![read(table, payloads, part.clone())];
     }
     let read_parts = std::thread::scope(|scope| {
         let threads: Vec<_> =
@@ -60,7 +61,7 @@ fn scan(table: &Table, payloads: Option<&Pool>, range: Range<u32>) -> Vec<Found>
         threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
     });
     let panicked = |panic| std::panic::resume_unwind(panic);
-    read_parts.into_iter().flat_map(|part| part.unwrap_or_else(panicked)).collect()
+    read_parts.into_iter().map(|part| part.unwrap_or_else(panicked)).collect()
 }
 
 fn read(table: &Table, payloads: Option<&Pool>, part: Range<u32>) -> Vec<Found> {
