@@ -11,6 +11,7 @@ import urllib.request
 
 from processes import SHM, Failure, Process, free_ports, until
 
+HERE = pathlib.Path(__file__).parent
 # The Python server imports torch before it listens; on a busy machine that alone takes most of a minute.
 START_DEADLINE = 120.0
 SETTLE_DEADLINE = 20.0
@@ -59,6 +60,8 @@ class Server:
         self.process: Process | None = None
         # Under lmcached-keeper, which keeps its connections over a crash and starts it again.
         self.kept = False
+        # Seconds by which each of its starts comes later.
+        self.late = 0.0
         self.killed: int | None = None
         self.kills = 0
 
@@ -71,7 +74,8 @@ class Server:
             until(lambda: self._daemon() not in (None, self.killed), "another daemon", START_DEADLINE)
         else:
             keeper = [str(pathlib.Path(self.command[0]).with_name("lmcached-keeper"))] if self.kept else []
-            self.process = Process(keeper + self.command, self.log, self.env)
+            late = [str(HERE / "late.sh"), str(self.late)] if self.late else []
+            self.process = Process(keeper + late + self.command, self.log, self.env)
         until(self._ready, f"the server's /healthcheck (log: {self.log.name})", START_DEADLINE)
         return self
 

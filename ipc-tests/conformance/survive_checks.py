@@ -1,8 +1,10 @@
 """The server is killed (SIGKILL) and started again ten times under an engine that never stops generating.
 
-The server runs under `lmcached-keeper`, which keeps its connections as systemd does. With the load failure policy `recompute` no request may fail or differ from what an engine without a cache says, and after each
-restart everything that was stored before must be found again. What it costs is printed: the seconds from the kill to the
-first batch that is served as before, and how many prompts were computed again meanwhile. With the policy `fail` the engine
+The server runs under `lmcached-keeper`, which keeps its connections as systemd does. With the load failure policy `recompute`
+no request may fail or differ from what an engine without a cache says, and after each restart everything that was stored
+before must be found again. What it costs is printed: the seconds from the kill to the first batch that is served as before,
+and how many prompts were computed again meanwhile. `late` is the same with a daemon that comes back after the engine has given
+up waiting for it: what it had asked for is in the sockets still, and must not be done. With the policy `fail` the engine
 reports a failed load to its client; how many requests that were is printed. `alone` is `recompute` without a keeper: what the
 engine sends between the kill and the moment in which it sees its connection end is lost, and LMCache's client waits for it.
 """
@@ -21,9 +23,11 @@ from report import Report
 from server import Server
 
 MODES = ("engine_driven", "lmcache_driven")
-POLICIES = ("recompute", "fail", "alone")
+POLICIES = ("recompute", "late", "fail", "alone")
 RESTARTS = 10
 HEARTBEAT = 1
+# A ping that is sent at the kill, or up to a heartbeat later, has failed by then or is about to.
+LATE = 1.3
 MQ_TIMEOUT = 5
 # From the kill until the engine is served as before. Two of its timeouts and several heartbeats.
 RECOVERY_DEADLINE = 60.0
@@ -154,10 +158,11 @@ def run_all(server: Server, report: Report, reference: Reference, logs: pathlib.
     for name in names:
         _, mode, policy = name.split(".")
         load_failure = "fail" if policy == "fail" else "recompute"
-        # Under a keeper or without, it has to be started anew.
-        if (policy == "alone") == server.kept:
+        # Under a keeper or without, and late or not, it has to be started anew.
+        kept, late = policy != "alone", LATE if policy == "late" else 0.0
+        if (kept, late) != (server.kept, server.late):
             server.stop()
-            server.kept = policy != "alone"
+            server.kept, server.late = kept, late
         settings = connector(server, mode, load_failure=load_failure, timeout=MQ_TIMEOUT, heartbeat=HEARTBEAT)
         if not server.running:
             server.start()
@@ -166,7 +171,7 @@ def run_all(server: Server, report: Report, reference: Reference, logs: pathlib.
             return Engine(label, settings, reference.python, reference.model, logs)
 
         try:
-            if policy != "recompute":
+            if policy in ("fail", "alone"):
                 run_replacing(name, start, server, report, reference)
             else:
                 with start(name) as engine:
