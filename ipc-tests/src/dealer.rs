@@ -92,6 +92,11 @@ impl Dealer {
         out
     }
 
+    /// The number of the next request.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
     /// A number is used up by a request that never came.
     pub fn skip(&mut self) {
         self.next += 1;

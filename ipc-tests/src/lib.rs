@@ -5,6 +5,7 @@ pub mod crash;
 pub mod daemon;
 pub mod dealer;
 pub mod device_suite;
+pub mod driven;
 pub mod flood;
 pub mod fs_tier;
 pub mod gpu;

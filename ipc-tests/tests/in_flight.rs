@@ -1,6 +1,8 @@
 //! Requests that were under way when the daemon was killed: LMCache's client never asks again, so the next daemon answers
 //! them, as soon as the client is back.
 
+use std::time::Duration;
+
 use ipc_tests::daemon::Daemon;
 use ipc_tests::dealer::{Answer, Dealer};
 use ipc_tests::kv_cache::{KvCache, Shape};
@@ -117,12 +119,14 @@ async fn a_scheduler_has_the_answers_to_its_lookups() {
     }
 }
 
-/// A worker whose load was under way need not register again if nothing was lost unread; LMCache waits for the answer to a
-/// load without a deadline, so it must have one.
+/// A worker whose load was under way need not register again if nothing was lost unread and it certainly waits still; LMCache
+/// waits for the answer to a load without a deadline, so it must have one.
 #[tokio::test]
 async fn a_load_under_way_is_answered_and_the_worker_goes_on() {
     for lost in [false, true] {
-        let mut daemon = mortal(&at("journal.noted", 3)).await;
+        // Pings, so that the daemon knows that this worker waits for longer than a restart takes.
+        let pings = if lost { 0 } else { 4 };
+        let mut daemon = mortal(&at("journal.noted", 3 + pings)).await;
         let endpoint = endpoints(&daemon)[1].clone();
         let kv = KvCache::new(if lost { "lost" } else { "known" }, SHAPE);
         kv.fill();
@@ -143,6 +147,13 @@ async fn a_load_under_way_is_answered_and_the_worker_goes_on() {
             .ask(&[Request::Store { key: key(&frame), instance_id: 8, block_ids: blocks(1), event: b"ev" }])
             .await;
         assert!(!worker.answer().await.says(&Response::Transfer(Vec::new(), false)), "stored");
+        for beat in 0..pings {
+            if beat > 0 {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+            }
+            worker.ask(&[ping(8)]).await;
+            worker.answer().await;
+        }
         let load = worker.ask(&[retrieve()]).await;
         worker.ends().await;
         next_life(&mut daemon).await;

@@ -39,7 +39,7 @@ async fn retrieve_blocks(client: &mut Connection, frame: &[u8], instance: u64) -
 }
 
 #[tokio::test]
-async fn workers_of_both_modes_are_served_after_a_kill_before_they_register() {
+async fn workers_are_known_after_a_kill_before_they_register() {
     let mut daemon = Daemon::start(&[]).await;
     let (model, driven) = (Model::small("m"), driven_model());
     let pool = Pool::open(&daemon.pool_path());
@@ -67,10 +67,8 @@ async fn workers_of_both_modes_are_served_after_a_kill_before_they_register() {
     assert!(slots.iter().enumerate().all(|(chunk, slot)| pool.holds(slot, 40 + chunk as u64)));
     assert!(commit_retrieve(&mut client, &again, 7).await);
     let again = driven.key("again driven", &prompt(2, 2)).frame(Some(0), 0, 512);
-    assert!(retrieve_blocks(&mut client, &again, 8).await);
-    for (position, original) in originals.iter().enumerate() {
-        assert_eq!(&kv.block(30 + position as u64), original, "block {position}");
-    }
+    // Whether this one still waits for what it asks for cannot be told: it never pinged (`kept_connections` has one that did).
+    assert!(!retrieve_blocks(&mut client, &again, 8).await);
     // A load that was under way at the kill would wait for ever: the worker is told, once, and not served until it registers.
     assert!(!ping(&mut client, 8).await);
     assert!(!retrieve_blocks(&mut client, &again, 8).await);
@@ -79,6 +77,9 @@ async fn workers_of_both_modes_are_served_after_a_kill_before_they_register() {
     client.call(&Request::RegisterKvCache(payload)).await.expect("register");
     assert!(ping(&mut client, 8).await && ping(&mut client, 8).await);
     assert!(retrieve_blocks(&mut client, &again, 8).await);
+    for (position, original) in originals.iter().enumerate() {
+        assert_eq!(&kv.block(30 + position as u64), original, "block {position}");
+    }
     // And stores, into the pool that it has mapped since before the kill.
     store(&mut client, &pool, &model, "new", &prompt(3, 2), 7, 80).await;
     assert_eq!(lookup(&mut client, &model, "new again", &prompt(3, 2), 1).await, 2);

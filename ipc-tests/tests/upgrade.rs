@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ipc_tests::daemon::{Daemon, binary};
 use ipc_tests::dealer::Dealer;
+use ipc_tests::driven::Driven;
 use ipc_tests::pool::Pool;
 use ipc_tests::worker::{Model, commit_store, key, lookup, prepare_store, prompt, store};
 use ipc_tests::{eventually, http};
@@ -300,4 +301,29 @@ async fn a_connection_stays_its_tenant_s() {
     // What it has shown is what counts: another token is refused on this connection.
     let other = Request::Authenticate { token: Secret("0123456789abcdef-b") };
     assert_eq!(a.call(&other).await.expect("an answer"), Response::Flag(false));
+}
+
+/// A worker whose memory the daemon copies goes on like the others, unless it may have given up what it asked for before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_is_told_of_an_upgrade_only_if_it_may_have_given_up() {
+    for waits in [true, false] {
+        let mut installed = Installed::start(&[]).await;
+        let mut driven = Driven::start(&installed.daemon.endpoint()).await;
+        // Of one that has not pinged often enough it is taken that it waits for longer than an upgrade takes.
+        if !waits {
+            driven.beats(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        driven.kv.wipe();
+        let (status, answer) = upgrade(&mut installed.daemon).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(driven.load(30).await, waits);
+        assert_eq!(driven.is_untouched(), !waits);
+        assert_eq!(driven.pings().await, waits);
+        if !waits {
+            assert!(driven.pings().await, "an edge, on which it registers");
+            driven.register().await;
+        }
+        assert!(driven.load(30).await && !driven.is_untouched());
+    }
 }

@@ -298,7 +298,7 @@ async fn serve(
                     });
                 }
                 order = admin.upgrade_order.given() => {
-                    if let Some(parting) = upgrade::begin(config, &program, &server, order).await {
+                    if let Some(parting) = upgrade::begin(config, &program, &engine, &server, order).await {
                         return Stop::Upgrade(Box::new(parting));
                     }
                 }

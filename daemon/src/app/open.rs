@@ -141,7 +141,7 @@ pub(super) fn open_engine(
         let parts = Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster, journal, tenants, cuda };
         Engine::new(engine_config, hasher, parts)
     };
-    engine.expect_workers(workers, state.is_some());
+    engine.expect_workers(workers, state.as_ref().map(|state| state.waiting()));
     if let Some(state) = state {
         engine.import(state);
     }

@@ -67,6 +67,7 @@ pub(super) struct Parting {
 pub(super) async fn begin(
     config: &Config,
     program: &Program,
+    engine: &Engine,
     server: &Arc<Server>,
     reply: UpgradeReply,
 ) -> Option<Parting> {
@@ -85,12 +86,14 @@ pub(super) async fn begin(
         Err(error) => return refuse(reply, &error.to_string()),
     };
     let began = Instant::now();
+    engine.pauses();
     match server.part(REST).await {
         Ok(connections) => {
             let program = program.clone();
             Some(Parting { successor, connections, hello, program, reply, began })
         }
         Err(busy) => {
+            engine.goes_on();
             let limit = REST.as_secs();
             refuse(
                 reply,

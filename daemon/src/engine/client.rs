@@ -7,7 +7,6 @@ use std::sync::{Arc, OnceLock};
 use lmcache_proto::wire::{Operation, TokenMemo};
 use parking_lot::Mutex;
 
-use super::heartbeat::Heartbeat;
 use super::prompt::Prompt;
 use crate::journal::{self, Journal, Lane, Owed, Peer, Ticket};
 use crate::process::ProcessId;
@@ -43,7 +42,6 @@ pub struct Client {
     /// What an earlier daemon owes it, found since the connection asked last.
     pub(super) owed: Mutex<Vec<Owed>>,
     pub(super) owes: AtomicBool,
-    pub(super) heartbeat: Mutex<Heartbeat>,
     /// The token that it has shown.
     pub(super) token: OnceLock<TokenHash>,
     pub(super) memo: Mutex<TokenMemo>,
@@ -68,7 +66,6 @@ impl Client {
             first: OnceLock::new(),
             owed: Mutex::default(),
             owes: AtomicBool::new(false),
-            heartbeat: Mutex::default(),
             memo: Mutex::default(),
             prompt: Mutex::default(),
         }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 
 use super::Engine;
@@ -20,6 +20,8 @@ use crate::l1::ObjectId;
 pub struct EngineState {
     sessions: Vec<(String, Prompt, Vec<Lookup>)>,
     transfers: Vec<(TransferKey, Transfer)>,
+    /// Until when workers certainly wait, in time of CLOCK_MONOTONIC, which both processes have.
+    waiting: FxHashMap<u64, Duration>,
 }
 
 /// A moment as what lies between it and now: clocks of two processes have nothing else in common.
@@ -39,6 +41,11 @@ pub(super) mod age {
 }
 
 impl EngineState {
+    /// Until when the workers whose memory the daemon copies certainly wait.
+    pub fn waiting(&self) -> &FxHashMap<u64, Duration> {
+        &self.waiting
+    }
+
     /// Objects that workers are writing.
     pub fn writing(&self) -> FxHashSet<ObjectId> {
         let writes = |key: &TransferKey, transfer: &Transfer| {
@@ -79,7 +86,11 @@ impl Engine {
             let (prompt, lookups) = session.take();
             ((*session.id).to_owned(), prompt, lookups)
         });
-        EngineState { sessions: sessions.collect(), transfers: self.transfers.lock().take_all() }
+        EngineState {
+            sessions: sessions.collect(),
+            transfers: self.transfers.lock().take_all(),
+            waiting: self.untold.all().into_iter().collect(),
+        }
     }
 
     /// Goes on with what another daemon had under way. To be called before the first request.

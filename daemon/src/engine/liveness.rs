@@ -7,7 +7,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::instances::{Instances, Mode};
 use super::transfers::Preparer;
-use super::{Client, Engine, heartbeat};
+use super::{Client, Engine};
 use crate::events::Event;
 use crate::process::ProcessId;
 
@@ -147,6 +147,7 @@ impl Engine {
     /// A worker has unregistered, was reaped or is dead: its lane is free and its series may retire, unless it is registered in the other mode still.
     pub(super) fn worker_gone(&self, instance: u64) {
         if !self.instances.is_known(instance) {
+            self.heartbeats.forget(instance);
             self.ring.detach(instance);
             self.bus.publish(|| Event::WorkerGone { instance });
         }
@@ -200,6 +201,14 @@ impl Engine {
         }
     }
 
+    /// Whether a connection is the one over which a worker registered, or another one of its process.
+    pub(super) fn is_workers_own(&self, client: &Client, instance: u64) -> bool {
+        let live = self.liveness.lock();
+        let Some(registered) = live.registered_on.get(&instance) else { return false };
+        *registered == client.id
+            || client.process().is_some_and(|process| live.processes.get(registered) == Some(&process))
+    }
+
     /// A worker registers over this connection.
     pub(super) fn speaks_for(&self, client: &Client, instance: u64) {
         self.liveness.lock().registered_on.insert(instance, client.id);
@@ -225,13 +234,8 @@ impl Engine {
         self.tell_of_restart(id);
         if self.instances.is_known(id) {
             self.instances.touch(id, Instances::now(self.started), true);
-            if let Some(lane) = &client.lane {
-                lane.waits_until(client.heartbeat.lock().answered(id, heartbeat::now()));
-            }
+            self.answers_ping(client, id);
             return true;
-        }
-        if let Some(lane) = &client.lane {
-            lane.waits_until(Duration::ZERO);
         }
         self.liveness.lock().unknown.answer(id)
     }

@@ -73,6 +73,7 @@ use crate::roster::Roster;
 use crate::tenants::Gate;
 use client::CLIENT_PROMPT_BYTES;
 use copies::UnderWay;
+use heartbeat::Heartbeats;
 use instances::Instances;
 use liveness::Liveness;
 use returning::Returning;
@@ -190,6 +191,7 @@ pub struct Engine {
     /// Workers of the earlier daemon.
     returning: Returning,
     untold: Untold,
+    heartbeats: Heartbeats,
     sessions: Sessions,
     transfers: Mutex<Transfers>,
     copies: UnderWay,
@@ -237,6 +239,7 @@ impl Engine {
             journal,
             returning: Returning::default(),
             untold: Untold::default(),
+            heartbeats: Heartbeats::default(),
             sessions: Sessions::new(config.max_sessions, config.max_session_bytes),
             transfers: Mutex::new(Transfers::new(adopted)),
             copies: UnderWay::default(),

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use lmcache_proto::shm::names;
 use lmcache_proto::wire::{Operation, Request};
@@ -55,9 +56,9 @@ fn process_of(kept: &Kept) -> Option<ProcessId> {
 }
 
 impl Engine {
-    /// Takes over the registrations that an earlier daemon kept, before the first connection is accepted. `handed_over`: that
-    /// daemon has ended all copies itself, and no answer is missing.
-    pub fn expect_workers(&self, kept: Vec<Kept>, handed_over: bool) {
+    /// Takes over the registrations that an earlier daemon kept, before the first connection is accepted. `waiting`: that
+    /// daemon has handed over all requests, and says until when its workers certainly wait.
+    pub fn expect_workers(&self, kept: Vec<Kept>, waiting: Option<&FxHashMap<u64, Duration>>) {
         let mut expected = 0;
         for kept in kept {
             let (instance, mode) = (kept.instance, kept.mode);
@@ -81,8 +82,9 @@ impl Engine {
             if let Some(process) = process {
                 self.deaths.watch(process);
             }
-            if mode == Mode::LmcacheDriven && !handed_over {
-                self.untold.expect(instance);
+            if mode == Mode::LmcacheDriven {
+                let until = waiting.and_then(|waiting| waiting.get(&instance)).copied();
+                self.untold.expect(instance, until.unwrap_or_default());
             }
             expected += 1;
             self.returning.waiting.lock().insert((instance, mode), kept);
@@ -123,12 +125,12 @@ impl Engine {
         if instance.is_none() && !is_schedulers {
             return;
         }
-        let Claim { owed, complete, patience } = self.journal.claim(instance, client.as_peer(), first);
+        let Claim { owed, waits_until, .. } = self.journal.claim(instance, client.as_peer(), first);
         if let Some(instance) = instance {
-            self.untold.is_back(instance, patience, complete);
+            self.untold.is_back(instance, waits_until);
             // The daemon after this one must know it, too, should this one end before the next ping.
-            if let (Some(until), Some(lane)) = (patience, &client.lane) {
-                lane.waits_until(until);
+            if let Some(lane) = &client.lane {
+                lane.waits_until(waits_until);
             }
         }
         if owed.is_empty() {
@@ -146,7 +148,7 @@ impl Engine {
     pub fn survivor(&self, connection: u64) -> Option<Survivor> {
         let survivor = self.journal.survivor(connection)?;
         if let Some(instance) = survivor.instance() {
-            self.untold.is_back(instance, survivor.patience(), true);
+            self.untold.is_back(instance, survivor.waits_until());
         }
         Some(survivor)
     }
@@ -226,9 +228,9 @@ impl Engine {
 
     /// A worker registers: what an earlier daemon knew of it is of no use any more.
     pub(super) fn registers_anew(&self, client: &Client, instance: u64, operation: Operation) {
-        client.heartbeat.lock().begins_anew();
+        self.heartbeats.forget(instance);
         if let Some(lane) = &client.lane {
-            lane.may_not_wait();
+            lane.waits_until(Duration::ZERO);
         }
         if let Some(mode) = mode_of(operation) {
             drop(self.returning.take(instance, mode, |_| true));

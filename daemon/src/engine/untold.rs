@@ -1,12 +1,14 @@
-//! Workers that do not know of the restart yet, and whether they still wait for what they asked the earlier daemon for.
+//! Workers that nobody has answered for a while, and whether they still wait for what they have asked for.
 //!
-//! LMCache's worker waits without a deadline for the answer to a `retrieve`, and nobody is left who could give the one that
-//! was under way at the restart. It gives such loads up when a ping is answered `false`, or not at all, and registers when the
-//! next one is answered `true`. What it has given up must not be copied any more: its blocks may be another request's by now, and its
-//! requests can lie in a socket, or in its own queue, until long after.
+//! LMCache's worker waits without a deadline for the answer to a `retrieve`, and after a crash nobody is left who could give
+//! the one that was under way. It gives such loads up when a ping is answered `false`, or not at all, and registers when the next
+//! one is answered `true`. What it has given up must not be copied any more: its blocks may be another request's by now, and its
+//! requests can lie in a socket, or in its own queue, until long after. So a worker is served after a crash or an upgrade only as
+//! long as it certainly waits still (see `heartbeat`); who is heard later, or of whom that cannot be told, is told of the
+//! restart and registers.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -15,35 +17,41 @@ use rustc_hash::FxHashMap;
 use super::instances::Mode;
 use super::{Engine, Failure, Refusal, heartbeat};
 
-/// What is known of a worker's patience: until when it certainly waits; `None` if it has not pinged, or nothing is known.
-type Patience = Option<Duration>;
+/// For how long a worker waits of whose pings not enough has been seen, when the daemon is about to be silent on purpose: less
+/// than the interval that LMCache's workers have unless told otherwise (`lmcache.mp.heartbeat_interval`, 10 s).
+const PATIENCE: Duration = Duration::from_millis(7500);
 
-/// Workers whose memory the daemon copies and whose requests may have been under way when the earlier daemon ended.
+/// Workers whose memory the daemon copies, and until when they certainly wait (CLOCK_MONOTONIC).
 #[derive(Debug, Default)]
 pub(super) struct Untold {
-    /// Read before every ping and copy; 0 as soon as all have been told.
+    /// Read before every ping and copy; 0 where there are none.
     left: AtomicUsize,
-    workers: Mutex<FxHashMap<u64, Patience>>,
+    workers: Mutex<FxHashMap<u64, Duration>>,
+    /// The daemon is about to be silent: who is answered in time stays here.
+    pausing: AtomicBool,
 }
 
 impl Untold {
     /// One that an earlier daemon knew.
-    pub(super) fn expect(&self, instance: u64) {
+    pub(super) fn expect(&self, instance: u64, until: Duration) {
         self.change(|workers| {
-            workers.insert(instance, None);
+            workers.insert(instance, until);
         });
     }
 
-    /// The connection is here on which the earlier daemon heard the worker. `complete`: all of its requests are.
-    pub(super) fn is_back(&self, instance: u64, patience: Patience, complete: bool) {
-        match patience {
-            // It knows of no answer that it has missed, and will not.
-            None if complete => self.need_not_tell(instance),
-            None => {}
-            Some(_) => self.change(|workers| {
-                workers.entry(instance).and_modify(|known| *known = patience);
-            }),
-        }
+    /// A connection is here on which the earlier daemon heard the worker. `until`: how long it waits, as far as that daemon
+    /// could tell; zero if it could not.
+    pub(super) fn is_back(&self, instance: u64, until: Duration) {
+        self.change(|workers| {
+            workers.entry(instance).and_modify(|known| {
+                // Of two connections the less patient one decides.
+                *known = if known.is_zero() || until.is_zero() {
+                    (*known).max(until)
+                } else {
+                    (*known).min(until)
+                };
+            });
+        });
     }
 
     /// It need not be told: it registers, is gone, or has been answered in time.
@@ -53,38 +61,30 @@ impl Untold {
         });
     }
 
-    pub(super) fn contains(&self, instance: u64) -> bool {
-        self.of(instance).is_some()
-    }
-
-    fn of(&self, instance: u64) -> Option<Patience> {
-        // Relaxed: filled before the first connection is accepted; after that it only falls.
+    /// Until when a worker that may have to be told certainly waits.
+    fn until(&self, instance: u64) -> Option<Duration> {
+        // Relaxed: filled before a connection is served, or while none is.
         if self.left.load(Ordering::Relaxed) == 0 {
             return None;
         }
         self.workers.lock().get(&instance).copied()
     }
 
+    pub(super) fn contains(&self, instance: u64) -> bool {
+        self.until(instance).is_some()
+    }
+
     /// Whether a worker may have given up, by `now`, what it has asked for.
     fn may_have_given_up(&self, instance: u64, now: impl FnOnce() -> Duration) -> bool {
-        matches!(self.of(instance), Some(Some(until)) if until <= now())
+        self.until(instance).is_some_and(|until| until <= now())
     }
 
-    /// A worker pings. Must it be told of the restart?
-    fn must_be_told(&self, instance: u64, now: impl FnOnce() -> Duration) -> bool {
-        match self.of(instance) {
-            None => false,
-            Some(None) => true,
-            Some(Some(until)) if until <= now() => true,
-            Some(Some(_)) => {
-                // This ping is answered before it could fail, and those before it were.
-                self.need_not_tell(instance);
-                false
-            }
-        }
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<(u64, Duration)> {
+        self.workers.lock().iter().map(|(instance, until)| (*instance, *until)).collect()
     }
 
-    fn change(&self, change: impl FnOnce(&mut FxHashMap<u64, Patience>)) {
+    fn change(&self, change: impl FnOnce(&mut FxHashMap<u64, Duration>)) {
         let mut workers = self.workers.lock();
         change(&mut workers);
         self.left.store(workers.len(), Ordering::Relaxed);
@@ -92,14 +92,22 @@ impl Untold {
 }
 
 impl Engine {
-    /// A worker of the earlier daemon pings: unless it certainly knows nothing of a restart, it must learn of it.
+    /// A worker pings that may not know of a restart: unless it certainly waits still, it must learn of it.
     ///
     /// From the `false` on it must not be served before it registers. So it becomes unknown, and not while a copy of its
     /// runs: then the next ping tells it. (Workers that copy by themselves wait with a deadline, and are not told.)
     pub(super) fn tell_of_restart(&self, instance: u64) {
-        if !self.untold.must_be_told(instance, heartbeat::now)
-            || self.instances.remove_unused(instance, Mode::LmcacheDriven).is_none()
-        {
+        if !self.untold.contains(instance) {
+            return;
+        }
+        if !self.untold.may_have_given_up(instance, heartbeat::now) {
+            // This ping is answered before it could fail, and those before it were. The next may not be, if the daemon pauses.
+            if !self.untold.pausing.load(Ordering::Acquire) {
+                self.untold.need_not_tell(instance);
+            }
+            return;
+        }
+        if self.instances.remove_unused(instance, Mode::LmcacheDriven).is_none() {
             return;
         }
         self.forget_registration(instance, Mode::LmcacheDriven);
@@ -120,6 +128,40 @@ impl Engine {
         }
         Ok(())
     }
+
+    /// A registered worker's ping is about to be answered `true` on `client`.
+    pub(super) fn answers_ping(&self, client: &super::Client, instance: u64) {
+        if self.instances.get(instance, Mode::LmcacheDriven).is_none()
+            || !self.is_workers_own(client, instance)
+        {
+            return;
+        }
+        let now = heartbeat::now();
+        let until = self.heartbeats.answered(instance, now);
+        if let Some(lane) = &client.lane {
+            lane.waits_until(until);
+        }
+        if self.untold.pausing.load(Ordering::Acquire) {
+            self.untold.expect(instance, if until.is_zero() { now + PATIENCE } else { until });
+        }
+    }
+
+    /// The daemon is about to answer nobody for a while: whoever is heard after it, in this process or another, is served only
+    /// as long as he certainly waits.
+    pub fn pauses(&self) {
+        // Before the workers are gone through: who pings meanwhile is either seen here, or sees this.
+        self.untold.pausing.store(true, Ordering::Release);
+        let now = heartbeat::now();
+        for worker in self.instances.all().iter().filter(|worker| worker.mode() == Mode::LmcacheDriven) {
+            let until = self.heartbeats.until(worker.id);
+            self.untold.expect(worker.id, if until.is_zero() { now + PATIENCE } else { until });
+        }
+    }
+
+    /// The daemon goes on after all.
+    pub fn goes_on(&self) {
+        self.untold.pausing.store(false, Ordering::Release);
+    }
 }
 
 #[cfg(test)]
@@ -127,46 +169,45 @@ mod tests {
     use super::*;
 
     const NOW: Duration = Duration::from_secs(100);
+    const LATER: Duration = Duration::from_secs(101);
 
-    fn expecting(patience: Patience, complete: bool) -> Untold {
+    fn expecting(until: &[Duration]) -> Untold {
         let untold = Untold::default();
-        untold.expect(1);
-        untold.is_back(1, patience, complete);
+        untold.expect(1, Duration::ZERO);
+        until.iter().for_each(|until| untold.is_back(1, *until));
         untold
     }
 
     #[test]
-    fn one_that_pinged_lately_is_served_and_need_not_be_told_if_it_pings_in_time() {
-        let untold = expecting(Some(NOW), true);
-        let early = || NOW - Duration::from_secs(1);
-        assert!(!untold.may_have_given_up(1, early));
-        assert!(!untold.must_be_told(1, early));
-        assert!(!untold.may_have_given_up(1, || NOW) && !untold.must_be_told(1, || NOW));
-    }
-
-    #[test]
-    fn one_that_may_have_given_up_is_not_served_and_is_told() {
-        let untold = expecting(Some(NOW), true);
-        assert!(untold.may_have_given_up(1, || NOW) && untold.must_be_told(1, || NOW));
-        // Until it registers.
-        assert!(untold.may_have_given_up(1, || NOW) && untold.must_be_told(1, || NOW));
+    fn one_is_served_as_long_as_it_certainly_waits() {
+        let untold = expecting(&[LATER]);
+        assert!(untold.contains(1));
+        assert!(!untold.may_have_given_up(1, || NOW));
+        assert!(untold.may_have_given_up(1, || LATER));
         untold.need_not_tell(1);
-        assert!(!untold.may_have_given_up(1, || NOW) && !untold.must_be_told(1, || NOW));
+        assert!(!untold.may_have_given_up(1, || LATER));
     }
 
     #[test]
-    fn one_that_never_pinged_is_served_and_told_only_if_something_of_its_was_lost() {
-        for complete in [true, false] {
-            let untold = expecting(None, complete);
-            assert!(!untold.may_have_given_up(1, || NOW));
-            assert_eq!(untold.must_be_told(1, || NOW), !complete);
+    fn one_of_which_nothing_is_known_is_not_served() {
+        assert!(expecting(&[]).may_have_given_up(1, || NOW));
+        assert!(expecting(&[Duration::ZERO]).may_have_given_up(1, || NOW));
+    }
+
+    #[test]
+    fn the_less_patient_connection_decides() {
+        for order in [[LATER, NOW], [NOW, LATER]] {
+            assert!(expecting(&order).may_have_given_up(1, || NOW));
+        }
+        for order in [[LATER, Duration::ZERO], [Duration::ZERO, LATER]] {
+            assert!(!expecting(&order).may_have_given_up(1, || NOW), "one that never pinged says nothing");
         }
     }
 
     #[test]
     fn who_is_not_expected_is_not_remembered() {
-        let untold = expecting(Some(NOW), true);
-        untold.is_back(2, Some(NOW), true);
-        assert!(!untold.contains(2) && !untold.may_have_given_up(2, || NOW));
+        let untold = expecting(&[LATER]);
+        untold.is_back(2, LATER);
+        assert!(!untold.contains(2) && !untold.may_have_given_up(2, || LATER));
     }
 }

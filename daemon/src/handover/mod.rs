@@ -27,7 +27,7 @@ pub use heir::{Heir, HeirError};
 pub use successor::{Program, Successor, SuccessorError};
 
 /// Changes with what the messages say. Both sides must have the same.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// In the environment of a successor, whose standard input is the channel.
 const VARIABLE: &str = "LMCACHED_TAKE_OVER";

@@ -31,8 +31,8 @@ pub(super) const HOST: usize = 5;
 pub(super) const NEXT: usize = 6;
 /// Requests for which there was no entry.
 pub(super) const UNNOTED: usize = 7;
-/// Until when its worker certainly waits, in nanoseconds of CLOCK_MONOTONIC; 0 if it has not pinged.
-pub(super) const PATIENCE: usize = 8;
+/// Until when its worker certainly waits, in nanoseconds of CLOCK_MONOTONIC; 0 if that cannot be told.
+pub(super) const WAITS: usize = 8;
 
 /// [`INSTANCE`] is set.
 pub(super) const KNOWS_INSTANCE: u64 = 1;
@@ -109,7 +109,7 @@ impl Lane {
         }
         lane.set(NEXT, past.last.map_or(0, |last| last.saturating_add(1)));
         lane.set(UNNOTED, past.unnoted);
-        lane.set(PATIENCE, patience(past.patience));
+        lane.waits_until(past.waits_until);
         for (entry, request) in past.requests.iter().enumerate() {
             lane.used.fetch_or(1 << entry, Ordering::Relaxed);
             lane.write(entry, request);
@@ -130,7 +130,7 @@ impl Lane {
 
     fn identify(&self, peer: Peer, flags: u64) {
         self.set(UNNOTED, 0);
-        self.set(PATIENCE, 0);
+        self.set(WAITS, 0);
         self.set(NEXT, 0);
         self.set(HOST, peer.host);
         self.set(FLAGS, flags);
@@ -156,17 +156,9 @@ impl Lane {
         }
     }
 
-    /// The connection's worker has pinged, and certainly waits until then (CLOCK_MONOTONIC) for what it has asked for.
+    /// The connection's worker certainly waits until then (CLOCK_MONOTONIC) for what it has asked for; zero: that cannot be told.
     pub fn waits_until(&self, time: Duration) {
-        self.set(PATIENCE, patience(Some(time)));
-    }
-
-    /// The connection's worker pings, and nothing is known of how long it waits.
-    pub fn may_not_wait(&self) {
-        // One that has not pinged yet does not give up.
-        if self.words()[PATIENCE].load(Ordering::Relaxed) != 0 {
-            self.waits_until(Duration::ZERO);
-        }
+        self.set(WAITS, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// Notes a request that has been read, before it is executed. `None`: it has no entry.
@@ -216,7 +208,7 @@ impl Lane {
         if let Some(instance) = past.instance {
             self.speaks_for(instance);
         }
-        self.set(PATIENCE, patience(past.patience));
+        self.waits_until(past.certainly_waits_until(true));
     }
 
     fn count(&self, uid: &[u8]) {
@@ -288,11 +280,6 @@ impl Mark {
             lane.flag(self.flag, on);
         }
     }
-}
-
-/// The word for it.
-fn patience(until: Option<Duration>) -> u64 {
-    until.map_or(0, |until| u64::try_from(until.as_nanos()).unwrap_or(u64::MAX).max(1))
 }
 
 fn write(words: &[AtomicU64], uid: &[u8], op_frame: &[u8]) {

@@ -87,9 +87,9 @@ impl Survivor {
         self.past.peer.process
     }
 
-    /// Until when its worker certainly waits for what it has asked for (CLOCK_MONOTONIC); `None`: it does not ping.
-    pub fn patience(&self) -> Option<Duration> {
-        self.past.patience(true)
+    /// Until when its worker certainly waits for what it has asked for (CLOCK_MONOTONIC); zero if that cannot be told.
+    pub fn waits_until(&self) -> Duration {
+        self.past.certainly_waits_until(true)
     }
 
     /// The connection's new lane takes up where the old one ended.
@@ -128,8 +128,8 @@ pub struct Claim {
     /// The connection came back as the one it was, and these are all of its requests that have no answer: none was lost
     /// unread.
     pub complete: bool,
-    /// Until when its worker certainly waits for what it has asked for (CLOCK_MONOTONIC); `None`: it does not ping.
-    pub patience: Option<Duration>,
+    /// Until when its worker certainly waits for what it has asked for (CLOCK_MONOTONIC); zero if that cannot be told.
+    pub waits_until: Duration,
 }
 
 impl Journal {
@@ -242,7 +242,7 @@ impl Journal {
         self.left.store(orphans.len(), Ordering::Relaxed);
         drop(orphans);
         let complete = past.unnoted == 0 && past.last.and_then(|last| last.checked_add(1)) == Some(first);
-        Claim { owed: past.owed(lane.as_ref()), complete, patience: past.patience(complete) }
+        Claim { owed: past.owed(lane.as_ref()), complete, waits_until: past.certainly_waits_until(complete) }
     }
 
     /// A connection whose socket the service manager has kept: what it was, with its requests that have no answer. `None`: where

@@ -11,8 +11,8 @@ use lmcache_proto::wire::{OpCode, Operation};
 
 use super::lane::{
     ASKS, CONNECTION, ENTRIES, ENTRY_WORDS, FIRST_ENTRY, FLAGS, HOST, INSTANCE, KNOWS_INSTANCE,
-    KNOWS_PROCESS, NEXT, OP_BYTES, PATIENCE, PID, PRESENT, READING, START, TOKEN, UID_BYTES, UNNOTED,
-    WRITING, uid_number,
+    KNOWS_PROCESS, NEXT, OP_BYTES, PID, PRESENT, READING, START, TOKEN, UID_BYTES, UNNOTED, WAITS, WRITING,
+    uid_number,
 };
 use super::memory::{HEADER, LANE_BYTES, LANE_WORDS, MAGIC, VERSION};
 use super::{Lane, Owed, Peer};
@@ -46,19 +46,18 @@ pub(super) struct Past {
     /// It may go on in another process: where its stream stands is known, behind all that was noted and in front of whole
     /// answers; and it has shown no token.
     pub(super) clean: bool,
-    /// Until when its worker certainly waits (CLOCK_MONOTONIC); `None` if it has not pinged.
-    pub(super) patience: Option<Duration>,
+    /// Until when its worker certainly waits (CLOCK_MONOTONIC) if it gets all its answers; zero if that cannot be told.
+    pub(super) waits_until: Duration,
     pub(super) requests: Vec<Request>,
 }
 
 impl Past {
-    /// Until when its worker certainly waits for what it has asked for; `None`: it does not ping. `complete`: nothing of its was
-    /// lost.
-    pub(super) fn patience(&self, complete: bool) -> Option<Duration> {
-        let until = self.patience?;
+    /// Until when its worker certainly waits for what it has asked for; zero if that cannot be told. `complete`: none of its
+    /// requests was lost.
+    pub(super) fn certainly_waits_until(&self, complete: bool) -> Duration {
         // A ping that is owed may have failed since it was read.
         let pinged = self.requests.iter().any(|request| request.operation == Operation::Ping);
-        Some(if complete && !pinged { until } else { Duration::ZERO })
+        if complete && !pinged { self.waits_until } else { Duration::ZERO }
     }
 
     /// Its requests as they are owed, noted in `lane` until they are answered.
@@ -116,7 +115,7 @@ fn connection(page: &[u8; LANE_BYTES]) -> Option<Past> {
         last: word(NEXT).checked_sub(1).into_iter().chain(noted).max(),
         unnoted: word(UNNOTED),
         clean: flags & (READING | WRITING | TOKEN) == 0,
-        patience: Some(word(PATIENCE)).filter(|until| *until != 0).map(Duration::from_nanos),
+        waits_until: Duration::from_nanos(word(WAITS)),
         requests,
     })
 }

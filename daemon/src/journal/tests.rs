@@ -112,42 +112,43 @@ fn a_second_crash_before_the_answer_loses_nothing() {
     assert_eq!(numbers(&name.open(POOL).claim(Some(42), THERE, 9)), [8]);
 }
 
-/// How long a worker waits is known only if none of its requests, and no ping, may have been in vain.
+/// How long a worker waits is known only if none of its requests was lost, and no ping was in vain.
 #[test]
 fn how_long_a_worker_waits_outlives_the_daemon() {
     const LATER: Duration = Duration::from_secs(1 << 30);
-    let until = |pings: &[Duration], owed: Option<Operation>, first: u64| {
+    let until = |owed: Option<Operation>, kept: bool| {
         let name = Name::new();
         let journal = name.open(POOL);
         let lane = journal.lane(1, THERE).expect("a lane");
         lane.speaks_for(42);
-        lane.may_not_wait();
-        pings.iter().for_each(|until| lane.waits_until(*until));
+        lane.waits_until(LATER);
         let ticket = lane.note(Operation::Retrieve, &uid(7), &op("retrieve"));
         let owed = owed.map(|operation| lane.note(operation, &uid(8), &op(operation.name())));
         // The one between was killed before it heard anything.
         std::mem::forget(name.open(POOL));
         let next = name.open(POOL);
-        let survivor = (first == 0).then(|| next.survivor(1).expect("a survivor"));
-        let patience = survivor
-            .map_or_else(|| next.claim(Some(42), THERE, first).patience, |survivor| survivor.patience());
+        let found = if kept {
+            let survivor = next.survivor(1).expect("a survivor");
+            let lane = next.lane(1, THERE).expect("a lane");
+            survivor.goes_on_in(&lane);
+            drop(survivor.owed);
+            let after = name.open(POOL);
+            assert_eq!(
+                after.survivor(1).expect("a survivor").waits_until(),
+                survivor.past.certainly_waits_until(true)
+            );
+            survivor.past.certainly_waits_until(true)
+        } else {
+            next.claim(Some(42), THERE, 9).waits_until
+        };
         drop((ticket, owed));
-        patience
+        found
     };
-    // As a connection that was kept (0), and as one that comes back.
-    for first in [0, 9] {
-        assert_eq!(until(&[], Some(Operation::Store), first), None, "it does not ping");
-        assert_eq!(until(&[Duration::ZERO, LATER], Some(Operation::Store), first), Some(LATER));
-        assert!(
-            until(&[LATER, Duration::ZERO], Some(Operation::Store), first) < Some(Duration::from_secs(1))
-        );
-        assert_eq!(
-            until(&[LATER], Some(Operation::Ping), first),
-            Some(Duration::ZERO),
-            "that ping has no answer"
-        );
+    for kept in [true, false] {
+        assert_eq!(until(Some(Operation::Store), kept), LATER);
+        assert_eq!(until(Some(Operation::Ping), kept), Duration::ZERO, "that ping has no answer");
     }
-    assert_eq!(until(&[LATER], None, 9), Some(Duration::ZERO), "request 8 was lost");
+    assert_eq!(until(None, false), Duration::ZERO, "request 8 was lost");
 }
 
 #[test]

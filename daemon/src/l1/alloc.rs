@@ -43,6 +43,8 @@ pub struct Allocator {
     used_pages: u64,
     /// What is somebody's.
     taken: Taken,
+    /// Pages below it are known: each is free or somebody's. Behind it only adopted ones are known.
+    end: u64,
 }
 
 impl Allocator {
@@ -61,6 +63,7 @@ impl Allocator {
             free_pages: 0,
             used_pages: 0,
             taken: Taken::new(bytes.div_ceil(unit)),
+            end: 0,
         }
     }
 }
@@ -103,6 +106,7 @@ impl Allocator {
         for (start, pages) in self.taken.gaps(start, end) {
             self.insert_free(start, pages);
         }
+        self.end = self.end.max(end);
     }
 
     /// Takes `[offset, offset + bytes)` of the pool, which was in use before a restart, out of what [`Allocator::extend`] will
@@ -145,7 +149,11 @@ impl Allocator {
         let (start, pages) = (offset / self.unit, self.pages(bytes));
         assert!(self.taken.give_back(start, start + pages), "range at {offset} released twice");
         self.used_pages -= pages;
-        self.insert_free(start, pages);
+        // What lies behind the end is not real memory yet; it is found when it is.
+        let known = self.end.saturating_sub(start).min(pages);
+        if known > 0 {
+            self.insert_free(start, known);
+        }
     }
 
     /// Adds a free range, merged with its free neighbours.
@@ -302,6 +310,20 @@ mod tests {
         assert_eq!(alloc.allocate(1), None);
         alloc.release(10 * PAGE, 5 * PAGE);
         assert_eq!(alloc.allocate(5 * PAGE), Some(10 * PAGE));
+    }
+
+    #[test]
+    fn what_is_released_before_it_is_known_is_free_once() {
+        let mut alloc = Allocator::new(PAGE, 20 * PAGE);
+        assert!(alloc.adopt(3 * PAGE, 4 * PAGE) && alloc.adopt(10 * PAGE, 5 * PAGE));
+        alloc.extend(0, 5 * PAGE);
+        alloc.release(10 * PAGE, 5 * PAGE);
+        alloc.release(3 * PAGE, 4 * PAGE);
+        assert_eq!((alloc.used(), alloc.free()), (0, 5 * PAGE));
+        alloc.extend(5 * PAGE, 20 * PAGE);
+        assert_eq!(alloc.free(), 20 * PAGE);
+        assert_eq!(alloc.allocate(20 * PAGE), Some(0));
+        assert_eq!(alloc.allocate(1), None);
     }
 
     proptest! {
