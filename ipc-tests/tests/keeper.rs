@@ -38,6 +38,7 @@ impl Kept {
             ])
             .args(flags)
             .env("LMCACHED_FAILPOINT", failpoint)
+            .env("RUST_LOG", "info,lmcached::journal=debug")
             .stdin(Stdio::null())
             .stderr(std::fs::File::create(&log).expect("a log"))
             .spawn()
@@ -105,6 +106,9 @@ impl Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
         let daemon = self.daemon();
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();

@@ -336,11 +336,11 @@ async fn the_memory_of_another_tenant_s_worker_is_neither_read_nor_written() {
             daemon.crash_and_restart().await;
         }
     }
+    // Known from the earlier daemon, and still its tenant's: that one is told of the restart, and registers again.
     let mut a = of(&daemon, A).await;
-    assert!(
-        retrieve(&mut a, 1, &frame("one")).await,
-        "known from the earlier daemon, and still its tenant's"
-    );
+    assert!(!pings(&mut a, 1).await && pings(&mut a, 1).await);
+    register(&mut a, &victim, 1).await;
+    assert!(retrieve(&mut a, 1, &frame("one")).await);
     assert_eq!(victim.block(1), before);
 }
 

@@ -28,7 +28,7 @@ impl Engine {
         let instance = self.engine_driven_instance(payload)?.of(self.tenant_of(client));
         let bytes = instance.groups[0].layout.bytes();
         let outcome = self.instances.register(instance).ok_or_else(super::instances::full)?;
-        self.registered(payload.instance_id);
+        self.registered(client, payload.instance_id);
         if outcome == Registered::Replaced {
             // What it reserved had the old shape.
             self.forget_reservations(payload.instance_id);

@@ -36,14 +36,15 @@ pub(super) struct Liveness {
 /// Workers that ping and are not registered; the one not heard for longest goes when there are too many.
 #[derive(Debug, Default)]
 struct UnknownPings {
-    /// The answer to the next ping, and the number of the last one.
-    workers: FxHashMap<u64, (bool, u64)>,
+    /// By connection and worker: the answer to the next ping, and the number of the last one. Who else pings for a worker must
+    /// not take its `false` away.
+    workers: FxHashMap<(u64, u64), (bool, u64)>,
     pings: u64,
 }
 
 impl UnknownPings {
     /// `false`, `true`, `false` … for each worker.
-    fn answer(&mut self, id: u64) -> bool {
+    fn answer(&mut self, id: (u64, u64)) -> bool {
         if self.workers.len() >= MAX_UNKNOWN && !self.workers.contains_key(&id) {
             // A walk over 4096 entries, microseconds, and only while somebody floods.
             let oldest = self.workers.iter().min_by_key(|(_, (_, ping))| *ping).map(|(id, _)| *id);
@@ -214,9 +215,9 @@ impl Engine {
         self.liveness.lock().registered_on.insert(instance, client.id);
     }
 
-    /// A worker has registered: its pings are answered `true` from now on.
-    pub(super) fn registered(&self, instance: u64) {
-        self.liveness.lock().unknown.workers.remove(&instance);
+    /// A worker has registered over this connection: its pings are answered `true` from now on.
+    pub(super) fn registered(&self, client: &Client, instance: u64) {
+        self.liveness.lock().unknown.workers.remove(&(client.id, instance));
     }
 
     /// The answer to a ping.
@@ -229,7 +230,7 @@ impl Engine {
     pub(super) fn ping(&self, client: &Client, instance: Option<u64>) -> bool {
         let Some(id) = instance else { return true };
         if !self.may_speak_for(client, id) {
-            return self.liveness.lock().unknown.answer(id);
+            return self.liveness.lock().unknown.answer((client.id, id));
         }
         self.tell_of_restart(id);
         if self.instances.is_known(id) {
@@ -237,7 +238,7 @@ impl Engine {
             self.answers_ping(client, id);
             return true;
         }
-        self.liveness.lock().unknown.answer(id)
+        self.liveness.lock().unknown.answer((client.id, id))
     }
 
     /// Reaps silent workers, quarantines overdue reservations, frees what the dead have left, forgets idle sessions.
@@ -320,16 +321,24 @@ mod tests {
     #[test]
     fn a_flood_of_unknown_workers_does_not_reset_those_still_pinging() {
         let mut pings = UnknownPings::default();
-        assert!(!pings.answer(0));
+        assert!(!pings.answer((1, 0)));
         for id in 1..2 * MAX_UNKNOWN as u64 {
-            assert!(!pings.answer(id), "first ping of {id}");
+            assert!(!pings.answer((1, id)), "first ping of {id}");
             if id % 1000 == 0 {
                 // Worker 0 pings on, and sees its edge each time.
-                assert!(pings.answer(0));
-                assert!(!pings.answer(0));
+                assert!(pings.answer((1, 0)));
+                assert!(!pings.answer((1, 0)));
             }
         }
         assert_eq!(pings.workers.len(), MAX_UNKNOWN);
-        assert!(!pings.answer(1), "forgotten as the oldest");
+        assert!(!pings.answer((1, 1)), "forgotten as the oldest");
+    }
+
+    #[test]
+    fn who_pings_for_an_unknown_worker_does_not_take_its_edge_away() {
+        let mut pings = UnknownPings::default();
+        for answer in [false, true, false] {
+            assert_eq!((pings.answer((1, 7)), pings.answer((2, 7))), (answer, answer));
+        }
     }
 }

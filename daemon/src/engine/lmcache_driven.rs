@@ -40,7 +40,7 @@ impl Engine {
             Instance::new(id, &model, world_size, groups, (kind, &device), Instances::now(self.started))
                 .of(self.tenant_of(client));
         let outcome = self.instances.register(instance).ok_or_else(super::instances::full)?;
-        self.registered(id);
+        self.registered(client, id);
         if outcome != Registered::Refreshed {
             tracing::info!(
                 instance = id,
