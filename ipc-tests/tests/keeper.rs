@@ -107,6 +107,7 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            std::thread::sleep(Duration::from_secs(1));
             eprintln!("{}", self.log());
         }
         let daemon = self.daemon();

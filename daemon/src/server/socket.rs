@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::{Buf, BufMut, BytesMut};
 use lmcache_proto::fnv::Fnv;
-use rustix::net::{RecvFlags, Shutdown};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
@@ -191,9 +192,20 @@ pub(super) fn into_socket(reader: Reader, writer: Writer) -> io::Result<(OwnedFd
 
 impl Writer {
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Writer::Tcp(half) => half.try_write(bytes),
-            Writer::Ipc(half) => half.try_write(bytes),
+        let socket = match self {
+            Writer::Tcp(half) => half.as_ref().as_fd(),
+            Writer::Ipc(half) => half.as_ref().as_fd(),
+        };
+        // The kernel is asked first: of a socket that it has just been given, tokio knows nothing before its first event, and
+        // says that it would block.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match retry_on_intr(|| rustix::net::send(socket, bytes, flags)) {
+            // Once more, so that tokio waits for the next event.
+            Err(Errno::AGAIN) => match self {
+                Writer::Tcp(half) => half.try_write(bytes),
+                Writer::Ipc(half) => half.try_write(bytes),
+            },
+            sent => Ok(sent?),
         }
     }
 

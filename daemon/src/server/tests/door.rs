@@ -2,9 +2,12 @@
 
 use std::sync::mpsc;
 
-use tokio::net::TcpStream;
+use bytes::BytesMut;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, Runtime};
 
+use super::super::endpoint::Stream;
+use super::super::socket;
 use super::super::stats::Ended;
 use super::super::{ServerConfig, Threads};
 use super::{HANG, Peer, count, start_on, until};
@@ -65,4 +68,15 @@ async fn all_who_come_at_once_are_let_in_while_there_are_some_who_give_way() {
     until("those before it have left", || ended(Ended::Displaced) >= 397).await;
     assert_eq!(ended(Ended::TooMany), 0);
     door.shutdown_background();
+}
+
+/// An answer that waits, though the socket would take it, leaves the stream at a place that the next daemon does not know.
+#[tokio::test]
+async fn a_socket_that_has_moved_takes_an_answer_at_once() {
+    let (ours, _theirs) = UnixStream::pair().expect("sockets");
+    let (reader, writer, _) = socket::meet(1, Stream::Ipc(ours, None));
+    let (_reader, writer) = socket::moved_here(reader, writer).expect("moved");
+    let mut answer = BytesMut::from(&b"answer"[..]);
+    writer.flush_now(&mut answer).expect("it is there");
+    assert!(answer.is_empty());
 }
