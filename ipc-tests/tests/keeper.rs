@@ -107,6 +107,7 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            // The next daemon has not said yet what it did with the connection.
             std::thread::sleep(Duration::from_secs(1));
             eprintln!("{}", self.log());
         }

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
 use super::instances::Mode;
-use super::{Engine, Failure, Refusal, heartbeat};
+use super::{Client, Engine, Failure, Refusal, heartbeat};
 
 /// For how long a worker waits of whose pings not enough has been seen, when the daemon is about to be silent on purpose: less
 /// than the interval that LMCache's workers have unless told otherwise (`lmcache.mp.heartbeat_interval`, 10 s).
@@ -37,6 +37,11 @@ impl Untold {
         self.change(|workers| {
             workers.insert(instance, until);
         });
+    }
+
+    /// One that will be heard again after the daemon has been silent on purpose. `until`: zero if it cannot be told.
+    fn expect_after_pause(&self, instance: u64, until: Duration, now: Duration) {
+        self.expect(instance, if until.is_zero() { now + PATIENCE } else { until });
     }
 
     /// A connection is here on which the earlier daemon heard the worker. `until`: how long it waits, as far as that daemon
@@ -130,7 +135,7 @@ impl Engine {
     }
 
     /// A registered worker's ping is about to be answered `true` on `client`.
-    pub(super) fn answers_ping(&self, client: &super::Client, instance: u64) {
+    pub(super) fn answers_ping(&self, client: &Client, instance: u64) {
         if self.instances.get(instance, Mode::LmcacheDriven).is_none()
             || !self.is_workers_own(client, instance)
         {
@@ -142,7 +147,7 @@ impl Engine {
             lane.waits_until(until);
         }
         if self.untold.pausing.load(Ordering::Acquire) {
-            self.untold.expect(instance, if until.is_zero() { now + PATIENCE } else { until });
+            self.untold.expect_after_pause(instance, until, now);
         }
     }
 
@@ -153,8 +158,7 @@ impl Engine {
         self.untold.pausing.store(true, Ordering::Release);
         let now = heartbeat::now();
         for worker in self.instances.all().iter().filter(|worker| worker.mode() == Mode::LmcacheDriven) {
-            let until = self.heartbeats.until(worker.id);
-            self.untold.expect(worker.id, if until.is_zero() { now + PATIENCE } else { until });
+            self.untold.expect_after_pause(worker.id, self.heartbeats.until(worker.id), now);
         }
     }
 
