@@ -6,8 +6,22 @@ use std::time::Duration;
 use crate::engine::Engine;
 use crate::periodic::{Periodic, TaskId};
 
-/// Everything that time alone causes: TTLs, reaping, the evictor.
+/// Everything that time alone causes: TTLs, reaping, the evictor; and whether time goes on at all.
 pub(super) async fn maintain(engine: Arc<Engine>, periodic: Arc<Periodic>) {
+    tokio::join!(sweep_and_evict(engine.clone(), periodic), stay_awake(engine));
+}
+
+/// Notices times in which the daemon stood still. Beside the other work, which may take longer than such a time.
+async fn stay_awake(engine: Arc<Engine>) {
+    let mut looks = tokio::time::interval(Engine::LOOK);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        engine.looks_at_the_clock();
+    }
+}
+
+async fn sweep_and_evict(engine: Arc<Engine>, periodic: Arc<Periodic>) {
     let config = engine.config();
     // A quarter of the shortest deadline, so that nothing is late by more than a quarter of its time.
     let shortest = [config.reap_timeout, config.session_ttl, config.write_ttl, config.lease_grace]

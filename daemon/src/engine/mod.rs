@@ -36,6 +36,7 @@ mod refusal;
 mod returning;
 mod ring;
 mod sessions;
+mod standstill;
 mod stats;
 mod tenancy;
 mod transfers;
@@ -78,6 +79,7 @@ use instances::Instances;
 use liveness::Liveness;
 use returning::Returning;
 use sessions::Sessions;
+use standstill::Looked;
 use transfers::Transfers;
 use untold::Untold;
 use warm::Warmed;
@@ -192,6 +194,7 @@ pub struct Engine {
     returning: Returning,
     untold: Untold,
     heartbeats: Heartbeats,
+    looked: Looked,
     sessions: Sessions,
     transfers: Mutex<Transfers>,
     copies: UnderWay,
@@ -240,6 +243,7 @@ impl Engine {
             returning: Returning::default(),
             untold: Untold::default(),
             heartbeats: Heartbeats::default(),
+            looked: Looked::default(),
             sessions: Sessions::new(config.max_sessions, config.max_session_bytes),
             transfers: Mutex::new(Transfers::new(adopted)),
             copies: UnderWay::default(),

@@ -124,7 +124,7 @@ impl Refusal {
             }
             Refusal::Draining => "the daemon drains and stores nothing new; the engine goes on without",
             Refusal::Restarted => {
-                "it was under way when the earlier daemon ended, and may have been done or not; the engine goes on without its result"
+                "it was under way when the earlier daemon ended, and may have been done or not; or the worker may have given it up while nobody answered it. The engine goes on without its result"
             }
             Refusal::Internal => "a bug in lmcached; the request was not done",
         }

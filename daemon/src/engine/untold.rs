@@ -4,7 +4,7 @@
 //! the one that was under way. It gives such loads up when a ping is answered `false`, or not at all, and registers when the next
 //! one is answered `true`. What it has given up must not be copied any more: its blocks may be another request's by now, and its
 //! requests can lie in a socket, or in its own queue, until long after. So a worker is served after a crash or an upgrade only as
-//! long as it certainly waits still (see `heartbeat`); who is heard later, or of whom that cannot be told, is told of the
+//! long as it certainly waits still (see `heartbeat`), and so after a time in which the daemon stood still (see `standstill`); who is heard later, or of whom that cannot be told, is told of the
 //! restart and registers.
 #![forbid(unsafe_code)]
 
@@ -17,9 +17,14 @@ use rustc_hash::FxHashMap;
 use super::instances::Mode;
 use super::{Client, Engine, Failure, Refusal, heartbeat};
 
-/// For how long a worker waits of whose pings not enough has been seen, when the daemon is about to be silent on purpose: less
-/// than the interval that LMCache's workers have unless told otherwise (`lmcache.mp.heartbeat_interval`, 10 s).
+/// For how long a worker waits of whose pings not enough has been seen, when a daemon that goes on is silent: less than the
+/// interval that LMCache's workers have unless told otherwise (`lmcache.mp.heartbeat_interval`, 10 s).
 const PATIENCE: Duration = Duration::from_millis(7500);
+
+/// Until when a worker waits that has heard of the daemon at `last`: `until`, or zero if its pings do not tell.
+fn patience(until: Duration, last: Duration) -> Duration {
+    if until.is_zero() { last + PATIENCE } else { until }
+}
 
 /// Workers whose memory the daemon copies, and until when they certainly wait (CLOCK_MONOTONIC).
 #[derive(Debug, Default)]
@@ -39,9 +44,17 @@ impl Untold {
         });
     }
 
-    /// One that will be heard again after the daemon has been silent on purpose. `until`: zero if it cannot be told.
-    fn expect_after_pause(&self, instance: u64, until: Duration, now: Duration) {
-        self.expect(instance, if until.is_zero() { now + PATIENCE } else { until });
+    /// One that will be heard again after the daemon has been silent from `since` on; `until` as far as its pings tell. Returns
+    /// until when it is taken to wait.
+    pub(super) fn expect_after_pause(&self, instance: u64, until: Duration, since: Duration) -> Duration {
+        let mut least = patience(until, since);
+        self.change(|workers| {
+            // One that is expected already has not been answered since.
+            let known = workers.entry(instance).or_insert(least);
+            *known = least.min(*known);
+            least = *known;
+        });
+        least
     }
 
     /// A connection is here on which the earlier daemon heard the worker. `until`: how long it waits, as far as that daemon
@@ -102,6 +115,7 @@ impl Engine {
     /// From the `false` on it must not be served before it registers. So it becomes unknown, and not while a copy of its
     /// runs: then the next ping tells it. (Workers that copy by themselves wait with a deadline, and are not told.)
     pub(super) fn tell_of_restart(&self, instance: u64) {
+        self.notices_standstill();
         if !self.untold.contains(instance) {
             return;
         }
@@ -119,15 +133,16 @@ impl Engine {
         self.worker_gone(instance);
         tracing::info!(
             instance,
-            "worker of the earlier daemon is told of the restart: it gives up the loads that were under way, and registers again"
+            "worker that nobody may have answered in time is told so: it gives up the loads that were under way, and registers again"
         );
     }
 
     /// A worker asks for a copy into or out of its memory. Does it certainly wait for it?
     pub(super) fn waits(&self, instance: u64) -> Result<(), Failure> {
+        self.notices_standstill();
         if self.untold.may_have_given_up(instance, heartbeat::now) {
             let detail = format!(
-                "instance {instance} may have given it up while no daemon answered its pings; it is served again when it has registered"
+                "instance {instance} may have given it up while nobody answered its pings; it is served again when it has registered"
             );
             return Err((Refusal::Restarted, detail));
         }
@@ -147,7 +162,7 @@ impl Engine {
             lane.waits_until(until);
         }
         if self.untold.pausing.load(Ordering::Acquire) {
-            self.untold.expect_after_pause(instance, until, now);
+            self.untold.expect(instance, patience(until, now));
         }
     }
 
@@ -206,6 +221,20 @@ mod tests {
         for order in [[LATER, Duration::ZERO], [Duration::ZERO, LATER]] {
             assert!(!expecting(&order).may_have_given_up(1, || NOW), "one that never pinged says nothing");
         }
+    }
+
+    #[test]
+    fn a_pause_makes_nobody_more_patient() {
+        let untold = Untold::default();
+        assert_eq!(untold.expect_after_pause(1, Duration::ZERO, NOW), NOW + PATIENCE);
+        assert_eq!(untold.expect_after_pause(1, LATER, NOW), LATER);
+        assert_eq!(untold.expect_after_pause(1, NOW + PATIENCE, LATER), LATER);
+        untold.expect(1, Duration::ZERO);
+        assert_eq!(
+            untold.expect_after_pause(1, Duration::ZERO, LATER),
+            Duration::ZERO,
+            "it must be told still"
+        );
     }
 
     #[test]
