@@ -2,9 +2,9 @@
 
 Two ways: an outage, which the engine's heartbeat notices, and a restart so fast that it does not. Afterwards the engine
 must store again and find what was stored before: the pool outlives the daemon. After an outage it registers again; after a
-fast restart it need not, since the registrations outlive the daemon too. In lmcache_driven mode it is told of the restart if a
-request of its was lost unread (a ping, in these checks), or a load among them would never end; then it registers once. (The
-real server has to be registered with again after both.)
+fast restart it need not, since the registrations outlive the daemon too. In lmcache_driven mode it is told of the restart if it
+may have given up what it had asked for: a ping of its was lost, or the daemon had not heard enough of them to know how long it
+waits; then it registers once. (The real server has to be registered with again after both.)
 """
 
 import pathlib
@@ -29,6 +29,8 @@ RECOVERY_DEADLINE = 30.0
 PEER_FAST_HEARTBEAT = 30
 PEER_FAST_DEADLINE = 40.0
 ATTEMPTS = 5
+# Pings of one client after which the server knows how far they are apart, and one more.
+KNOWN_AFTER = 5
 
 DEGRADED = "entering degraded mode"
 RESUMED = "resuming normal operation"
@@ -48,6 +50,8 @@ class Restart:
         self.deadline = deadline
         self.prompts: list[Prompt] = [batch[0] for batch in SCENARIOS[name]]
         self.outputs = reference.outputs[name]
+        # The server copies out of and into the engine's memory.
+        self.copied = ".lmcache_driven." in name
 
     def send(self, number: int, phase: str | None = None) -> tuple[dict, list[str]]:
         """Sends one prompt; returns its result and what is wrong with it."""
@@ -74,26 +78,32 @@ class Restart:
     def fast(self) -> None:
         registered = self.before()
         if not self.server.peer:
+            if self.copied:
+                self.pings(2 * KNOWN_AFTER)
             self.between_pings()
         self.server.kill()
         self.server.start()
         if self.server.peer:
             self.after(registered, [])
         else:
-            self.unnoticed(registered, told=1 if ".lmcache_driven." in self.name else 0)
+            self.unnoticed(registered, told=1 if self.copied else 0)
+
+    def asked(self) -> float:
+        return self.server.metrics('operation="ping"').get("lmcached_requests_total", 0.0)
+
+    def pings(self, count: int) -> None:
+        """Waits until the engine's two clients have pinged so often together."""
+        enough = self.asked() + count
+        until(lambda: self.asked() >= enough, f"{count} pings", count * HEARTBEAT)
 
     def between_pings(self) -> None:
         """Waits until both of the engine's clients have pinged, the second soon after the first: for a good third of a heartbeat
         none pings again, and none is lost in the socket of the dead daemon. The engine would be right to notice that."""
-
-        def asked() -> float:
-            return self.server.metrics('operation="ping"').get("lmcached_requests_total", 0.0)
-
-        seen, last = asked(), None
+        seen, last = self.asked(), None
 
         def both_have_pinged() -> bool:
             nonlocal seen, last
-            new, now = asked() - seen, time.monotonic()
+            new, now = self.asked() - seen, time.monotonic()
             if new == 0:
                 return False
             # A little more than half: of two gaps that are alike neither need be shorter than that.
@@ -137,10 +147,13 @@ class Restart:
     def store_again(self) -> list[str]:
         """A new prompt, sent twice, must be found the second time, exactly (vLLM's own prefix cache is off).
 
-        The first tries may find nothing: the engine's two clients become healthy each at its own heartbeat. So a miss
-        is tried again with another prompt; a wrong count or output is not.
+        The first tries may find nothing: the engine's two clients become healthy each at its own heartbeat, and one that is told
+        of the restart does so two of them later. So a miss is tried again a heartbeat later with another prompt; a wrong count
+        or output is not.
         """
         for number in range(2, 2 + ATTEMPTS):
+            if number > 2:
+                time.sleep(HEARTBEAT)
             prompt = self.prompts[number]
             problems = self.send(number, "cold")[1]
             result, wrong = self.send(number)
