@@ -5,11 +5,9 @@ use std::time::Duration;
 
 use ipc_tests::daemon::Daemon;
 use ipc_tests::dealer::{Answer, Dealer};
-use ipc_tests::kv_cache::{KvCache, Shape};
+use ipc_tests::driven::Driven;
 use ipc_tests::worker::{Model, key, prompt};
 use lmcache_proto::wire::{Operation, PrepareRetrieveResponse, PrepareStoreResponse, Request, Response};
-
-const SHAPE: Shape = Shape::SMALL;
 
 fn at(point: &str, count: u64) -> String {
     format!("{point}:{count}")
@@ -128,46 +126,25 @@ async fn a_load_under_way_is_answered_and_the_worker_goes_on() {
         let pings = if lost { 0 } else { 4 };
         let mut daemon = mortal(&at("journal.noted", 3 + pings)).await;
         let endpoint = endpoints(&daemon)[1].clone();
-        let kv = KvCache::new(if lost { "lost" } else { "known" }, SHAPE);
-        kv.fill();
-        let model = SHAPE.model("driven");
-        let frame = model.key("a", &prompt(2, 2)).frame(Some(0), 0, 512);
-        let blocks = |from: u64| vec![(from..from + 32).collect::<Vec<u64>>()];
-        let retrieve = || Request::Retrieve {
-            key: key(&frame),
-            instance_id: 8,
-            block_ids: blocks(30),
-            event: b"ev",
-            skip_first_n_tokens: 0,
-        };
-        let mut worker = Dealer::connect(&endpoint).await;
-        worker.ask(&[Request::RegisterKvCache(Box::new(kv.registration(8, "driven")))]).await;
-        worker.answer().await;
-        worker
-            .ask(&[Request::Store { key: key(&frame), instance_id: 8, block_ids: blocks(1), event: b"ev" }])
-            .await;
-        assert!(!worker.answer().await.says(&Response::Transfer(Vec::new(), false)), "stored");
-        for beat in 0..pings {
-            if beat > 0 {
-                tokio::time::sleep(Duration::from_secs(4)).await;
-            }
-            worker.ask(&[ping(8)]).await;
-            worker.answer().await;
+        let mut driven = Driven::start(&endpoint).await;
+        if !lost {
+            driven.beats(Duration::from_secs(4)).await;
         }
-        let load = worker.ask(&[retrieve()]).await;
-        worker.ends().await;
+        let load = driven.worker.next();
+        let request = driven.spell_load(30);
+        driven.worker.send(&request).await;
+        driven.worker.ends().await;
         next_life(&mut daemon).await;
 
         if lost {
-            worker.skip();
+            driven.worker.skip();
         }
-        worker.reconnect(&endpoint).await;
-        worker.ask(&[ping(8)]).await;
-        let answers = answers(&mut worker, 2).await;
+        driven.worker.reconnect(&endpoint).await;
+        driven.worker.ask(&[Driven::ping()]).await;
+        let answers = answers(&mut driven.worker, 2).await;
         assert!(answers[0].number == load && answers[0].says(&Response::Transfer(Vec::new(), false)));
         assert!(answers[1].says(&Response::Flag(!lost)), "{:?}", answers[1]);
-        worker.ask(&[retrieve()]).await;
-        let refused = worker.answer().await.says(&Response::Transfer(Vec::new(), false));
+        let refused = !driven.load(30).await;
         assert_eq!(refused, lost, "told of the restart, it must register before it is served");
     }
 }

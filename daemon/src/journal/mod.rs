@@ -6,7 +6,7 @@
 //! as soon as the same socket is heard again: the engine recomputes at once instead of waiting.
 //!
 //! What it cannot know are requests that were still unread in the socket. Clients number their requests, so a gap in the
-//! numbers tells that there were any ([`Claim::complete`]).
+//! numbers tells that there were any ([`Claim::waits_until`]).
 //!
 //! * `lane`: one connection's page: who it is, and its requests under way;
 //! * `memory`: the segment (unsafe room);
@@ -125,10 +125,8 @@ pub struct Owed {
 pub struct Claim {
     /// Its requests.
     pub owed: Vec<Owed>,
-    /// The connection came back as the one it was, and these are all of its requests that have no answer: none was lost
-    /// unread.
-    pub complete: bool,
-    /// Until when its worker certainly waits for what it has asked for (CLOCK_MONOTONIC); zero if that cannot be told.
+    /// Until when its worker certainly waits for what it has asked for (CLOCK_MONOTONIC); zero if that cannot be told, as when
+    /// a request was lost unread.
     pub waits_until: Duration,
 }
 
@@ -241,8 +239,9 @@ impl Journal {
         let Orphan { past, lane } = orphans.swap_remove(at);
         self.left.store(orphans.len(), Ordering::Relaxed);
         drop(orphans);
+        // What is owed are all of its requests without an answer.
         let complete = past.unnoted == 0 && past.last.and_then(|last| last.checked_add(1)) == Some(first);
-        Claim { owed: past.owed(lane.as_ref()), complete, waits_until: past.certainly_waits_until(complete) }
+        Claim { owed: past.owed(lane.as_ref()), waits_until: past.certainly_waits_until(complete) }
     }
 
     /// A connection whose socket the service manager has kept: what it was, with its requests that have no answer. `None`: where

@@ -67,6 +67,9 @@ fn retrieve(lane: &Arc<Lane>, number: u64) -> Option<Ticket> {
     lane.note(Operation::Retrieve, &uid(number), &op("retrieve"))
 }
 
+/// Until when a worker waits that waits for ever.
+const LATER: Duration = Duration::from_secs(1 << 30);
+
 /// What is owed, as numbers.
 fn numbers(claim: &Claim) -> Vec<u64> {
     claim.owed.iter().filter_map(|owed| uid_number(&owed.uid)).collect()
@@ -78,6 +81,7 @@ fn what_has_no_answer_is_owed_to_the_worker_that_comes_back() {
     let journal = name.open(POOL);
     let lane = journal.lane(1, here(Some(us()))).expect("a lane");
     lane.speaks_for(42);
+    lane.waits_until(LATER);
     let answered = retrieve(&lane, 300);
     let kept = [retrieve(&lane, 301), lane.note(Operation::Store, &uid(302), &[6])];
     assert!(kept.iter().all(Option::is_some));
@@ -89,7 +93,7 @@ fn what_has_no_answer_is_owed_to_the_worker_that_comes_back() {
     assert!(next.is_waiting());
     let claim = next.claim(Some(42), here(Some(us())), 303);
     assert_eq!(numbers(&claim), [301, 302]);
-    assert!(claim.complete, "303 follows 302");
+    assert_eq!(claim.waits_until, LATER, "303 follows 302");
     assert_eq!(claim.owed[0].op_frame, op("retrieve"), "as it came");
     assert_eq!((&claim.owed[1].op_frame[..], claim.owed[1].operation), (&[6][..], Operation::Store));
     assert!(!next.is_waiting());
@@ -115,7 +119,6 @@ fn a_second_crash_before_the_answer_loses_nothing() {
 /// How long a worker waits is known only if none of its requests was lost, and no ping was in vain.
 #[test]
 fn how_long_a_worker_waits_outlives_the_daemon() {
-    const LATER: Duration = Duration::from_secs(1 << 30);
     let until = |owed: Option<Operation>, kept: bool| {
         let name = Name::new();
         let journal = name.open(POOL);
@@ -157,9 +160,10 @@ fn a_gap_in_the_numbers_is_a_request_that_was_lost_unread() {
     let journal = name.open(POOL);
     let lane = journal.lane(1, THERE).expect("a lane");
     lane.speaks_for(42);
+    lane.waits_until(LATER);
     let ticket = retrieve(&lane, 8);
     let claim = name.open(POOL).claim(Some(42), THERE, 10);
-    assert_eq!((numbers(&claim), claim.complete), (vec![8], false));
+    assert_eq!((numbers(&claim), claim.waits_until), (vec![8], Duration::ZERO));
     drop((ticket, lane, journal));
 
     // One that had no entry is lost, too.
@@ -167,10 +171,11 @@ fn a_gap_in_the_numbers_is_a_request_that_was_lost_unread() {
     let journal = name.open(POOL);
     let lane = journal.lane(1, THERE).expect("a lane");
     lane.speaks_for(42);
+    lane.waits_until(LATER);
     let ticket = retrieve(&lane, 8);
     assert!(lane.note(Operation::Retrieve, &uid(9), &[0; 100]).is_none());
     let claim = name.open(POOL).claim(Some(42), THERE, 10);
-    assert_eq!((numbers(&claim), claim.complete), (vec![8], false));
+    assert_eq!((numbers(&claim), claim.waits_until), (vec![8], Duration::ZERO));
     drop(ticket);
 }
 
