@@ -1,8 +1,9 @@
-//! Places at which a test may kill the daemon: every step between two states of what outlives it.
+//! Places at which a test may kill the daemon: every step between two states of what outlives it; and where it may stop it.
 //!
 //! Without the feature `failpoints` there are none: [`hit`] is empty, and what is shipped is built without. The feature comes
 //! with the tests' dependency on this package. With it, `LMCACHED_FAILPOINT=name:count` makes the daemon kill itself, with
-//! SIGKILL, when it comes to the point `name` for the `count`th time. `ipc-tests/tests/crash_matrix.rs` has a case for each.
+//! SIGKILL, when it comes to the point `name` for the `count`th time. `ipc-tests/tests/crash_matrix.rs` has a case for each. At
+//! those that only [`stop`] it stops itself, with SIGSTOP, until somebody lets it go on.
 #![forbid(unsafe_code)]
 
 /// A step is done here, or is about to be; kills the process if a test has asked for it.
@@ -13,11 +14,24 @@ pub fn hit(_name: &'static str) {}
 /// A step is done here, or is about to be; kills the process if a test has asked for it.
 #[cfg(feature = "failpoints")]
 pub fn hit(name: &'static str) {
+    signal_at(name, nix::sys::signal::Signal::SIGKILL);
+}
+
+/// Nothing is at stake here but time; stops the process if a test has asked for it.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn stop(_name: &'static str) {}
+
+/// Nothing is at stake here but time; stops the process if a test has asked for it.
+#[cfg(feature = "failpoints")]
+pub fn stop(name: &'static str) {
+    signal_at(name, nix::sys::signal::Signal::SIGSTOP);
+}
+
+#[cfg(feature = "failpoints")]
+fn signal_at(name: &str, signal: nix::sys::signal::Signal) {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};
-
-    use nix::sys::signal::{Signal, kill};
-    use nix::unistd::Pid;
 
     static ARMED: LazyLock<Option<(String, AtomicU64)>> = LazyLock::new(|| {
         let armed = std::env::var("LMCACHED_FAILPOINT").ok()?;
@@ -26,7 +40,7 @@ pub fn hit(name: &'static str) {
     });
     let Some((armed, left)) = &*ARMED else { return };
     if armed == name && left.fetch_sub(1, Ordering::Relaxed) == 1 {
-        // A signal to oneself is delivered before the call returns.
-        let _ = kill(Pid::this(), Signal::SIGKILL);
+        // A signal to this very thread takes effect before the call returns. One to the process might stop another thread first.
+        let _ = nix::sys::signal::raise(signal);
     }
 }

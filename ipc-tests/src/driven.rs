@@ -72,11 +72,18 @@ impl Driven {
 
     /// Stores the prompt out of the blocks from `from` on; whether that was done.
     pub async fn store(&mut self, from: u64) -> bool {
-        let block_ids = vec![(from..from + BLOCKS).collect()];
-        let request =
-            Request::Store { key: key(&self.frame), instance_id: INSTANCE, block_ids, event: b"ev" };
-        let number = self.worker.ask(&[request]).await;
+        let store = self.spell_store(from);
+        self.worker.send(&store).await;
+        let number = self.worker.next() - 1;
         self.is_done(number).await
+    }
+
+    /// The request to store the prompt out of the blocks from `from` on, as bytes.
+    pub fn spell_store(&mut self, from: u64) -> bytes::BytesMut {
+        let frame = self.frame.clone();
+        let block_ids = vec![(from..from + BLOCKS).collect()];
+        let request = Request::Store { key: key(&frame), instance_id: INSTANCE, block_ids, event: b"ev" };
+        self.worker.spell(&[request])
     }
 
     /// Loads the prompt into the blocks from `from` on; whether that was done.

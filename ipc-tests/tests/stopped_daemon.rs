@@ -1,4 +1,5 @@
-//! A daemon that stands still for a while, and goes on: stopped by a signal here, as by a frozen container or a machine without memory.
+//! A daemon that stands still for a while, and goes on: stopped by a signal here, as by a frozen container or a machine without
+//! memory. What a worker asked for, and gave up because its pings had no answer, is in the socket still, or half done.
 
 use std::time::Duration;
 
@@ -9,44 +10,80 @@ use lmcache_proto::wire::Response;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// What a worker asked for, and gave up because its pings had no answer, is in the socket still when the daemon goes on.
+/// Distance of the worker's pings: longer than the daemon may have to wait for a core, which it would take for a standstill.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Lets the daemon go on, more than an interval after the worker's last answer.
+async fn goes_on(daemon: &Daemon) {
+    tokio::time::sleep(INTERVAL * 5 / 2).await;
+    kill(Pid::from_raw(daemon.pid() as i32), Signal::SIGCONT).expect("goes on");
+}
+
+/// What was given up has been refused; the worker is told, and is served again when it has registered.
+async fn is_told(driven: &mut Driven) {
+    assert!(!driven.pings().await, "told");
+    assert!(!driven.load(30).await && !driven.store(1).await, "it is not served before it registers");
+    assert!(driven.pings().await, "an edge, on which it registers");
+    driven.register().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_worker_gave_up_while_the_daemon_stood_still_is_not_copied_afterwards() {
     for waits in [false, true] {
         let daemon = Daemon::start(&[]).await;
         let mut driven = Driven::start(&daemon.endpoint()).await;
         if !waits {
-            driven.beats(Duration::from_millis(100)).await;
+            driven.beats(INTERVAL).await;
         }
         // Else: nothing is known of its pings. It is taken that it waits for longer than this standstill takes.
-        let process = Pid::from_raw(daemon.pid() as i32);
-        kill(process, Signal::SIGSTOP).expect("stopped");
+        kill(Pid::from_raw(daemon.pid() as i32), Signal::SIGSTOP).expect("stopped");
         has_stopped(daemon.pid()).await;
-        let first = driven.worker.next();
-        let (load, beat) = (driven.spell_load(30), driven.worker.spell(&[Driven::ping()]));
+        let number = driven.worker.next();
+        let load = driven.spell_load(30);
         driven.worker.send(&load).await;
-        driven.worker.send(&beat).await;
         driven.kv.wipe();
-        // More than an interval after the last answer.
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        kill(process, Signal::SIGCONT).expect("goes on");
-        // A ping does not wait for a copy.
-        let mut answers = [driven.worker.answer().await, driven.worker.answer().await];
-        answers.sort_by_key(|answer| answer.number);
-        let [loaded, told] = answers;
-        assert_eq!([loaded.number, told.number], [first, first + 1]);
-        let refused = loaded.says(&Response::Transfer(Vec::new(), false));
-        assert_eq!(refused, !waits, "{loaded:?}");
-        assert_eq!(driven.is_untouched(), !waits, "its blocks are the engine's unless it waits");
-        assert!(told.says(&Response::Flag(waits)), "told unless it waits: {told:?}");
+        goes_on(&daemon).await;
+        let refused = driven.worker.answer_to(number).await.says(&Response::Transfer(Vec::new(), false));
+        assert_eq!(
+            (refused, driven.is_untouched()),
+            (!waits, !waits),
+            "its blocks are the engine's unless it waits"
+        );
         if waits {
-            assert!(driven.load(30).await && driven.pings().await, "nothing has changed for it");
+            assert!(driven.pings().await && driven.load(30).await, "nothing has changed for it");
             continue;
         }
-        assert!(!driven.load(30).await && !driven.store(1).await, "it is not served before it registers");
+        is_told(&mut driven).await;
         assert!(driven.is_untouched());
-        assert!(driven.pings().await, "an edge, on which it registers");
-        driven.register().await;
         assert!(driven.load(30).await && !driven.is_untouched(), "served again");
+    }
+}
+
+/// The daemon is stopped between the two chunks of a copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_in_the_middle_goes_no_further() {
+    for store in [false, true] {
+        // The third and fourth are those of the worker's second copy.
+        let daemon = Daemon::start_in(&[("LMCACHED_FAILPOINT", "copy.part:4")], &[]).await;
+        let mut driven = Driven::start(&daemon.endpoint()).await;
+        driven.beats(INTERVAL).await;
+        let number = driven.worker.next();
+        let copy = if store {
+            daemon.clear().await;
+            driven.spell_store(1)
+        } else {
+            driven.kv.wipe();
+            driven.spell_load(30)
+        };
+        driven.worker.send(&copy).await;
+        has_stopped(daemon.pid()).await;
+        // From here on the blocks are another request's.
+        driven.kv.wipe();
+        goes_on(&daemon).await;
+        let answer = driven.worker.answer_to(number).await;
+        assert!(answer.says(&Response::Transfer(Vec::new(), false)), "refused: {answer:?}");
+        assert!(driven.is_untouched(), "no block was written after that");
+        is_told(&mut driven).await;
+        assert_eq!(driven.load(30).await, !store, "nothing was stored out of what is another request's");
     }
 }

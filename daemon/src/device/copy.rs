@@ -28,6 +28,10 @@ pub enum CopyError {
     ObjectBounds { begin: u64, end: u64, len: u64 },
     #[error("a held object is gone")]
     Gone,
+    #[error(
+        "the worker may have given it up while nobody answered its pings; it is served again when it has registered"
+    )]
+    GivenUp,
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error("on the GPU, {0}")]

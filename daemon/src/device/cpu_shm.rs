@@ -21,6 +21,7 @@ use super::copy::{self, CopyError};
 use super::groups::KvGeometry;
 use super::sigbus::{Guard, GuardError};
 use super::transfer::{Device, Direction, Done, Moved, Transfer};
+use crate::failpoint;
 
 /// Prefix of KV segments. The daemon's own pool and everybody else's shared memory have other names.
 const PREFIX: &str = "/lmcache_kv_";
@@ -270,6 +271,10 @@ impl CpuShm {
         let mut bytes = 0;
         for part in &transfer.parts {
             let plan = transfer.plan(part)?;
+            failpoint::stop("copy.part");
+            if !transfer.objects.awaited() {
+                return Err(CopyError::GivenUp);
+            }
             bytes += match transfer.direction {
                 Direction::Store => {
                     let mut object = transfer.objects.writable(part.object).ok_or(CopyError::Gone)?;

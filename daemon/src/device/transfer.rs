@@ -28,6 +28,9 @@ pub trait Objects: Send + Sync {
     fn writable(&self, at: usize) -> Option<ObjectMut<'_>>;
     /// The object of part `at`, to be read by a retrieve.
     fn readable(&self, at: usize) -> Option<ObjectRef<'_>>;
+    /// Whether the worker certainly waits for the transfer still. Asked before each part, so that a daemon that stood still in
+    /// the middle goes no further.
+    fn awaited(&self) -> bool;
 }
 
 /// One object of a transfer, and the chunk that it is.

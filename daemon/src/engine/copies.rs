@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use lmcache_proto::hash::{Chain, ChunkHash};
 use lmcache_proto::wire::{CacheKey, Operation, Response, Tokens};
@@ -102,16 +102,30 @@ impl UnderWay {
     }
 }
 
+/// For whom a copy is.
+pub(super) struct Waiting {
+    engine: Weak<Engine>,
+    instance: u64,
+}
+
+impl Waiting {
+    fn certainly(&self) -> bool {
+        // A daemon that is ending tells nobody what became of it.
+        self.engine.upgrade().is_none_or(|engine| engine.certainly_waits(self.instance))
+    }
+}
+
 /// Reserved objects (group, chunk, object), given up unless they are committed: on every way out, a panic included.
 pub(super) struct Writing {
     l1: Arc<L1>,
+    waiting: Waiting,
     pub(super) objects: Vec<(usize, usize, Reserved)>,
     committed: AtomicBool,
 }
 
 impl Writing {
-    pub(super) fn new(l1: &Arc<L1>) -> Writing {
-        Writing { l1: l1.clone(), objects: Vec::new(), committed: AtomicBool::new(false) }
+    pub(super) fn new(l1: &Arc<L1>, waiting: Waiting) -> Writing {
+        Writing { l1: l1.clone(), waiting, objects: Vec::new(), committed: AtomicBool::new(false) }
     }
 }
 
@@ -132,17 +146,22 @@ impl Objects for Writing {
     fn readable(&self, _: usize) -> Option<ObjectRef<'_>> {
         None
     }
+
+    fn awaited(&self) -> bool {
+        self.waiting.certainly()
+    }
 }
 
 /// Pinned objects (group, chunk, object), let go when it goes.
 pub(super) struct Reading {
     l1: Arc<L1>,
+    waiting: Waiting,
     pub(super) objects: Vec<(usize, usize, Pinned)>,
 }
 
 impl Reading {
-    pub(super) fn new(l1: &Arc<L1>) -> Reading {
-        Reading { l1: l1.clone(), objects: Vec::new() }
+    pub(super) fn new(l1: &Arc<L1>, waiting: Waiting) -> Reading {
+        Reading { l1: l1.clone(), waiting, objects: Vec::new() }
     }
 }
 
@@ -160,6 +179,10 @@ impl Objects for Reading {
     fn readable(&self, at: usize) -> Option<ObjectRef<'_>> {
         let (_, _, object) = self.objects.get(at)?;
         self.l1.slot_ref(object).map(ObjectRef::from)
+    }
+
+    fn awaited(&self) -> bool {
+        self.waiting.certainly()
     }
 }
 
@@ -199,6 +222,10 @@ pub(super) struct Subject<'a> {
 }
 
 impl Engine {
+    pub(super) fn waiting(&self, instance: u64) -> Waiting {
+        Waiting { engine: self.me.clone(), instance }
+    }
+
     pub(super) fn copy_of(&self, subject: Subject<'_>, with_tokens: bool) -> Result<Copy, Failure> {
         let Subject { client, key, instance, worker, range, rank, chain, told } = subject;
         Ok(Copy {
@@ -262,6 +289,9 @@ impl Engine {
     ) -> Result<Response, Failure> {
         let Copy { worker, range, chain, rank, told, .. } = copy;
         let (key, hashes, objects) = (&copy.key.key(), copy.hashes(), &writing.objects);
+        // After the last byte was read: what the worker has given up before that is not what it was.
+        let moved =
+            moved.and_then(|moved| if writing.awaited() { Ok(moved) } else { Err(CopyError::GivenUp) });
         let moved = match moved {
             Ok(moved) => moved,
             Err(error) => {

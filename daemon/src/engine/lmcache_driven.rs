@@ -152,7 +152,7 @@ impl Engine {
         check_coverage(&worker.geometry, &block_ids, hashes.len() as u64).map_err(bad_blocks)?;
         let null = null_chunks(&worker.geometry, &block_ids, hashes.len() as u64, self.config.null_block_id);
 
-        let mut writing = Writing::new(&self.l1);
+        let mut writing = Writing::new(&self.l1, self.waiting(id));
         for (group, shape) in worker.geometry.object_groups.iter().enumerate() {
             let chunks: Vec<usize> = (0..hashes.len()).filter(|chunk| !null[group][*chunk]).collect();
             let cells = chunks.iter().map(|chunk| (hashes[*chunk], rank, group as u32));
@@ -212,7 +212,7 @@ impl Engine {
         let hashes = &chain.hashes[range.clone()];
         check_coverage(&worker.geometry, &block_ids, hashes.len() as u64).map_err(bad_blocks)?;
 
-        let mut reading = Reading::new(&self.l1);
+        let mut reading = Reading::new(&self.l1, self.waiting(id));
         for (group, shape) in worker.geometry.object_groups.iter().enumerate() {
             // Private groups belong to their connector; a lookup does not lease them, a retrieve does not read them.
             if shape.aux {

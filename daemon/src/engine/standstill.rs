@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::instances::Mode;
 use super::{Engine, heartbeat};
 
-/// A time without a look that counts. Shorter than any heartbeat that an engine can do with, which are whole seconds.
+/// A time without a look that counts. Shorter than any heartbeat with which an engine can live.
 const STANDSTILL: Duration = Duration::from_millis(750);
 
 /// When the daemon looked at the clock last (milliseconds of CLOCK_MONOTONIC); zero while nobody looks, as in a replay.
@@ -40,14 +40,15 @@ impl Engine {
 
     /// Looks at the clock, every [`Self::LOOK`].
     pub fn looks_at_the_clock(&self) {
-        self.notices_standstill();
-        self.looked.looks(heartbeat::now());
+        let now = heartbeat::now();
+        self.notices_standstill(now);
+        // The time from before: a standstill between the two is found by the next look.
+        self.looked.looks(now);
     }
 
-    /// After a standstill, notes of workers that may not wait any more that they must be told. Before each ping and copy, too: the
-    /// thread that copies may be the first to run again.
-    pub(super) fn notices_standstill(&self) {
-        let now = heartbeat::now();
+    /// After a standstill, notes of workers that may not wait any more that they must be told. Before each ping and each part of
+    /// a copy, too: the thread that copies may be the first to run again.
+    pub(super) fn notices_standstill(&self, now: Duration) {
         if let Some(since) = self.looked.not_since(now) {
             self.stood_still(since, now);
             // After the workers were noted; see `not_since`.

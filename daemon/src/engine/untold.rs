@@ -93,8 +93,8 @@ impl Untold {
     }
 
     /// Whether a worker may have given up, by `now`, what it has asked for.
-    fn may_have_given_up(&self, instance: u64, now: impl FnOnce() -> Duration) -> bool {
-        self.until(instance).is_some_and(|until| until <= now())
+    fn may_have_given_up(&self, instance: u64, now: Duration) -> bool {
+        self.until(instance).is_some_and(|until| until <= now)
     }
 
     /// All of them.
@@ -115,11 +115,12 @@ impl Engine {
     /// From the `false` on it must not be served before it registers. So it becomes unknown, and not while a copy of its
     /// runs: then the next ping tells it. (Workers that copy by themselves wait with a deadline, and are not told.)
     pub(super) fn tell_of_restart(&self, instance: u64) {
-        self.notices_standstill();
+        let now = heartbeat::now();
+        self.notices_standstill(now);
         if !self.untold.contains(instance) {
             return;
         }
-        if !self.untold.may_have_given_up(instance, heartbeat::now) {
+        if !self.untold.may_have_given_up(instance, now) {
             // This ping is answered before it could fail, and those before it were. The next may not be, if the daemon pauses.
             if !self.untold.pausing.load(Ordering::Acquire) {
                 self.untold.need_not_tell(instance);
@@ -137,10 +138,16 @@ impl Engine {
         );
     }
 
+    /// Whether a worker certainly waits for what it has asked for.
+    pub(super) fn certainly_waits(&self, instance: u64) -> bool {
+        let now = heartbeat::now();
+        self.notices_standstill(now);
+        !self.untold.may_have_given_up(instance, now)
+    }
+
     /// A worker asks for a copy into or out of its memory. Does it certainly wait for it?
     pub(super) fn waits(&self, instance: u64) -> Result<(), Failure> {
-        self.notices_standstill();
-        if self.untold.may_have_given_up(instance, heartbeat::now) {
+        if !self.certainly_waits(instance) {
             let detail = format!(
                 "instance {instance} may have given it up while nobody answered its pings; it is served again when it has registered"
             );
@@ -201,25 +208,25 @@ mod tests {
     fn one_is_served_as_long_as_it_certainly_waits() {
         let untold = expecting(&[LATER]);
         assert!(untold.contains(1));
-        assert!(!untold.may_have_given_up(1, || NOW));
-        assert!(untold.may_have_given_up(1, || LATER));
+        assert!(!untold.may_have_given_up(1, NOW));
+        assert!(untold.may_have_given_up(1, LATER));
         untold.need_not_tell(1);
-        assert!(!untold.may_have_given_up(1, || LATER));
+        assert!(!untold.may_have_given_up(1, LATER));
     }
 
     #[test]
     fn one_of_which_nothing_is_known_is_not_served() {
-        assert!(expecting(&[]).may_have_given_up(1, || NOW));
-        assert!(expecting(&[Duration::ZERO]).may_have_given_up(1, || NOW));
+        assert!(expecting(&[]).may_have_given_up(1, NOW));
+        assert!(expecting(&[Duration::ZERO]).may_have_given_up(1, NOW));
     }
 
     #[test]
     fn the_less_patient_connection_decides() {
         for order in [[LATER, NOW], [NOW, LATER]] {
-            assert!(expecting(&order).may_have_given_up(1, || NOW));
+            assert!(expecting(&order).may_have_given_up(1, NOW));
         }
         for order in [[LATER, Duration::ZERO], [Duration::ZERO, LATER]] {
-            assert!(!expecting(&order).may_have_given_up(1, || NOW), "one that never pinged says nothing");
+            assert!(!expecting(&order).may_have_given_up(1, NOW), "one that never pinged says nothing");
         }
     }
 
@@ -241,6 +248,6 @@ mod tests {
     fn who_is_not_expected_is_not_remembered() {
         let untold = expecting(&[LATER]);
         untold.is_back(2, LATER);
-        assert!(!untold.contains(2) && !untold.may_have_given_up(2, || LATER));
+        assert!(!untold.contains(2) && !untold.may_have_given_up(2, LATER));
     }
 }

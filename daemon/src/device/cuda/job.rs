@@ -107,6 +107,9 @@ impl Job {
 
     /// Where the object of a part is; what no copy of a store will write is cleared when it begins.
     fn object(&self, part: &Part) -> Result<(u64, u64), CopyError> {
+        if !self.transfer.objects.awaited() {
+            return Err(CopyError::GivenUp);
+        }
         match self.transfer.direction {
             Direction::Store => {
                 let mut object = self.transfer.objects.writable(part.object).ok_or(CopyError::Gone)?;
@@ -166,6 +169,10 @@ mod tests {
         fn readable(&self, at: usize) -> Option<ObjectRef<'_>> {
             // SAFETY: never read: slices are only cut.
             Some(unsafe { ObjectRef::new(((1 << 40) + at * OBJECT) as *const u8, OBJECT) })
+        }
+
+        fn awaited(&self) -> bool {
+            true
         }
     }
 
