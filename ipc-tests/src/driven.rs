@@ -57,12 +57,12 @@ impl Driven {
         self.worker.answer_to(number).await.says(&Response::Flag(true))
     }
 
-    /// Pings as often as it takes for the daemon to know the interval.
+    /// Pings `count` times; after four the daemon knows the interval.
     ///
     /// # Panics
     /// If it is not known.
-    pub async fn beats(&mut self, interval: Duration) {
-        for beat in 0..4 {
+    pub async fn beats(&mut self, count: u32, interval: Duration) {
+        for beat in 0..count {
             if beat > 0 {
                 tokio::time::sleep(interval).await;
             }

@@ -128,7 +128,7 @@ async fn a_load_under_way_is_answered_and_the_worker_goes_on() {
         let endpoint = endpoints(&daemon)[1].clone();
         let mut driven = Driven::start(&endpoint).await;
         if !lost {
-            driven.beats(Duration::from_secs(4)).await;
+            driven.beats(4, Duration::from_secs(4)).await;
         }
         let load = driven.worker.next();
         let request = driven.spell_load(30);

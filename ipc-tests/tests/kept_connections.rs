@@ -259,7 +259,7 @@ async fn a_worker_that_kept_its_connection_is_not_told_of_the_restart() {
     let mut driven = Driven::start(&unit.endpoints()[0]).await;
     unit.keeps(1).await;
     // It certainly waits for longer than a daemon takes to start.
-    driven.beats(Duration::from_secs(4)).await;
+    driven.beats(4, Duration::from_secs(4)).await;
     unit.crash().await;
     assert!(driven.load(30).await, "served");
     assert!(driven.pings().await, "known, and not told to register");
@@ -274,7 +274,7 @@ async fn what_a_worker_gave_up_while_nobody_answered_is_not_copied_afterwards() 
         let mut unit = Unit::start("").await;
         let mut driven = Driven::start(&unit.endpoints()[0]).await;
         unit.keeps(1).await;
-        driven.beats(Duration::from_millis(100)).await;
+        driven.beats(4, Duration::from_millis(100)).await;
         unit.child.as_mut().expect("it runs").kill().expect("kill");
         unit.dies().await;
         if !kept {

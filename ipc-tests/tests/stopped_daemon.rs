@@ -13,9 +13,11 @@ use nix::unistd::Pid;
 /// Distance of the worker's pings: longer than the daemon may have to wait for a core, which it would take for a standstill.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Lets the daemon go on, more than an interval after the worker's last answer.
-async fn goes_on(daemon: &Daemon) {
-    tokio::time::sleep(INTERVAL * 5 / 2).await;
+/// How long the daemon stands still: more than an interval after the worker's last answer.
+const STANDSTILL: Duration = Duration::from_millis(2500);
+
+async fn goes_on(daemon: &Daemon, after: Duration) {
+    tokio::time::sleep(after).await;
     kill(Pid::from_raw(daemon.pid() as i32), Signal::SIGCONT).expect("goes on");
 }
 
@@ -29,34 +31,44 @@ async fn is_told(driven: &mut Driven) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_worker_gave_up_while_the_daemon_stood_still_is_not_copied_afterwards() {
-    for waits in [false, true] {
-        let daemon = Daemon::start(&[]).await;
-        let mut driven = Driven::start(&daemon.endpoint()).await;
-        if !waits {
-            driven.beats(INTERVAL).await;
-        }
-        // Else: nothing is known of its pings. It is taken that it waits for longer than this standstill takes.
-        kill(Pid::from_raw(daemon.pid() as i32), Signal::SIGSTOP).expect("stopped");
-        has_stopped(daemon.pid()).await;
-        let number = driven.worker.next();
-        let load = driven.spell_load(30);
-        driven.worker.send(&load).await;
-        driven.kv.wipe();
-        goes_on(&daemon).await;
-        let refused = driven.worker.answer_to(number).await.says(&Response::Transfer(Vec::new(), false));
-        assert_eq!(
-            (refused, driven.is_untouched()),
-            (!waits, !waits),
-            "its blocks are the engine's unless it waits"
-        );
-        if waits {
-            assert!(driven.pings().await && driven.load(30).await, "nothing has changed for it");
-            continue;
-        }
-        is_told(&mut driven).await;
-        assert!(driven.is_untouched());
-        assert!(driven.load(30).await && !driven.is_untouched(), "served again");
+    stands_still(4, STANDSTILL, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_goes_on_that_cannot_have_given_up() {
+    // It is taken that one waits for longer than this of whose pings nothing is known yet.
+    stands_still(1, STANDSTILL, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_never_pings_goes_on() {
+    stands_still(0, Duration::from_secs(9), true).await;
+}
+
+async fn stands_still(pings: u32, standstill: Duration, waits: bool) {
+    let daemon = Daemon::start(&[]).await;
+    let mut driven = Driven::start(&daemon.endpoint()).await;
+    driven.beats(pings, INTERVAL).await;
+    kill(Pid::from_raw(daemon.pid() as i32), Signal::SIGSTOP).expect("stopped");
+    has_stopped(daemon.pid()).await;
+    let number = driven.worker.next();
+    let load = driven.spell_load(30);
+    driven.worker.send(&load).await;
+    driven.kv.wipe();
+    goes_on(&daemon, standstill).await;
+    let refused = driven.worker.answer_to(number).await.says(&Response::Transfer(Vec::new(), false));
+    assert_eq!(
+        (refused, driven.is_untouched()),
+        (!waits, !waits),
+        "its blocks are the engine's unless it waits"
+    );
+    if waits {
+        assert!(driven.pings().await && driven.load(30).await, "nothing has changed for it");
+        return;
     }
+    is_told(&mut driven).await;
+    assert!(driven.is_untouched());
+    assert!(driven.load(30).await && !driven.is_untouched(), "served again");
 }
 
 /// The daemon is stopped between the two chunks of a copy.
@@ -66,7 +78,7 @@ async fn a_copy_in_the_middle_goes_no_further() {
         // The third and fourth are those of the worker's second copy.
         let daemon = Daemon::start_in(&[("LMCACHED_FAILPOINT", "copy.part:4")], &[]).await;
         let mut driven = Driven::start(&daemon.endpoint()).await;
-        driven.beats(INTERVAL).await;
+        driven.beats(4, INTERVAL).await;
         let number = driven.worker.next();
         let copy = if store {
             daemon.clear().await;
@@ -79,7 +91,7 @@ async fn a_copy_in_the_middle_goes_no_further() {
         has_stopped(daemon.pid()).await;
         // From here on the blocks are another request's.
         driven.kv.wipe();
-        goes_on(&daemon).await;
+        goes_on(&daemon, STANDSTILL).await;
         let answer = driven.worker.answer_to(number).await;
         assert!(answer.says(&Response::Transfer(Vec::new(), false)), "refused: {answer:?}");
         assert!(driven.is_untouched(), "no block was written after that");

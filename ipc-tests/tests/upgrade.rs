@@ -311,7 +311,7 @@ async fn a_worker_is_told_of_an_upgrade_only_if_it_may_have_given_up() {
         let mut driven = Driven::start(&installed.daemon.endpoint()).await;
         // Of one that has not pinged often enough it is taken that it waits for longer than an upgrade takes.
         if !waits {
-            driven.beats(Duration::from_millis(100)).await;
+            driven.beats(4, Duration::from_millis(100)).await;
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         driven.kv.wipe();

@@ -54,13 +54,24 @@ impl Heartbeats {
         self.0.lock().entry(instance).or_default().answered(now)
     }
 
-    /// Until when a worker certainly waits; zero if that cannot be told.
-    pub(super) fn until(&self, instance: u64) -> Duration {
-        self.0.lock().get(&instance).map_or(Duration::ZERO, |heartbeat| heartbeat.until)
+    /// Until when a worker certainly waits; zero if that cannot be told. `None`: it has not pinged yet, and no ping of its can
+    /// have failed.
+    pub(super) fn until(&self, instance: u64) -> Option<Duration> {
+        self.0.lock().get(&instance).map(|heartbeat| heartbeat.until)
     }
 
-    /// A worker registers or is gone. It may have given up before it registered: what was seen of its pings may have been any
-    /// number of intervals.
+    /// A worker that has pinged before it was known is registered now.
+    pub(super) fn begin(&self, instance: u64) {
+        self.0.lock().entry(instance).or_default();
+    }
+
+    /// A worker registers, perhaps again. It may have given up before: what was seen of its pings may have been any number of
+    /// intervals.
+    pub(super) fn begin_anew(&self, instance: u64) {
+        self.0.lock().entry(instance).and_modify(|heartbeat| *heartbeat = Heartbeat::default());
+    }
+
+    /// A worker is gone.
     pub(super) fn forget(&self, instance: u64) {
         self.0.lock().remove(&instance);
     }
@@ -89,7 +100,7 @@ mod tests {
         }
         assert_eq!(pings.answered(1, seconds(33.0)), seconds(33.0 + 12.5));
         assert_eq!(pings.answered(1, seconds(50.0)), seconds(50.0 + 12.5));
-        assert_eq!((pings.until(1), pings.until(2)), (seconds(62.5), Duration::ZERO));
+        assert_eq!((pings.until(1), pings.until(2)), (Some(seconds(62.5)), None));
     }
 
     #[test]
@@ -98,8 +109,13 @@ mod tests {
         for at in 0..4 {
             pings.answered(1, Duration::from_secs(at));
         }
-        pings.forget(1);
-        assert_eq!(pings.until(1), Duration::ZERO);
+        pings.begin_anew(1);
+        assert_eq!(pings.until(1), Some(Duration::ZERO), "it pings, and nothing is known");
         assert_eq!(pings.answered(1, seconds(8.0)), Duration::ZERO);
+        pings.forget(1);
+        pings.begin_anew(1);
+        assert_eq!(pings.until(1), None, "nothing is kept of who is gone");
+        pings.begin(1);
+        assert_eq!(pings.until(1), Some(Duration::ZERO));
     }
 }

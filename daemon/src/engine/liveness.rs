@@ -217,7 +217,10 @@ impl Engine {
 
     /// A worker has registered over this connection: its pings are answered `true` from now on.
     pub(super) fn registered(&self, client: &Client, instance: u64) {
-        self.liveness.lock().unknown.workers.remove(&(client.id, instance));
+        let pinged = self.liveness.lock().unknown.workers.remove(&(client.id, instance));
+        if pinged.is_some() {
+            self.heartbeats.begin(instance);
+        }
     }
 
     /// The answer to a ping.

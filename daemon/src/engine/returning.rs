@@ -228,7 +228,7 @@ impl Engine {
 
     /// A worker registers: what an earlier daemon knew of it is of no use any more.
     pub(super) fn registers_anew(&self, client: &Client, instance: u64, operation: Operation) {
-        self.heartbeats.forget(instance);
+        self.heartbeats.begin_anew(instance);
         if let Some(lane) = &client.lane {
             lane.waits_until(Duration::ZERO);
         }

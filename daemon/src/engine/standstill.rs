@@ -59,7 +59,9 @@ impl Engine {
     fn stood_still(&self, since: Duration, now: Duration) {
         let mut late = 0;
         for worker in self.instances.all().iter().filter(|worker| worker.mode() == Mode::LmcacheDriven) {
-            let until = self.untold.expect_after_pause(worker.id, self.heartbeats.until(worker.id), since);
+            // Who never pings gives up nothing by it, and could not be told either.
+            let Some(until) = self.heartbeats.until(worker.id) else { continue };
+            let until = self.untold.expect_after_pause(worker.id, until, since);
             late += u32::from(until <= now);
         }
         let seconds = (now - since).as_secs_f64();

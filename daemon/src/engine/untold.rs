@@ -4,8 +4,8 @@
 //! the one that was under way. It gives such loads up when a ping is answered `false`, or not at all, and registers when the next
 //! one is answered `true`. What it has given up must not be copied any more: its blocks may be another request's by now, and its
 //! requests can lie in a socket, or in its own queue, until long after. So a worker is served after a crash or an upgrade only as
-//! long as it certainly waits still (see `heartbeat`), and so after a time in which the daemon stood still (see `standstill`); who is heard later, or of whom that cannot be told, is told of the
-//! restart and registers.
+//! long as it certainly waits still (see `heartbeat`), and so after a time in which the daemon stood still (see `standstill`);
+//! who is heard later, or of whom that cannot be told, is told of the restart and registers.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -180,7 +180,8 @@ impl Engine {
         self.untold.pausing.store(true, Ordering::Release);
         let now = heartbeat::now();
         for worker in self.instances.all().iter().filter(|worker| worker.mode() == Mode::LmcacheDriven) {
-            self.untold.expect_after_pause(worker.id, self.heartbeats.until(worker.id), now);
+            let until = self.heartbeats.until(worker.id).unwrap_or_default();
+            self.untold.expect_after_pause(worker.id, until, now);
         }
     }
 
