@@ -64,6 +64,12 @@ impl Liveness {
         self.connected.contains(&client)
     }
 
+    /// Whether the process of a connection is dead.
+    #[cfg(test)]
+    pub(super) fn is_dead(&self, client: u64) -> bool {
+        self.dead.contains(&client)
+    }
+
     /// The connection on which a worker was heard last, and the process of the one on which it registered.
     pub(super) fn of_worker(&self, instance: u64) -> (Option<u64>, Option<ProcessId>) {
         let process = self.registered_on.get(&instance).and_then(|client| self.processes.get(client));
@@ -125,6 +131,10 @@ impl Engine {
             theirs.map(|(worker, _)| *worker).collect()
         };
         for worker in workers.into_iter().chain(self.will_not_return(process)) {
+            let _turn = self.turns.of(worker);
+            if self.has_another_process(worker, process) {
+                continue;
+            }
             let removed = [Mode::EngineDriven, Mode::LmcacheDriven]
                 .into_iter()
                 .filter_map(|mode| {
@@ -143,6 +153,13 @@ impl Engine {
             }
         }
         self.sweep();
+    }
+
+    /// Whether a worker has registered from another process than this one.
+    fn has_another_process(&self, worker: u64, process: ProcessId) -> bool {
+        let live = self.liveness.lock();
+        let registered = live.registered_on.get(&worker);
+        registered.is_some_and(|client| live.processes.get(client) != Some(&process))
     }
 
     /// A worker has unregistered, was reaped or is dead: its lane is free and its series may retire, unless it is registered in the other mode still.
@@ -256,9 +273,13 @@ impl Engine {
                 silent_s = silence.as_secs(),
                 "worker reaped: not heard for longer than --worker-reap-timeout-seconds; if it lives, its next ping makes it register again"
             );
-            self.forget_registration(instance.id, instance.mode());
-            self.forget_reservations(instance.id);
-            self.worker_gone(instance.id);
+            let _turn = self.turns.of(instance.id);
+            // It may have registered anew meanwhile.
+            if self.instances.get(instance.id, instance.mode()).is_none() {
+                self.forget_registration(instance.id, instance.mode());
+                self.forget_reservations(instance.id);
+                self.worker_gone(instance.id);
+            }
         }
         self.end_orphaned_leases();
         self.journal.expire(self.started);

@@ -40,6 +40,7 @@ mod standstill;
 mod stats;
 mod tenancy;
 mod transfers;
+mod turns;
 mod untold;
 mod warm;
 
@@ -81,6 +82,7 @@ use returning::Returning;
 use sessions::Sessions;
 use standstill::Looked;
 use transfers::Transfers;
+use turns::Turns;
 use untold::Untold;
 use warm::Warmed;
 
@@ -195,6 +197,7 @@ pub struct Engine {
     untold: Untold,
     heartbeats: Heartbeats,
     looked: Looked,
+    turns: Turns,
     sessions: Sessions,
     transfers: Mutex<Transfers>,
     copies: UnderWay,
@@ -244,6 +247,7 @@ impl Engine {
             untold: Untold::default(),
             heartbeats: Heartbeats::default(),
             looked: Looked::default(),
+            turns: Turns::default(),
             sessions: Sessions::new(config.max_sessions, config.max_session_bytes),
             transfers: Mutex::new(Transfers::new(adopted)),
             copies: UnderWay::default(),
@@ -310,6 +314,7 @@ impl Engine {
             }
         };
         let registers = registration_of(&request);
+        let _turn = registers.or_else(|| unregistration_of(&request)).map(|instance| self.turns.of(instance));
         match self.execute(client, request) {
             Ok(outcome) => {
                 if let Some(instance) = registers {
@@ -473,6 +478,16 @@ fn registration_of(request: &Request<'_>) -> Option<u64> {
     match request {
         Request::RegisterEngineDriven(payload) => Some(payload.instance_id),
         Request::RegisterKvCache(payload) => Some(payload.instance_id),
+        _ => None,
+    }
+}
+
+/// The worker that a request unregisters.
+fn unregistration_of(request: &Request<'_>) -> Option<u64> {
+    match request {
+        Request::UnregisterEngineDriven { instance_id } | Request::UnregisterKvCache { instance_id } => {
+            Some(*instance_id)
+        }
         _ => None,
     }
 }

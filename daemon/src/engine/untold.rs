@@ -127,6 +127,8 @@ impl Engine {
             }
             return;
         }
+        // Somebody registers: the next ping tells it, if it must be told still.
+        let Some(_turn) = self.turns.now(instance) else { return };
         if self.instances.remove_unused(instance, Mode::LmcacheDriven).is_none() {
             return;
         }
