@@ -123,13 +123,11 @@ async fn a_scheduler_has_the_answers_to_its_lookups() {
 async fn a_load_under_way_is_answered_and_the_worker_goes_on() {
     for lost in [false, true] {
         // Pings, so that the daemon knows that this worker waits for longer than a restart takes.
-        let pings = if lost { 0 } else { 4 };
-        let mut daemon = mortal(&at("journal.noted", 3 + pings)).await;
+        let pings = if lost { 0 } else { 4u32 };
+        let mut daemon = mortal(&at("journal.noted", 3 + u64::from(pings))).await;
         let endpoint = endpoints(&daemon)[1].clone();
         let mut driven = Driven::start(&endpoint).await;
-        if !lost {
-            driven.beats(4, Duration::from_secs(4)).await;
-        }
+        driven.beats(pings, Duration::from_secs(4)).await;
         let load = driven.worker.next();
         let request = driven.spell_load(30);
         driven.worker.send(&request).await;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lmcache_proto::hash::{HashAlgorithm, TokenHasher};
+#[cfg(test)]
+use lmcache_proto::wire::{RegisterEngineDrivenPayload, Request};
 
 use super::{Engine, EngineConfig, Parts};
 use crate::events::Bus;
@@ -17,6 +19,22 @@ use crate::tenants::Gate;
 
 /// Tokens of a chunk: short prompts have many.
 pub(crate) const CHUNK: u32 = 16;
+
+/// The registration of a worker that copies by itself.
+#[cfg(test)]
+pub(super) fn registration(instance_id: u64) -> Request<'static> {
+    Request::RegisterEngineDriven(Box::new(RegisterEngineDrivenPayload {
+        instance_id,
+        model_name: "m".into(),
+        world_size: 1,
+        block_size: 16,
+        num_layers: 1,
+        hidden_dim_size: 8,
+        dtype_str: "float16".into(),
+        use_mla: false,
+        num_physical_slots: None,
+    }))
+}
 
 impl Engine {
     /// No events, ring, tiers or earlier daemon; nothing runs out before `patience` is over.

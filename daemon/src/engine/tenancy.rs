@@ -153,6 +153,7 @@ mod tests {
 
     use lmcache_proto::wire::{KeyBuilder, Operation, encode_request};
 
+    use super::super::alone::registration;
     use super::super::{Origin, Outcome};
     use super::*;
     use crate::l1::{L1, L1Config};
@@ -181,17 +182,6 @@ mod tests {
     /// A request of every operation, with this salt where it has one.
     fn requests(frame: &[u8]) -> Vec<Request<'_>> {
         let key = || CacheKey::decode(frame).expect("own key");
-        let registration = lmcache_proto::wire::RegisterEngineDrivenPayload {
-            instance_id: 9,
-            model_name: "m".into(),
-            world_size: 1,
-            block_size: 16,
-            num_layers: 1,
-            hidden_dim_size: 8,
-            dtype_str: "float16".into(),
-            use_mla: false,
-            num_physical_slots: None,
-        };
         let kv_cache = lmcache_proto::wire::RegisterKvCache {
             instance_id: 9,
             kv_cache: Vec::new(),
@@ -203,7 +193,7 @@ mod tests {
         };
         vec![
             Request::RegisterKvCache(Box::new(kv_cache)),
-            Request::RegisterEngineDriven(Box::new(registration)),
+            registration(9),
             Request::Lookup { key: key(), tp_size: 1 },
             Request::QueryPrefetchStatus { request_id: "r" },
             Request::WaitPrefetchStatus { request_id: "r", timeout: 0.0 },

@@ -41,31 +41,16 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use lmcache_proto::wire::{RegisterEngineDrivenPayload, Request};
-
+    use super::super::alone::{CHUNK, registration};
     use super::super::{Client, Engine, Origin};
     use crate::l1::{L1, L1Config};
     use crate::process::ProcessId;
-
-    fn registration(instance_id: u64) -> Request<'static> {
-        Request::RegisterEngineDriven(Box::new(RegisterEngineDrivenPayload {
-            instance_id,
-            model_name: "m".into(),
-            world_size: 1,
-            block_size: 16,
-            num_layers: 1,
-            hidden_dim_size: 8,
-            dtype_str: "float16".into(),
-            use_mla: false,
-            num_physical_slots: None,
-        }))
-    }
 
     /// The death of a process is noticed while the next one registers the same worker.
     #[test]
     fn a_worker_that_is_started_again_stays_when_its_old_process_is_found_dead() {
         let config = L1Config {
-            chunk_size: crate::engine::alone::CHUNK,
+            chunk_size: CHUNK,
             fresh: true,
             ..L1Config::new(format!("turns_test_{}", std::process::id()), 1 << 20)
         };

@@ -16,6 +16,7 @@ use rustc_hash::FxHashMap;
 
 use super::instances::Mode;
 use super::{Client, Engine, Failure, Refusal, heartbeat};
+use crate::device::copy::CopyError;
 
 /// For how long a worker waits of whose pings not enough has been seen, when a daemon that goes on is silent: less than the
 /// interval that LMCache's workers have unless told otherwise (`lmcache.mp.heartbeat_interval`, 10 s).
@@ -150,10 +151,7 @@ impl Engine {
     /// A worker asks for a copy into or out of its memory. Does it certainly wait for it?
     pub(super) fn waits(&self, instance: u64) -> Result<(), Failure> {
         if !self.certainly_waits(instance) {
-            let detail = format!(
-                "instance {instance} may have given it up while nobody answered its pings; it is served again when it has registered"
-            );
-            return Err((Refusal::Restarted, detail));
+            return Err((Refusal::Restarted, format!("instance {instance}: {}", CopyError::GivenUp)));
         }
         Ok(())
     }
