@@ -49,7 +49,7 @@ struct Contexts {
 static CONTEXTS: LazyLock<Mutex<Contexts>> = LazyLock::new(Mutex::default);
 /// The devices of the machine that this process sees, in its own order.
 static VISIBLE: LazyLock<Vec<u32>> = LazyLock::new(|| {
-    let all = number("FAKE_CUDA_DEVICES", 1) as u32;
+    let all = number("FAKE_CUDA_DEVICES", if cfg!(test) { 2 } else { 1 }) as u32;
     match std::env::var("CUDA_VISIBLE_DEVICES") {
         Ok(list) => {
             list.split(',').map_while(|at| at.trim().parse().ok()).take_while(|at| *at < all).collect()

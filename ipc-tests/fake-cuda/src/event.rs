@@ -29,6 +29,8 @@ pub(crate) struct Event {
     own: bool,
     timing: bool,
     at: AtomicU64,
+    /// Id of the context that it was made in, the only one whose streams may record it.
+    context: u64,
 }
 
 // SAFETY: what is shared is atomic.
@@ -103,17 +105,16 @@ pub unsafe extern "C" fn cuEventCreate(event: *mut *mut c_void, flags: c_uint) -
     if flags & INTERPROCESS == 0 {
         let shared =
             Box::into_raw(Box::new(Shared { recorded: AtomicU64::new(0), completed: AtomicU64::new(0) }));
-        return keep(Event { shared, handle: None, own: true, timing, at: AtomicU64::new(0) }, event);
+        let (at, context) = (AtomicU64::new(0), context.id);
+        return keep(Event { shared, handle: None, own: true, timing, at, context }, event);
     }
     if timing {
         return INVALID_VALUE;
     }
     let handle = Handle::new(EVENT, context.device, fresh(), size_of::<Shared>() as u64);
     let Some(shared) = map(&handle.segment(), size_of::<Shared>(), true) else { return OUT_OF_MEMORY };
-    keep(
-        Event { shared: shared.cast(), handle: Some(handle), own: true, timing, at: AtomicU64::new(0) },
-        event,
-    )
+    let (shared, handle, at, context) = (shared.cast(), Some(handle), AtomicU64::new(0), context.id);
+    keep(Event { shared, handle, own: true, timing, at, context }, event)
 }
 
 #[unsafe(no_mangle)]
@@ -126,7 +127,7 @@ pub unsafe extern "C" fn cuEventDestroy_v2(event: *mut c_void) -> u32 {
 pub unsafe extern "C" fn cuEventRecord(event: *mut c_void, stream: *mut c_void) -> u32 {
     entered!("cuEventRecord", context);
     let (event, stream) = (event!(event), stream!(stream));
-    if !event.own {
+    if !event.own || event.context != stream.context() {
         return INVALID_HANDLE;
     }
     let number = event.shared().recorded.fetch_add(1, Ordering::AcqRel) + 1;
@@ -160,6 +161,9 @@ pub unsafe extern "C" fn cuEventElapsedTime(
 ) -> u32 {
     entered!("cuEventElapsedTime", context);
     let (start, end) = (event!(start), event!(end));
+    if start.context != end.context {
+        return INVALID_HANDLE;
+    }
     if !start.timing || !end.timing || start.recorded() == 0 || end.recorded() == 0 {
         return INVALID_HANDLE;
     }
@@ -193,7 +197,7 @@ pub unsafe extern "C" fn cuIpcGetEventHandle(handle: *mut [u8; 64], event: *mut 
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuIpcOpenEventHandle(event: *mut *mut c_void, handle: RawHandle) -> u32 {
-    entered!("cuIpcOpenEventHandle", context);
+    let context = entered!("cuIpcOpenEventHandle", context);
     let handle = Handle::decode(&handle.0);
     if handle.kind != EVENT || handle.pid == std::process::id() || !handle.alive() {
         return INVALID_HANDLE;
@@ -205,6 +209,7 @@ pub unsafe extern "C" fn cuIpcOpenEventHandle(event: *mut *mut c_void, handle: R
         own: false,
         timing: false,
         at: AtomicU64::new(0),
+        context: context.id,
     };
     keep(imported, event)
 }

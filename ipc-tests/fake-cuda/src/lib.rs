@@ -13,6 +13,7 @@
 //! * `FAKE_CUDA_DELAY_US`: pause before every operation of a stream;
 //! * `FAKE_CUDA_VERSION`: what the driver says it is (12080); before 12.8 there are no batched copies;
 //! * `FAKE_CUDA_PTX=0`: it takes none, as if it were too new;
+//! * `FAKE_CUDA_OPEN=once`: a handle that is open is refused, as older drivers do, and not counted;
 //! * `FAKE_CUDA_CLOSE=all`: one close unmaps an allocation for everybody in the process.
 #![allow(non_snake_case, clippy::missing_safety_doc, reason = "the names and contracts are the driver's")]
 
@@ -24,6 +25,8 @@ mod kernel;
 mod memory;
 mod state;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 /// Codes of the driver.
 pub(crate) mod code {
@@ -35,6 +38,7 @@ pub(crate) mod code {
     pub const INVALID_DEVICE: u32 = 101;
     pub const INVALID_IMAGE: u32 = 200;
     pub const INVALID_CONTEXT: u32 = 201;
+    pub const ALREADY_MAPPED: u32 = 208;
     pub const PEER_ACCESS_UNSUPPORTED: u32 = 217;
     pub const UNSUPPORTED_PTX_VERSION: u32 = 222;
     pub const INVALID_HANDLE: u32 = 400;

@@ -194,6 +194,9 @@ pub unsafe extern "C" fn cuIpcOpenMemHandle_v2(pointer: *mut u64, handle: RawHan
     let mut memory = MEMORIES.write();
     let key = (context.id, handle);
     if let Some(at) = memory.imported.get(&key).copied() {
+        if std::env::var("FAKE_CUDA_OPEN").is_ok_and(|how| how == "once") {
+            return ALREADY_MAPPED;
+        }
         if let Some(allocation) = memory.allocations.get_mut(&at) {
             allocation.opens += 1;
         }
@@ -216,12 +219,15 @@ pub unsafe extern "C" fn cuIpcOpenMemHandle_v2(pointer: *mut u64, handle: RawHan
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuIpcCloseMemHandle(pointer: u64) -> u32 {
-    entered!("cuIpcCloseMemHandle", context);
+    let context = entered!("cuIpcCloseMemHandle", context);
     let mut memory = MEMORIES.write();
     let Some(allocation) = memory.allocations.get_mut(&pointer).filter(|allocation| allocation.imported)
     else {
         return INVALID_VALUE;
     };
+    if allocation.context != context.id {
+        return INVALID_CONTEXT;
+    }
     allocation.opens -= 1;
     if allocation.opens == 0 || std::env::var("FAKE_CUDA_CLOSE").is_ok_and(|how| how == "all") {
         unmap(&mut memory, pointer);

@@ -11,7 +11,7 @@ use crate::code::*;
 use crate::context::{Context, current};
 use crate::copy::Batch;
 use crate::event::Event;
-use crate::inject::entered;
+use crate::inject::{self, Later, entered};
 use crate::kernel::Launch;
 use crate::state::{DELAY, fresh};
 use crate::{copy, kernel, memory};
@@ -28,12 +28,26 @@ unsafe impl Send for HostFunction {}
 pub(crate) enum Op {
     Copy(Batch),
     Launch(Launch),
-    Fill { at: u64, bytes: u64, value: u8 },
+    Fill {
+        at: u64,
+        bytes: u64,
+        value: u8,
+    },
     Record(Arc<Event>, u64),
     Wait(Arc<Event>, u64),
-    WaitValue { at: u64, value: u64 },
-    WriteValue { at: u64, value: u64 },
+    WaitValue {
+        at: u64,
+        value: u64,
+    },
+    WriteValue {
+        at: u64,
+        value: u64,
+    },
     Host(HostFunction),
+    /// Spoils the context.
+    Fault(u32),
+    /// Not begun before the line has gone from the file of failures.
+    Held(Box<Op>, String),
     Stop,
 }
 
@@ -60,8 +74,18 @@ impl Stream {
     }
 
     pub(crate) fn push(&self, op: Op) {
+        let op = match inject::later() {
+            None => op,
+            Some(Later::Fails(code)) => Op::Fault(code),
+            Some(Later::Held(line)) => Op::Held(Box::new(op), line),
+        };
         self.queue.lock().waiting.push_back(op);
         self.changed.notify_all();
+    }
+
+    /// Id of its context.
+    pub(crate) fn context(&self) -> u64 {
+        self.context.id
     }
 
     /// Waits until all is done; the context's error, if it has one.
@@ -139,6 +163,13 @@ impl Stream {
             }
             // SAFETY: the caller's contract.
             Op::Host(HostFunction(function, data)) => unsafe { function(data) },
+            Op::Fault(code) => self.context.fault(code),
+            Op::Held(op, line) => {
+                self.until(|| Some(!inject::holds(&line)));
+                if !self.context.stopped() {
+                    self.execute(*op);
+                }
+            }
             Op::Stop => {}
         }
     }

@@ -1,0 +1,215 @@
+//! GPUs that are lost: a context that had an error from which it does not recover, and events that never fire. All workers of such
+//! a context let it go, busy or not, so that it can be made anew; nobody waits for what will not come.
+
+use std::sync::Arc;
+
+use ipc_tests::daemon::Daemon;
+use ipc_tests::device_suite::{Announce, model};
+use ipc_tests::eventually;
+use ipc_tests::gpu::Gpus;
+use ipc_tests::gpu_suite::{
+    blocks, contexts_become, frame, is_told, memory, open_become, subject, unregister,
+};
+use ipc_tests::worker::{key, lookup, ping, prompt};
+use lmcache_proto::wire::{Request, Response};
+
+/// How an error from which a context does not recover arrives: at the call, or when the device gets there.
+const ARRIVES: [&str; 2] = ["sticky", "late"];
+
+/// One that is long past when the tests' patience ends.
+const NO_TIMEOUT: &str = "--cuda-event-timeout-seconds=3600";
+
+#[tokio::test]
+async fn a_lost_context_is_let_go_by_all_its_workers() {
+    for arrives in ARRIVES {
+        let gpus = Gpus::new(1, &[]);
+        let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+        let (one, other) = (Arc::new(gpus.worker(0, None)), Arc::new(gpus.worker(0, None)));
+        let (of_one, of_other) = (memory(&one, Announce::Torch), memory(&other, Announce::Torch));
+        let (busy, idle) = (subject(&of_one, 1), subject(&of_other, 2));
+        let mut client = daemon.connect().await;
+        busy.register(&mut client, "m").await;
+        idle.register(&mut client, "m").await;
+        assert!(idle.store(&mut client, &frame("m", "a", 1), blocks()).await.1);
+        gpus.faults(&format!("cuMemcpyBatchAsync 700 {arrives}\n"));
+        assert!(!busy.store(&mut client, &frame("m", "b", 2), blocks()).await.1, "{arrives}");
+        daemon.says("the GPU context is lost").await;
+        // Nothing is heard of the other one meanwhile.
+        contexts_become(&gpus, &daemon, &[]).await;
+        open_become(&gpus, &daemon, 0).await;
+        is_told(&mut client, 2).await;
+        is_told(&mut client, 1).await;
+        daemon.metric_becomes("lmcached_l1_writing_objects", &[], 0.0).await;
+        gpus.faults("");
+        // At the first try, whoever comes first.
+        for worker in [&idle, &busy] {
+            worker.register(&mut client, "m").await;
+            let seed = 3 + worker.instance as u32;
+            assert!(worker.store(&mut client, &frame("m", "c", seed), blocks()).await.1);
+        }
+        open_become(&gpus, &daemon, 2).await;
+        // What was stored before is there.
+        assert_eq!(lookup(&mut client, &model("m"), "d", &prompt(1, 1), 1).await, 1);
+        assert!(busy.retrieve(&mut client, &frame("m", "d", 1), blocks(), 0).await.1);
+        assert!(busy.blocks()[1..17] == idle.blocks()[1..17]);
+    }
+}
+
+/// Also one that comes while the others are still letting it go: it waits for them, and is served.
+#[tokio::test]
+async fn who_registers_while_a_lost_context_is_let_go_is_served() {
+    let gpus = Gpus::new(1, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+    let workers: Vec<_> = (0..4).map(|_| Arc::new(gpus.worker(0, None))).collect();
+    let memories: Vec<_> = workers.iter().map(|worker| memory(worker, Announce::Torch)).collect();
+    let mut client = daemon.connect().await;
+    for (at, memory) in memories.iter().enumerate().skip(1) {
+        subject(memory, at as u64).register(&mut client, "m").await;
+    }
+    for round in 1..9 {
+        gpus.faults(&format!("cuMemcpyBatchAsync 700 sticky round={round}\n"));
+        let lost = 1 + (round - 1) % 3;
+        let failed = subject(&memories[lost as usize], lost);
+        assert!(!failed.store(&mut client, &frame("m", "a", round as u32), blocks()).await.1);
+        // At once: the first has just failed, and what becomes of the others is nobody's knowledge.
+        for (at, memory) in memories.iter().enumerate() {
+            let worker = subject(memory, at as u64);
+            worker.register(&mut client, "m").await;
+        }
+        for (at, memory) in memories.iter().enumerate() {
+            let worker = subject(memory, at as u64);
+            let serves = async || {
+                if !ping(&mut client, worker.instance).await {
+                    worker.register(&mut client, "m").await;
+                }
+                let name = frame("m", "b", 100 * round as u32 + at as u32);
+                worker.store(&mut client, &name, blocks()).await.1.then_some(())
+            };
+            eventually("served again", serves).await;
+        }
+    }
+    let refused =
+        daemon.metric("lmcached_requests_total", &["operation=\"register_kv_cache\"", "layout"]).await;
+    assert_eq!(refused, 0.0, "registrations were refused");
+}
+
+/// Transfers that wait, are under way or come later are answered when the context is lost, and not when their time is over.
+#[tokio::test]
+async fn who_waits_when_the_context_is_lost_is_answered() {
+    for arrives in ARRIVES {
+        let gpus = Gpus::new(1, &[]);
+        let daemon = Daemon::start_in(&gpus.of_daemon(), &[NO_TIMEOUT]).await;
+        let (one, other) = (Arc::new(gpus.worker(0, None)), Arc::new(gpus.worker(0, None)));
+        let (of_one, of_other) = (memory(&one, Announce::Torch), memory(&other, Announce::Torch));
+        let (first, second) = (subject(&of_one, 1), subject(&of_other, 2));
+        let mut client = daemon.connect().await;
+        first.register(&mut client, "m").await;
+        second.register(&mut client, "m").await;
+        assert!(first.store(&mut client, &frame("m", "a", 1), blocks()).await.1);
+        assert_eq!(lookup(&mut client, &model("m"), "b", &prompt(1, 1), 1).await, 1);
+        // One waits for its event, one is copied; and then one is copied that fails.
+        other.ask("hold");
+        let (held, fired) = (other.event(), one.event());
+        let names = [frame("m", "c", 2), frame("m", "b", 1), frame("m", "d", 3)];
+        let store = |name, instance_id, event| Request::Store {
+            key: key(name),
+            instance_id,
+            block_ids: vec![blocks()],
+            event,
+        };
+        let waits = store(&names[0], 2, &held);
+        // Connections of their own: one drops the answers that are not waited for.
+        let (mut second_client, mut third_client) = (daemon.connect().await, daemon.connect().await);
+        let waits_for = client.send(&waits).await.expect("sent");
+        daemon.metric_becomes("lmcached_l1_writing_objects", &[], 1.0).await;
+        gpus.faults("cuMemcpyBatchAsync 1 held\n");
+        let retrieve = Request::Retrieve {
+            key: key(&names[1]),
+            instance_id: 1,
+            block_ids: vec![blocks()],
+            event: &fired,
+            skip_first_n_tokens: 0,
+        };
+        let is_copied = second_client.send(&retrieve).await.expect("sent");
+        daemon.metric_becomes("lmcached_l1_pins", &[], 2.0).await;
+        let fails = store(&names[2], 1, &fired);
+        gpus.faults(&format!("cuMemcpyBatchAsync 1 held\ncuLaunchHostFunc 719 {arrives}\n"));
+        let fails_at = third_client.send(&fails).await.expect("sent");
+        let asked = [
+            (&mut third_client, &fails, fails_at),
+            (&mut second_client, &retrieve, is_copied),
+            (&mut client, &waits, waits_for),
+        ];
+        for (asker, request, id) in asked {
+            let answer = asker.wait(request.operation(), &id).await.expect("an answer");
+            assert!(matches!(answer, Response::Transfer(_, false)), "{arrives}: {answer:?}");
+        }
+        contexts_become(&gpus, &daemon, &[]).await;
+        daemon.metric_becomes("lmcached_l1_writing_objects", &[], 0.0).await;
+        gpus.faults("");
+        other.ask("go");
+        for worker in [&second, &first] {
+            worker.register(&mut client, "m").await;
+            let seed = 3 + worker.instance as u32;
+            assert!(worker.store(&mut client, &frame("m", "e", seed), blocks()).await.1);
+        }
+    }
+}
+
+/// A stream that waits for an event that does not fire ends with its context.
+#[tokio::test]
+async fn an_overdue_event_does_not_keep_a_context_that_is_lost_later() {
+    for announce in [Announce::Torch, Announce::Isolated] {
+        let gpus = Gpus::new(1, &[]);
+        let daemon = Daemon::start_in(&gpus.of_daemon(), &["--cuda-event-timeout-seconds=1"]).await;
+        let (bad, good) = (Arc::new(gpus.worker(0, None)), Arc::new(gpus.worker(0, None)));
+        let (of_bad, of_good) = (memory(&bad, announce), memory(&good, Announce::Torch));
+        let (overdue, other) = (subject(&of_bad, 1), subject(&of_good, 2));
+        let mut client = daemon.connect().await;
+        overdue.register(&mut client, "m").await;
+        other.register(&mut client, "m").await;
+        bad.ask("hold");
+        assert!(!overdue.store(&mut client, &frame("m", "a", 1), blocks()).await.1);
+        daemon.says("its event did not fire within 1 s").await;
+        is_told(&mut client, 1).await;
+        gpus.faults("cuMemcpyBatchAsync 700 sticky\n");
+        assert!(!other.store(&mut client, &frame("m", "b", 2), blocks()).await.1);
+        contexts_become(&gpus, &daemon, &[]).await;
+        gpus.faults("");
+        for worker in [&overdue, &other] {
+            bad.ask("go");
+            worker.register(&mut client, "m").await;
+            let seed = 3 + worker.instance as u32;
+            assert!(worker.store(&mut client, &frame("m", "c", seed), blocks()).await.1);
+        }
+    }
+}
+
+/// What waits for an overdue event is kept as long as it must be, and no longer.
+#[tokio::test]
+async fn a_context_goes_when_an_overdue_event_has_fired() {
+    for announce in [Announce::Torch, Announce::Isolated] {
+        let gpus = Gpus::new(1, &[]);
+        let daemon = Daemon::start_in(&gpus.of_daemon(), &["--cuda-event-timeout-seconds=1"]).await;
+        let worker = Arc::new(gpus.worker(0, None));
+        let of_worker = memory(&worker, announce);
+        let overdue = subject(&of_worker, 1);
+        let mut client = daemon.connect().await;
+        overdue.register(&mut client, "m").await;
+        worker.ask("hold");
+        assert!(!overdue.store(&mut client, &frame("m", "a", 1), blocks()).await.1);
+        // It is closed all the same.
+        open_become(&gpus, &daemon, 0).await;
+        if announce == Announce::Torch {
+            assert_eq!(gpus.contexts_of(daemon.pid()), [0], "a stream of it still waits");
+            worker.ask("go");
+        }
+        // A word is written by the daemon when nobody else needs it.
+        contexts_become(&gpus, &daemon, &[]).await;
+        worker.ask("go");
+        overdue.register(&mut client, "m").await;
+        assert!(overdue.store(&mut client, &frame("m", "b", 1), blocks()).await.1);
+        unregister(&mut client, 1).await;
+        contexts_become(&gpus, &daemon, &[]).await;
+    }
+}
