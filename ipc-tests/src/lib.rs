@@ -9,6 +9,7 @@ pub mod driven;
 pub mod flood;
 pub mod fs_tier;
 pub mod gpu;
+pub mod gpu_suite;
 pub mod http;
 pub mod kv_cache;
 pub mod l2_suite;

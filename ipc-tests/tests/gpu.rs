@@ -7,40 +7,16 @@ use std::time::Duration;
 use ipc_tests::daemon::Daemon;
 use ipc_tests::device_suite::{Announce, GpuMemory, Layout, Subject, layer_bytes, model};
 use ipc_tests::gpu::{GpuWorker, Gpus};
+use ipc_tests::gpu_suite::{
+    self, LAYERS, LAYOUT, blocks, contexts_become, frame, open_become, subject, unregister,
+};
 use ipc_tests::worker::{key, lookup, ping, prompt};
 use ipc_tests::{eventually, http};
-use lmcache_client::Connection;
 use lmcache_proto::wire::{DeviceDescriptor, Request, Response, SharedStorage};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
-const LAYERS: usize = 2;
-const LAYOUT: Layout = Layout::KvFirst;
-
 fn memory(worker: &Arc<GpuWorker>) -> GpuMemory {
-    GpuMemory::new(worker.clone(), Announce::Torch, LAYERS, layer_bytes(LAYOUT))
-}
-
-fn subject(memory: &GpuMemory, instance: u64) -> Subject<'_> {
-    Subject { backing: memory, layout: LAYOUT, layers: LAYERS, instance }
-}
-
-fn blocks() -> Vec<u64> {
-    (1..17).collect()
-}
-
-/// One chunk's key frame.
-fn frame(name: &str, request: &str, seed: u32) -> Vec<u8> {
-    model(name).key(request, &prompt(seed, 1)).frame(Some(0), 0, 256)
-}
-
-async fn unregister(client: &mut Connection, instance: u64) {
-    client.call(&Request::UnregisterKvCache { instance_id: instance }).await.expect("unregister");
-}
-
-/// Allocations that the daemon has open become this many.
-async fn open_become(gpus: &Gpus, daemon: &Daemon, count: usize) {
-    let is = async || (gpus.mapped_by(daemon.pid()) == count).then_some(());
-    eventually(&format!("{count} allocations are open"), is).await;
+    gpu_suite::memory(worker, Announce::Torch)
 }
 
 #[tokio::test]
@@ -116,7 +92,7 @@ async fn a_context_is_made_for_the_first_worker_on_its_own_device_and_goes_with_
     open_become(&gpus, &daemon, 1).await;
     unregister(&mut client, 2).await;
     open_become(&gpus, &daemon, 0).await;
-    eventually("no context is left", async || gpus.contexts_of(daemon.pid()).is_empty().then_some(())).await;
+    contexts_become(&gpus, &daemon, &[]).await;
     // And all of it comes back.
     subjects[1].register(&mut client, "m").await;
     assert_eq!(lookup(&mut client, &model("m"), "c", &prompt(1, 1), 1).await, 1);
@@ -334,7 +310,7 @@ async fn a_handle_whose_exporter_is_dead_is_refused() {
     client.call(&Request::RegisterKvCache(Box::new(registration))).await.expect("acknowledged");
     daemon.says("cuIpcOpenMemHandle_v2 failed: invalid handle (400). The engine must be alive").await;
     assert!(!ping(&mut client, 1).await);
-    eventually("no context is left", async || gpus.contexts_of(daemon.pid()).is_empty().then_some(())).await;
+    contexts_become(&gpus, &daemon, &[]).await;
 }
 
 #[tokio::test]

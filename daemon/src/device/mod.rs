@@ -221,7 +221,11 @@ impl Registration {
             Kind::CpuShm => Memory::CpuShm(CpuShm::map(&request.kv_cache, &geometry, &options.limits)?),
             Kind::Cuda => {
                 let none = || cuda::OpenError::NoDriver("GPUs are switched off".to_owned());
-                Memory::Cuda(options.cuda.ok_or_else(none)?.open(&request.kv_cache, &geometry)?)
+                Memory::Cuda(options.cuda.ok_or_else(none)?.open(
+                    request.instance_id,
+                    &request.kv_cache,
+                    &geometry,
+                )?)
             }
         };
         Ok(Registration { geometry, memory })
@@ -268,6 +272,11 @@ impl Registration {
     /// What a transfer that moves nothing is answered as its event.
     pub fn idle_event(&self) -> Vec<u8> {
         self.memory.device().idle_event()
+    }
+
+    /// See [`Device::is_lost`].
+    pub fn is_lost(&self) -> bool {
+        self.memory.device().is_lost()
     }
 
     /// See [`Device::close`].

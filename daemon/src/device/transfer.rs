@@ -122,6 +122,12 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// objects until they are not touched any more.
     fn submit(&self, transfer: Transfer, done: Done);
 
+    /// Whether it takes nothing of its worker any more, which has to register again. Whoever is told so
+    /// ([`super::cuda::Cuda::on_loss`]) finds it so.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// The worker has gone, or registers anew: what still waits for it is given up, and its memory is closed as soon as nothing
     /// of it is under way, whoever holds the value then.
     fn close(&self) {}

@@ -13,7 +13,7 @@ use lmcache_proto::hash::{Chain, ChunkHash};
 use lmcache_proto::wire::{CacheKey, Operation, Response, Tokens};
 use tokio::sync::oneshot;
 
-use super::instances::Instance;
+use super::instances::{Instance, Mode};
 use super::publish::Told;
 use super::{Client, Engine, Failure, OpOutcome, Outcome, Refusal};
 use crate::device::Registration;
@@ -295,7 +295,7 @@ impl Engine {
         let moved = match moved {
             Ok(moved) => moved,
             Err(error) => {
-                self.is_lost(copy, &error);
+                self.forget_if_lost(copy);
                 if let Some(told) = told {
                     self.tell_stored(key, told, &vec![false; objects.len()], 0, 0);
                 }
@@ -332,7 +332,7 @@ impl Engine {
     ) -> Result<Response, Failure> {
         let Copy { range, told, .. } = copy;
         let key = &copy.key.key();
-        let noted = moved.inspect_err(|error| self.is_lost(copy, error));
+        let noted = moved.inspect_err(|_| self.forget_if_lost(copy));
         let copied = noted.map_err(copy_failed).and_then(|moved| {
             // After the copy: what was written into an object before or during it is found.
             let damaged = reading.objects.iter().filter(|(_, _, object)| !self.l1.verify(object)).count();
@@ -361,19 +361,37 @@ impl Engine {
         Ok(Response::Transfer(copied?.event, true))
     }
 
-    /// A device that takes nothing of a worker any more has its worker forgotten: its pings make it register again, and that
-    /// opens everything anew.
-    fn is_lost(&self, copy: &Copy, error: &CopyError) {
-        let instance = copy.instance();
-        if matches!(error, CopyError::Lost(_)) && self.instances.remove_this(instance) {
-            self.forget_registration(instance.id, instance.mode());
-            self.worker_gone(instance.id);
-            tracing::warn!(
-                instance = instance.id,
-                device = &*instance.worker.device,
-                "worker is forgotten because its GPU takes nothing of it any more; its next pings make it register again"
-            );
+    /// A worker that came back just when its GPU was lost was not known yet when that was told.
+    fn forget_if_lost(&self, copy: &Copy) {
+        let id = copy.instance().id;
+        // Somebody registers it, or has heard of the loss: its next copy fails, too, if it must be forgotten still.
+        if copy.worker.is_lost()
+            && let Some(_turn) = self.turns.now(id)
+        {
+            self.forget_lost(id);
         }
+    }
+
+    /// A device takes nothing of a worker any more.
+    pub(super) fn is_lost(&self, id: u64) {
+        let _turn = self.turns.of(id);
+        self.forget_lost(id);
+    }
+
+    /// Forgets a worker if its device takes nothing of it any more: its pings make it register again, and that opens everything
+    /// anew. The caller has its turn.
+    fn forget_lost(&self, id: u64) {
+        let Some(instance) = self.instances.get(id, Mode::LmcacheDriven) else { return };
+        if !instance.is_lost() || !self.instances.remove_this(&instance) {
+            return;
+        }
+        self.forget_registration(id, Mode::LmcacheDriven);
+        self.worker_gone(id);
+        tracing::warn!(
+            instance = id,
+            device = &*instance.worker.device,
+            "worker is forgotten because its GPU takes nothing of it any more; its next pings make it register again"
+        );
     }
 }
 

@@ -117,6 +117,16 @@ impl Instance {
         }
     }
 
+    /// Whether its device takes nothing of it any more.
+    pub(super) fn is_lost(&self) -> bool {
+        match &self.kind {
+            Kind::LmcacheDriven { registration, .. } => {
+                registration.get().is_some_and(|registration| registration.is_lost())
+            }
+            Kind::EngineDriven { .. } => false,
+        }
+    }
+
     /// Whether its device says how long a copy took.
     pub(super) fn measures_itself(&self) -> bool {
         *self.worker.device != *"cpu"

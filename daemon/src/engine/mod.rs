@@ -231,7 +231,7 @@ impl Engine {
     /// An engine over what it works with.
     pub fn new(config: EngineConfig, hasher: TokenHasher, parts: Parts) -> Arc<Engine> {
         let Parts { l1, adopted, bus, ring, deaths, l2, quotas, roster, journal, tenants, cuda } = parts;
-        Arc::new_cyclic(|me| Engine {
+        let engine = Arc::new_cyclic(|me: &Weak<Engine>| Engine {
             l2,
             cuda,
             quotas,
@@ -264,7 +264,13 @@ impl Engine {
             config,
             hasher,
             l1,
-        })
+        });
+        if let Some(cuda) = &engine.cuda {
+            let me = engine.me.clone();
+            // Without an engine there are no workers.
+            cuda.on_loss(move |worker| me.upgrade().into_iter().for_each(|engine| engine.is_lost(worker)));
+        }
+        engine
     }
 
     /// Counters and rate-limited logs.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use super::error::{CudaError, OpenError};
 use super::kernel::{Kernel, Stagings};
 use super::semaphores::Semaphores;
 
-/// Longest wait for a context that is being destroyed.
+/// Longest wait for a context that is lost or being destroyed.
 const DESTROYED_IN: Duration = Duration::from_secs(20);
 /// `CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS`, which the driver demands.
 const LAZY_PEER_ACCESS: u32 = 1;
@@ -54,8 +54,15 @@ fn find(driver: &'static Driver, uuid: Uuid) -> Result<Device, OpenError> {
 /// would give the same one again, with the error that it was let go for.
 #[derive(Debug, Default)]
 pub(super) struct Contexts {
-    known: Mutex<HashMap<Uuid, Weak<Context>>>,
+    known: Mutex<HashMap<Uuid, Known>>,
     gone: Condvar,
+}
+
+#[derive(Debug)]
+struct Known {
+    context: Weak<Context>,
+    /// Its own: whether it is lost is asked without holding it, as that might be to let it go.
+    failed: Arc<AtomicBool>,
 }
 
 impl Contexts {
@@ -68,19 +75,15 @@ impl Contexts {
     ) -> Result<Arc<Context>, OpenError> {
         let until = Instant::now() + DESTROYED_IN;
         let mut known = self.known.lock();
-        while let Some(context) = known.get(&uuid).map(Weak::upgrade) {
-            match context {
-                Some(context) => {
-                    // Ours may be the last, and to let it go takes the lock.
-                    drop(known);
-                    let label = context.device.label.clone();
-                    return if context.has_failed() { Err(OpenError::Failed(label)) } else { Ok(context) };
-                }
-                // Its last user is just destroying it.
-                None if self.gone.wait_until(&mut known, until).timed_out() => {
-                    return Err(OpenError::Failed(uuid.to_string()));
-                }
-                None => {}
+        while let Some(Known { context, failed }) = known.get(&uuid) {
+            if !failed.load(Ordering::Acquire)
+                && let Some(context) = context.upgrade()
+            {
+                return Ok(context);
+            }
+            // Its last user is just destroying it; or it is lost, and its users are letting it go.
+            if self.gone.wait_until(&mut known, until).timed_out() {
+                return Err(OpenError::Failed(uuid.to_string()));
             }
         }
         let device = find(driver, uuid)?;
@@ -89,7 +92,7 @@ impl Contexts {
             .map_err(|source| OpenError::Driver { device: label.clone(), source })?;
         tracing::info!(device = label, %uuid, "a GPU is used: its first worker registers");
         let context = Arc::new(made);
-        known.insert(uuid, Arc::downgrade(&context));
+        known.insert(uuid, Known { context: Arc::downgrade(&context), failed: context.failed.clone() });
         if with_kernel {
             // Nobody else has the context before the lock is let go.
             context.load_kernel();
@@ -108,7 +111,9 @@ pub(super) struct Context {
     uuid: Uuid,
     all: Arc<Contexts>,
     raw: CUcontext,
-    failed: AtomicBool,
+    failed: Arc<AtomicBool>,
+    /// Who must hear when it is lost.
+    watched_by: Mutex<HashMap<u64, Waker>>,
     /// Held for the calls themselves: an open that finds the allocation must not cross a close that unmaps it.
     open: Mutex<HashMap<Handle, Opened>>,
     /// What the device may still be touching after an error; let go when the context is destroyed.
@@ -118,8 +123,28 @@ pub(super) struct Context {
     /// What moves short pieces, if it is wanted and the driver takes it.
     pub(super) kernel: OnceLock<Kernel>,
     pub(super) stagings: Stagings,
-    /// A stream waits for something that never comes: destroying the context might wait as well.
-    kept: AtomicBool,
+}
+
+/// Called once the context is lost. Must not block.
+struct Waker(Box<dyn Fn() + Send>);
+
+impl std::fmt::Debug for Waker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Waker")
+    }
+}
+
+/// Somebody hears when a context is lost, until this goes.
+#[derive(Debug)]
+pub(super) struct Watch {
+    context: Arc<Context>,
+    number: u64,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.context.watched_by.lock().remove(&self.number);
+    }
 }
 
 /// Something that is only held.
@@ -159,13 +184,13 @@ impl Context {
             uuid,
             all,
             raw,
-            failed: AtomicBool::new(false),
+            failed: Arc::default(),
+            watched_by: Mutex::default(),
             open: Mutex::default(),
             graveyard: Mutex::default(),
             semaphores: Mutex::default(),
             kernel: OnceLock::new(),
             stagings: Stagings::default(),
-            kept: AtomicBool::new(false),
         })
     }
 
@@ -205,25 +230,37 @@ impl Context {
         self.has_failed()
     }
 
-    /// Nothing is done with it any more, because of this error.
+    /// Nothing is done with it any more, because of this error. All who work with it let it go: until the last one has, nobody
+    /// can register on its device.
     pub(super) fn give_up(&self, error: CudaError) {
-        if !self.failed.swap(true, Ordering::AcqRel) {
-            tracing::error!(
-                device = self.device.label,
-                %error,
-                "the GPU context is lost: transfers of all workers on this GPU fail until they have registered again; look at the kernel log for Xid errors"
-            );
+        if self.failed.swap(true, Ordering::AcqRel) {
+            return;
         }
+        tracing::error!(
+            device = self.device.label,
+            %error,
+            "the GPU context is lost: transfers of all workers on this GPU fail until they have registered again; look at the kernel log for Xid errors"
+        );
+        self.watched_by.lock().values().for_each(|waker| (waker.0)());
+    }
+
+    /// `lost` is called when the context is lost; at once, if it is.
+    pub(super) fn watch(self: &Arc<Context>, lost: impl Fn() + Send + 'static) -> Watch {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut watched_by = self.watched_by.lock();
+        // `give_up` looks for wakers after it has set this: what it does not find has been called here.
+        if self.has_failed() {
+            lost();
+        }
+        watched_by.insert(number, Waker(Box::new(lost)));
+        drop(watched_by);
+        Watch { context: self.clone(), number }
     }
 
     /// Keeps what the device may still touch until the context is destroyed.
     pub(super) fn bury(&self, held: Box<dyn Send>) {
         self.graveyard.lock().push(Held(held));
-    }
-
-    /// It is not destroyed any more.
-    pub(super) fn keep(&self) {
-        self.kept.store(true, Ordering::Release);
     }
 
     /// The words by which isolated workers are told; made by the first call. The context is current.
@@ -275,13 +312,6 @@ impl Context {
     fn destroy(&self) -> bool {
         let label = &self.device.label;
         let failed = self.has_failed();
-        if self.kept.load(Ordering::Acquire) && !failed {
-            tracing::warn!(
-                device = label,
-                "the GPU context is kept: a stream of it waits for an event that never came"
-            );
-            return false;
-        }
         // SAFETY: retained by us once; nothing of ours uses it any more.
         let released = unsafe { cuda!(self.driver, cuDevicePrimaryCtxRelease_v2(self.device.number)) };
         if !failed && released.is_ok() {

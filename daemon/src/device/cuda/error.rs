@@ -114,9 +114,7 @@ pub enum OpenError {
     NotVisible { uuid: String, seen: String },
     #[error("tensor {tensor}: {bytes} bytes are announced, its allocation has {allocated}")]
     Allocation { tensor: usize, bytes: u64, allocated: u64 },
-    #[error(
-        "GPU {0} had an error that it does not recover from, and workers still use it; they are being let go"
-    )]
+    #[error("GPU {0} had an error that it does not recover from, and its context is still being let go")]
     Failed(String),
     #[error("cannot open the GPU memory of tensor {tensor} on {device}: {source}")]
     Map { tensor: usize, device: String, source: CudaError },

@@ -99,6 +99,17 @@ impl Imported {
             Imported::Word { address, value, .. } => stream.wait_value(*address, *value),
         }
     }
+
+    /// Its worker has gone and may never write the word: what waits for it waits no more. The driver's own events cannot be made
+    /// to fire. `stream` has nothing to do.
+    pub(super) fn release(&self, stream: &Stream) -> Result<(), CudaError> {
+        match self {
+            Imported::Event(_) => Ok(()),
+            // A worker that is alive writes the same value later, or has written it. Values only rise, so an event that it
+            // records afterwards is waited for all the same.
+            Imported::Word { address, value, .. } => stream.write_value(*address, *value),
+        }
+    }
 }
 
 /// Events of ours for one stream.

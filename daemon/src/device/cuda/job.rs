@@ -145,7 +145,7 @@ impl Job {
 
 #[cfg(test)]
 #[allow(unsafe_code, reason = "objects whose bytes nobody looks at")]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use lmcache_proto::wire::{LayoutHints, TensorMetadata};
@@ -176,7 +176,8 @@ mod tests {
         }
     }
 
-    fn job(parts: u64) -> Job {
+    /// One of `parts` chunks of 256 MiB, which nobody copies.
+    pub(in super::super) fn transfer(parts: u64) -> Transfer {
         // Chunks of 256 tokens, a layer of 128 KiB a token.
         let shape = vec![64, 16, 1 << 16];
         let metadata = TensorMetadata {
@@ -197,15 +198,18 @@ mod tests {
             separate_object_groups: false,
         });
         let part = |chunk| Part { object: chunk as usize, group: 0, chunk, skip_tokens: 0 };
-        let transfer = Transfer {
+        Transfer {
             direction: Direction::Retrieve,
             geometry: Arc::new(geometry.expect("a sane engine")),
             block_ids: vec![(0..16 * parts).map(|at| at * 7 % 64).collect()],
             parts: (0..parts).map(part).collect(),
             objects: Arc::new(Nowhere),
             event: Vec::new(),
-        };
-        Job::new(transfer, Box::new(|_| ()), Form::Handle([0; 64]))
+        }
+    }
+
+    fn job(parts: u64) -> Job {
+        Job::new(transfer(parts), Box::new(|_| ()), Form::Handle([0; 64]))
     }
 
     #[test]

@@ -6,21 +6,26 @@
 //! pinned, which the driver makes itself.
 //!
 //! The driver tells nothing after an error that it does not recover from. While slices are under way they are looked at once a
-//! second for that reason.
+//! second for that reason. Whoever finds the context lost wakes the lanes of all its workers ([`Context::watch`]): each ends, as the
+//! context is of no use to anybody before the last has let it go.
 #![allow(unsafe_code)]
+
+mod ending;
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use super::context::{Context, Mapping};
+use super::asked::{Command, Told};
+use super::context::{Context, Mapping, Watch};
 use super::driver::cuda;
 use super::enqueue::Enqueuer;
 use super::error::CudaError;
 use super::events::{Exporter, Form, Imported, Importer};
-use super::job::{Finished, Job, Tensor};
+use super::job::{Job, Tensor};
 use super::pieces::Piece;
 use super::pin::{Pin, PinUser};
 use super::stream::{Event, Stream};
@@ -33,29 +38,10 @@ const AHEAD: usize = 2;
 /// Between two looks at slices whose end is not told.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What the thread is asked and told.
-pub(super) enum Command {
-    Transfer(Transfer, Done),
-    /// The worker's event of this job has fired.
-    Fired(u64),
-    /// This slice is over.
-    Over(u64),
-    /// Bytes of a tensor's storage.
-    Read {
-        tensor: usize,
-        offset: u64,
-        bytes: usize,
-        answer: Sender<Result<Vec<u8>, CopyError>>,
-    },
-    /// The worker has gone.
-    Close,
-}
-
 /// One direction.
 struct Way {
     copies: Stream,
-    /// Forgotten when it waits for something that never comes.
-    gate: Option<Stream>,
+    gate: Stream,
     enqueuer: Enqueuer,
     exporter: Exporter,
     /// Jobs with something left to enqueue.
@@ -69,7 +55,8 @@ struct Waiting {
     job: Option<Job>,
     way: usize,
     event: Imported,
-    until: Instant,
+    /// When it is overdue; `None` when that has been said.
+    until: Option<Instant>,
 }
 
 struct Slice {
@@ -94,13 +81,16 @@ pub(super) struct Lane {
     tensors: Vec<Option<Tensor>>,
     mappings: Vec<Mapping>,
     next: u64,
-    /// Why it takes nothing any more.
+    /// Why it takes nothing any more; whoever asks from outside finds that it is so in `is_lost`.
     lost: Option<String>,
+    is_lost: Arc<AtomicBool>,
     closing: bool,
+    closed: bool,
     event_timeout: Duration,
     sender: Sender<Command>,
-    finished: Sender<Finished>,
+    told: Sender<Told>,
     pins: PinUser,
+    _watch: Watch,
     context: Arc<Context>,
 }
 
@@ -112,7 +102,8 @@ pub(super) struct LaneParts {
     pub(super) tensors: Vec<Option<Tensor>>,
     pub(super) settings: Settings,
     pub(super) sender: Sender<Command>,
-    pub(super) finished: Sender<Finished>,
+    pub(super) told: Sender<Told>,
+    pub(super) is_lost: Arc<AtomicBool>,
 }
 
 fn way_of(direction: Direction) -> usize {
@@ -126,7 +117,7 @@ impl Way {
     fn new(context: &Arc<Context>, direction: Direction, copies: Copies) -> Result<Way, CudaError> {
         Ok(Way {
             copies: Stream::new(context)?,
-            gate: Some(Stream::new(context)?),
+            gate: Stream::new(context)?,
             enqueuer: Enqueuer::new(context, direction, copies),
             exporter: Exporter::default(),
             ready: VecDeque::new(),
@@ -138,7 +129,10 @@ impl Way {
 impl Lane {
     /// The context is current.
     pub(super) fn new(parts: LaneParts) -> Result<Lane, CudaError> {
-        let LaneParts { context, pins, mappings, tensors, settings, sender, finished } = parts;
+        let LaneParts { context, pins, mappings, tensors, settings, sender, told, is_lost } = parts;
+        let waker = sender.clone();
+        // Without a receiver it has ended.
+        let _watch = context.watch(move || drop(waker.send(Command::Lost)));
         let way = |direction| Way::new(&context, direction, settings.copies);
         Ok(Lane {
             ways: [way(Direction::Store)?, way(Direction::Retrieve)?],
@@ -152,11 +146,14 @@ impl Lane {
             mappings,
             next: 0,
             lost: None,
+            is_lost,
             closing: false,
+            closed: false,
             event_timeout: settings.event_timeout,
             sender,
-            finished,
+            told,
             pins,
+            _watch,
             context,
         })
     }
@@ -182,11 +179,6 @@ impl Lane {
                 }
             }
         }
-        for command in commands.try_iter() {
-            if let Command::Transfer(transfer, done) = command {
-                self.refuse(transfer, done, CopyError::Closed);
-            }
-        }
         // After an error something may still be under way.
         if !context.has_failed() {
             self.ways.iter_mut().for_each(|way| way.enqueuer.finish(&context));
@@ -198,7 +190,7 @@ impl Lane {
 
     /// The next command, or `None` when it is time to look around.
     fn receive(&self, commands: &Receiver<Command>) -> Option<Command> {
-        let events = self.waiting.values().map(|waiting| waiting.until).min();
+        let events = self.waiting.values().filter_map(|waiting| waiting.until).min();
         let slices = (!self.slices.is_empty()).then(|| Instant::now() + LOOK);
         let received = match [events, slices].into_iter().flatten().min() {
             None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -214,31 +206,34 @@ impl Lane {
 
     fn execute(&mut self, command: Command) {
         match command {
-            Command::Transfer(transfer, done) => self.admit(transfer, done),
+            Command::Transfer(submitted) => {
+                if let Some((transfer, done)) = submitted.take() {
+                    self.admit(transfer, done);
+                }
+            }
             Command::Fired(id) => {
                 if let Some(Waiting { job: Some(job), .. }) = self.waiting.remove(&id) {
                     self.ready(id, job);
                 }
             }
             Command::Over(id) => self.over(id),
+            Command::Lost => self.lose("another worker's transfer on this GPU has failed beyond recovery"),
             Command::Read { tensor, offset, bytes, answer } => {
                 // Nobody waits any more if it fails.
                 let _ = answer.send(self.read(tensor, offset, bytes));
             }
             Command::Close => {
                 self.closing = true;
-                let jobs: Vec<Job> =
-                    self.waiting.values_mut().filter_map(|waiting| waiting.job.take()).collect();
-                for mut job in jobs {
-                    job.error = Some(CopyError::Closed);
-                    self.finish(job);
-                }
+                self.give_up_waiting(&CopyError::Closed);
             }
         }
     }
 
     /// Takes a transfer, behind its worker's event.
     fn admit(&mut self, transfer: Transfer, done: Done) {
+        if let Some(why) = &self.lost {
+            return self.refuse(transfer, done, CopyError::Lost(why.clone()));
+        }
         if self.closing {
             return self.refuse(transfer, done, CopyError::Closed);
         }
@@ -246,32 +241,27 @@ impl Lane {
             Ok(form) => form,
             Err(error) => return self.refuse(transfer, done, error),
         };
-        if let Some(why) = &self.lost {
-            return self.refuse(transfer, done, CopyError::Lost(why.clone()));
-        }
         let (id, direction) = (self.next, transfer.direction);
         self.next += 1;
         let ordered = self.importer.open(&self.context, form).and_then(|imported| {
             let Some(event) = imported else { return Ok(None) };
-            if let Some(gate) = &self.ways[way_of(direction)].gate {
-                let sender = self.sender.clone();
-                event.order(gate)?;
-                gate.tell(move || drop(sender.send(Command::Fired(id))))?;
-            }
+            let (gate, sender) = (&self.ways[way_of(direction)].gate, self.sender.clone());
+            event.order(gate)?;
+            gate.tell(move || drop(sender.send(Command::Fired(id))))?;
             Ok(Some(event))
         });
         match ordered {
             Ok(None) => self.ready(id, Job::new(transfer, done, form)),
             Ok(Some(event)) => {
                 let (job, way) = (Some(Job::new(transfer, done, form)), way_of(direction));
-                self.waiting
-                    .insert(id, Waiting { job, way, event, until: Instant::now() + self.event_timeout });
+                let until = Some(Instant::now() + self.event_timeout);
+                self.waiting.insert(id, Waiting { job, way, event, until });
             }
             Err(error) => {
-                self.refuse(transfer, done, error.into());
                 if self.context.note(error) {
                     self.lose(&error.to_string());
                 }
+                self.refuse(transfer, done, error.into());
             }
         }
     }
@@ -283,8 +273,12 @@ impl Lane {
     }
 
     fn finish(&self, job: Job) {
+        self.tell(Told::Finished(job.finish()));
+    }
+
+    fn tell(&self, told: Told) {
         // Its receiver lives as long as we send.
-        let _ = self.finished.send(job.finish());
+        let _ = self.told.send(told);
     }
 
     fn ready(&mut self, id: u64, job: Job) {
@@ -394,72 +388,6 @@ impl Lane {
         self.settle(job_id, job);
     }
 
-    /// Nothing was told for a while: are there slices whose end nobody tells, or events that are overdue?
-    fn look(&mut self) {
-        let broken = self.slices.values().find_map(|slice| slice.end.fired().err());
-        if let Some(error) = broken.filter(|error| self.context.note(*error)) {
-            self.lose(&error.to_string());
-        } else if self.context.has_failed() && self.lost.is_none() {
-            self.lose("another worker's transfer on this GPU has failed beyond recovery");
-        }
-        let now = Instant::now();
-        let overdue: Vec<u64> =
-            self.waiting.iter().filter(|(_, waiting)| waiting.until <= now).map(|(id, _)| *id).collect();
-        for id in overdue {
-            let Some(Waiting { job, way, event, .. }) = self.waiting.remove(&id) else { continue };
-            let seconds = self.event_timeout.as_secs_f64();
-            let why = format!("its event did not fire within {seconds} s (--cuda-event-timeout-seconds)");
-            if let Some(mut job) = job {
-                if self.lost.is_none() {
-                    tracing::error!(
-                        device = self.context.device.label,
-                        why,
-                        "a worker's transfers are refused until it has registered again; has its engine crashed in a kernel?"
-                    );
-                    self.lost = Some(why.clone());
-                }
-                job.error = Some(CopyError::Lost(why));
-                self.finish(job);
-            }
-            if let Some(gate) = self.ways[way].gate.take() {
-                // Destroying it, or its context, might wait for ever.
-                std::mem::forget(gate);
-                self.context.keep();
-            }
-            // A word must stay where the gate looks at it.
-            std::mem::forget(event);
-        }
-    }
-
-    /// The context is of no use any more. What is under way may still be touched until it is destroyed.
-    fn lose(&mut self, why: &str) {
-        // Also if it takes nothing any more already: what was under way then is now over.
-        self.lost.get_or_insert_with(|| why.to_owned());
-        for (_, Waiting { job, .. }) in std::mem::take(&mut self.waiting) {
-            if let Some(mut job) = job {
-                job.error = Some(CopyError::Lost(why.to_owned()));
-                self.finish(job);
-            }
-        }
-        for (_, job) in std::mem::take(&mut self.jobs) {
-            self.abandon(job);
-        }
-        self.slices.clear();
-        for way in &mut self.ways {
-            way.ready.clear();
-            way.under_way = 0;
-        }
-        self.pins.drop_lost();
-    }
-
-    fn abandon(&self, job: Job) {
-        let why = self.lost.clone().unwrap_or_default();
-        let (finished, held) = job.abandon(CopyError::Lost(why));
-        self.context.bury(held);
-        // Its receiver lives as long as we send.
-        let _ = self.finished.send(finished);
-    }
-
     fn read(&self, tensor: usize, offset: u64, bytes: usize) -> Result<Vec<u8>, CopyError> {
         let Tensor { address, bytes: len } =
             self.tensors.get(tensor).copied().flatten().ok_or(CopyError::Unmapped(tensor))?;
@@ -472,21 +400,6 @@ impl Lane {
         // SAFETY: private memory of that length, and bytes of a storage that is open.
         unsafe { cuda!(self.context.driver, cuMemcpyDtoH_v2(to, address + offset, bytes)) }?;
         Ok(into)
-    }
-
-    /// Nothing is under way any more: the worker gets its memory back.
-    fn close(&mut self) {
-        if !self.mappings.is_empty() {
-            let allocations = self.mappings.len();
-            self.tensors.clear();
-            self.importer = Importer::default();
-            self.mappings.clear();
-            tracing::info!(
-                device = self.context.device.label,
-                allocations,
-                "GPU memory of a worker is closed"
-            );
-        }
     }
 }
 

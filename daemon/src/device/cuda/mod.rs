@@ -7,12 +7,13 @@
 //! * [`pin`]: the pool, pinned; [`numa`]: from near which memory;
 //! * [`pieces`], [`enqueue`], [`calls`]: runs of a plan → copies of the driver's;
 //! * [`staging`], [`kernel`]: short ones, gathered and scattered on the GPU;
-//! * [`job`], [`lane`]: transfers on their way; one thread for each worker.
+//! * [`job`], [`lane`], [`asked`]: transfers on their way; one thread for each worker, what it is asked and what it tells.
 //!
 //! Without a driver nothing of this runs. With one, no context is made before a worker registers, and only on its own device:
 //! a GPU is found by its UUID, because every process may number them differently.
 #![deny(unsafe_code)]
 
+mod asked;
 mod calls;
 mod context;
 mod descriptor;
@@ -32,8 +33,9 @@ mod stream;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lmcache_proto::wire::DeviceDescriptor;
@@ -46,11 +48,12 @@ use super::cpu_shm::SegmentIdentity;
 use super::groups::KvGeometry;
 use super::transfer::{Device, Done, Transfer};
 use crate::l1::L1;
+use asked::{Command, Submitted, Told};
 use context::Contexts;
 use descriptor::Handle;
 use driver::Driver;
-use job::{Finished, Tensor};
-use lane::{Command, Lane, LaneParts};
+use job::Tensor;
+use lane::{Lane, LaneParts};
 use pin::Pins;
 
 /// Longest that a registration waits for the pool to be pinned. A larger pool is pinned on beside the first transfers.
@@ -76,18 +79,35 @@ pub struct Settings {
     pub event_timeout: Duration,
 }
 
+/// Who is told of a worker of which nothing is taken any more.
+#[derive(Default)]
+struct Losses(OnceLock<Box<dyn Fn(u64) + Send + Sync>>);
+
+impl std::fmt::Debug for Losses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Losses")
+    }
+}
+
 /// The GPUs of this daemon.
 #[derive(Debug)]
 pub struct Cuda {
     settings: Settings,
     contexts: Arc<Contexts>,
     pins: Arc<Pins>,
+    losses: Arc<Losses>,
 }
 
 impl Cuda {
     /// GPUs that copy from and to the pool of `l1`. Nothing is loaded yet.
     pub fn new(l1: Arc<L1>, settings: Settings) -> Cuda {
-        Cuda { settings, contexts: Arc::default(), pins: Arc::new(Pins::new(l1)) }
+        Cuda { settings, contexts: Arc::default(), pins: Arc::new(Pins::new(l1)), losses: Arc::default() }
+    }
+
+    /// Has `tell` called with the id of each worker that must register again: its GPU takes nothing of it any more. Called on a
+    /// thread of that worker's, before its failed transfers are told; may wait. The first to ask is told.
+    pub fn on_loss(&self, tell: impl Fn(u64) + Send + Sync + 'static) {
+        let _ = self.losses.0.set(Box::new(tell));
     }
 
     /// Says in one line what there is. Loads the driver if it is there, which may take seconds; makes no context.
@@ -118,6 +138,7 @@ impl Cuda {
     /// [`OpenError`]; nothing stays open then.
     pub(super) fn open(
         &self,
+        instance: u64,
         descriptors: &[DeviceDescriptor],
         geometry: &KvGeometry,
     ) -> Result<Memory, OpenError> {
@@ -166,7 +187,8 @@ impl Cuda {
             tracing::info!("the pool is still being pinned; the first transfers run beside that");
         }
         let (sender, commands) = channel();
-        let (finished, over) = channel();
+        let (told, telling) = channel();
+        let is_lost = Arc::<AtomicBool>::default();
         let parts = LaneParts {
             context: context.clone(),
             pins,
@@ -174,13 +196,15 @@ impl Cuda {
             tensors,
             settings: self.settings,
             sender: sender.clone(),
-            finished,
+            told,
+            is_lost: is_lost.clone(),
         };
         let lane = Lane::new(parts).map_err(failed)?;
         drop(_current);
         start("cuda-lane", move || lane.run(&commands));
-        start("cuda-done", move || tell(&over));
-        Ok(Memory { label, identity, lane: sender })
+        let losses = self.losses.clone();
+        start("cuda-done", move || tell(&telling, &losses, instance));
+        Ok(Memory { label, identity, lane: sender, is_lost })
     }
 }
 
@@ -219,10 +243,18 @@ fn start(name: &str, work: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Tells of transfers that are over: what follows may take a while, and the lane has others.
-fn tell(over: &Receiver<Finished>) {
-    for finished in over {
-        if catch_unwind(AssertUnwindSafe(|| finished.tell())).is_err() {
+/// Tells of transfers that are over, and of the worker's loss: what follows may take a while, and the lane has others.
+fn tell(telling: &Receiver<Told>, losses: &Losses, instance: u64) {
+    for told in telling {
+        let told = || match told {
+            Told::Finished(finished) => finished.tell(),
+            Told::Lost => {
+                if let Some(tell) = losses.0.get() {
+                    tell(instance);
+                }
+            }
+        };
+        if catch_unwind(AssertUnwindSafe(told)).is_err() {
             tracing::error!("what follows a transfer panicked; this is a bug in lmcached, please report it");
         }
     }
@@ -234,6 +266,7 @@ pub struct Memory {
     label: String,
     identity: Vec<SegmentIdentity>,
     lane: Sender<Command>,
+    is_lost: Arc<AtomicBool>,
 }
 
 impl Device for Memory {
@@ -246,12 +279,12 @@ impl Device for Memory {
     }
 
     fn submit(&self, transfer: Transfer, done: Done) {
-        if let Err(error) = self.lane.send(Command::Transfer(transfer, done))
-            && let Command::Transfer(transfer, done) = error.0
-        {
-            drop(transfer);
-            done(Err(CopyError::Closed));
-        }
+        // What is not taken any more tells so itself.
+        let _ = self.lane.send(Command::Transfer(Submitted::new(transfer, done)));
+    }
+
+    fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Acquire)
     }
 
     fn close(&self) {
