@@ -1,12 +1,14 @@
-"""A GPU worker of the tests whose memory is torch's: stands in for src/bin/gpu-worker.rs.
+"""A GPU worker of the tests whose memory is torch's: stands in for `src/bin/gpu-worker.rs`.
 
-One command a line, one line of answer. What torch exports for its storages, and its interprocess events, are what an engine
-sends; nothing of LMCache is needed.
+What torch exports for its storages, and its interprocess events, are what an engine sends; nothing of LMCache is needed.
+Requests leave from this process, so that the daemon has them from who owns the memory.
 """
 
 import sys
 
 import torch
+
+from commands import serve
 
 
 def main() -> None:
@@ -67,9 +69,7 @@ def main() -> None:
             case _:
                 raise RuntimeError(f"torch_worker.py cannot {words}")
 
-    print("ready", flush=True)
-    for line in sys.stdin:
-        print(execute(line.split()), flush=True)
+    serve(execute)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use lmcache_proto::wire::{Request, encode_request};
+use lmcache_proto::wire::Request;
 use parking_lot::Mutex;
 
+use crate::call::{self, hex, unhex};
 use crate::daemon::{binary, cargo};
 
 /// Whether the machine's own GPU is to be used.
@@ -194,15 +195,11 @@ impl GpuWorker {
         line.trim_end().to_owned()
     }
 
-    /// Has the worker send a request itself, on a connection of its own process; what it was answered.
+    /// Has the worker send a request itself, on a connection of its own process; the answer as [`call::line`] has it, or what went
+    /// wrong behind `error`.
     pub fn call(&self, endpoint: &str, request: &Request<'_>) -> String {
         let path = self.dir.path().join("request");
-        let mut file = Vec::new();
-        for frame in encode_request(request) {
-            file.extend_from_slice(&(frame.len() as u32).to_le_bytes());
-            file.extend_from_slice(&frame);
-        }
-        std::fs::write(&path, file).expect("a file");
+        call::write(&path, request);
         self.ask(&format!("call {endpoint} {} {}", request.operation().name(), path.display()))
     }
 
@@ -245,8 +242,7 @@ impl GpuWorker {
 
     /// Waits for an event of the daemon's; says whether it had fired before.
     pub fn wait(&self, event: &[u8]) -> bool {
-        let hex: String = event.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.ask(&format!("wait {hex}")) == "true"
+        self.ask(&format!("wait {}", hex(event))) == "true"
     }
 
     /// Process id.
@@ -265,9 +261,4 @@ impl Drop for GpuWorker {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    let byte = |at: usize| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).expect("hex");
-    (0..text.len() / 2).map(byte).collect()
 }

@@ -1,6 +1,7 @@
 //! The harness: starts the real daemon, talks to it as a worker does, and looks at it from outside.
 #![deny(unsafe_code)]
 
+pub mod call;
 pub mod crash;
 pub mod daemon;
 pub mod dealer;

@@ -17,19 +17,12 @@ use cudarc::driver::sys::{
     cuStreamCreate, cuStreamSynchronize, cuStreamWaitEvent, cuStreamWaitValue64_v2, cuStreamWriteValue64_v2,
     is_culib_present,
 };
+use ipc_tests::call::{self, hex, unhex};
 use lmcache_client::Connection;
-use lmcache_proto::wire::{Operation, Request, Response};
+use lmcache_proto::wire::{Operation, Request};
 
 fn ok(result: CUresult) {
     assert_eq!(result, CUresult::CUDA_SUCCESS);
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len() / 2).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).expect("hex")).collect()
 }
 
 static HELD: AtomicBool = AtomicBool::new(false);
@@ -167,13 +160,7 @@ impl Worker {
     fn call(&mut self, endpoint: &str, operation: &str, path: &str) -> String {
         let operation = Operation::all().find(|known| known.name() == operation).expect("an operation");
         let file = std::fs::read(path).expect("a file");
-        let mut frames = Vec::new();
-        let mut rest = &file[..];
-        while let Some((length, tail)) = rest.split_first_chunk::<4>() {
-            let (frame, tail) = tail.split_at(u32::from_le_bytes(*length) as usize);
-            frames.push(frame);
-            rest = tail;
-        }
+        let frames = call::frames(&file);
         let request = Request::decode(operation, &frames).expect("a request");
         let answer = self.runtime.block_on(async {
             if self.connection.is_none() {
@@ -183,8 +170,7 @@ impl Worker {
             self.connection.as_mut().expect("opened").call(&request).await
         });
         match answer {
-            Ok(Response::Transfer(event, done)) => format!("transfer {done} {}", hex(&event)),
-            Ok(answer) => format!("{answer:?}"),
+            Ok(answer) => call::line(&answer),
             Err(error) => {
                 // The daemon has gone: the next call finds another.
                 self.connection = None;
