@@ -1,5 +1,8 @@
 //! GB/s between a worker's GPU memory and the pool, through the daemon, beside a raw copy of the same bytes between the same GPU
 //! and pinned memory in the same run. Times are those of the requests, so what the daemon does besides is in them.
+//!
+//! What is to be reached is a share of the raw copy in pieces of 2 MiB, whatever the case: that is what the bus gives. A raw copy
+//! in pieces of the case's own blocks is slower, and a share of it would be reached sooner; it is printed for comparison only.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,6 +16,8 @@ use lmcache_proto::wire::{
 };
 
 const ROUNDS: usize = 5;
+/// Pieces of the raw copy that the goals are shares of.
+const PIECE: u64 = 2 << 20;
 
 /// Chunks of a prompt.
 fn chunks() -> usize {
@@ -29,16 +34,66 @@ struct Case {
     together: bool,
     /// Heads before slots: rows of one head, 256 bytes.
     heads_first: bool,
+    /// Per cent of the raw copy to reach, by a store or a retrieve alone and by both at once.
+    goal: f64,
+    goal_of_both: Option<f64>,
 }
 
 /// Objects of 2 MiB whose blocks are neighbours, and the paged blocks of a model of 32 layers in both orders of heads.
 const CASES: [Case; 3] = [
-    Case { name: "2 MiB chunks", layers: 1, width: 2048, together: true, heads_first: false },
-    Case { name: "32 layers, paged", layers: 32, width: 1024, together: false, heads_first: false },
-    Case { name: "32 layers, HND", layers: 32, width: 1024, together: false, heads_first: true },
+    Case {
+        name: "2 MiB chunks",
+        layers: 1,
+        width: 2048,
+        together: true,
+        heads_first: false,
+        goal: 92.0,
+        goal_of_both: Some(90.0),
+    },
+    Case {
+        name: "32 layers, paged",
+        layers: 32,
+        width: 1024,
+        together: false,
+        heads_first: false,
+        goal: 80.0,
+        goal_of_both: None,
+    },
+    Case {
+        name: "32 layers, HND",
+        layers: 32,
+        width: 1024,
+        together: false,
+        heads_first: true,
+        goal: 80.0,
+        goal_of_both: None,
+    },
 ];
-/// What `--cuda-copies` has. The first is what is used; the others say what it is worth.
+/// What `--cuda-copies` has. The first is what is used, and has to reach the goals; the others say what it is worth.
 const WAYS: [&str; 3] = ["auto", "staged", "plain"];
+
+/// One line of the result, of a case that moved `ours` GB/s where the raw copy moved `raw`; whether its goal is reached.
+fn row(name: &str, what: &str, ours: f64, raw: f64, goal: Option<f64>) -> (String, bool) {
+    let share = 100.0 * ours / raw;
+    let (verdict, reached) = match goal {
+        Some(goal) if share >= goal => (format!("goal {goal:.0} % reached"), true),
+        // Also what is no number.
+        Some(goal) => (format!("goal {goal:.0} % MISSED"), false),
+        None => ("no goal".to_owned(), true),
+    };
+    let line =
+        format!("{name:<18} {what:<9} {ours:>7.2} GB/s, raw {raw:>7.2} GB/s: {share:>5.1} %, {verdict}");
+    (line, reached)
+}
+
+#[test]
+fn a_goal_is_reached_or_missed() {
+    assert!(row("a", "store", 46.0, 50.0, Some(92.0)).1);
+    let (line, reached) = row("a", "store", 45.99, 50.0, Some(92.0));
+    assert!(!reached && line.ends_with("goal 92 % MISSED"), "{line}");
+    assert!(row("a", "both", 1.0, 50.0, None).1, "no goal is none that can be missed");
+    assert!(!row("a", "store", f64::NAN, 50.0, Some(92.0)).1);
+}
 
 impl Case {
     fn blocks(&self) -> u64 {
@@ -47,6 +102,11 @@ impl Case {
 
     fn layer_bytes(&self) -> u64 {
         2 * self.blocks() * 16 * self.width * 2
+    }
+
+    /// Bytes of one block of one plane of one layer; neighbours are one piece.
+    fn piece(&self) -> u64 {
+        if self.together { PIECE } else { 16 * self.width * 2 }
     }
 
     fn moved(&self) -> u64 {
@@ -110,13 +170,21 @@ async fn beside_a_raw_copy() {
             "LMCACHED_GPU is not `real`: this runs on the tests' own driver, and its numbers mean nothing"
         );
     }
+    let mut missed = Vec::new();
     for way in WAYS {
         println!("--cuda-copies={way}");
-        measure(&gpus, way).await;
+        let of_way = measure(&gpus, way).await;
+        if way == WAYS[0] {
+            missed = of_way;
+        }
     }
+    // At the end, so that all is measured and printed before.
+    assert!(!real() || missed.is_empty(), "goals missed:\n{}", missed.join("\n"));
 }
 
-async fn measure(gpus: &Gpus, way: &str) {
+/// Measures all cases; the lines of those whose goal was missed.
+async fn measure(gpus: &Gpus, way: &str) -> Vec<String> {
+    let mut missed = Vec::new();
     let pool = format!("--l1-size-gb={}", 0.2 + 0.075 * chunks() as f64);
     let daemon = Daemon::start_in(&gpus.of_daemon(), &[&pool, &format!("--cuda-copies={way}")]).await;
     daemon.says("pool reserved").await;
@@ -124,12 +192,14 @@ async fn measure(gpus: &Gpus, way: &str) {
     let (mut client, mut second) = (daemon.connect().await, daemon.connect().await);
     for (at, case) in CASES.iter().enumerate() {
         let moved = case.moved();
-        let raw = |way: &str, both: f64| {
-            let nanoseconds: f64 =
-                worker.ask(&format!("raw {way} {} {}", 2 << 20, moved >> 21)).parse().expect("a number");
-            both * moved as f64 / nanoseconds
+        let raw = |piece: u64| {
+            [("out", 1.0), ("in", 1.0), ("both", 2.0)].map(|(way, times)| {
+                let answer = worker.ask(&format!("raw {way} {piece} {}", moved / piece));
+                let nanoseconds: f64 = answer.parse().expect("a number");
+                times * moved as f64 / nanoseconds
+            })
         };
-        let (raw_out, raw_in, raw_both) = (raw("out", 1.0), raw("in", 1.0), raw("both", 2.0));
+        let [raw_out, raw_in, raw_both] = raw(PIECE);
         let memory = worker.alloc(case.layers * case.layer_bytes());
         let registration = case.registration(at as u64 + 1, &worker.uuid, &memory.handle, memory.offset);
         let model = Model { name: registration.model_name.clone(), world_size: 1, layers: 1, width: 1 };
@@ -167,17 +237,27 @@ async fn measure(gpus: &Gpus, way: &str) {
             daemon.clear().await;
         }
         let speed = |seconds: f64, times: f64| times * moved as f64 / seconds / 1e9;
-        let row = |what: &str, ours: f64, raw: f64| {
+        let rows = [
+            ("store", speed(out, 1.0), raw_out, Some(case.goal)),
+            ("retrieve", speed(back, 1.0), raw_in, Some(case.goal)),
+            ("both", speed(both, 2.0), raw_both, case.goal_of_both),
+        ];
+        for (what, ours, raw, goal) in rows {
+            let (line, reached) = row(case.name, what, ours, raw, goal);
+            println!("{line}");
+            if !reached {
+                missed.push(line);
+            }
+        }
+        if case.piece() != PIECE {
+            let ([out, back, both], size) = (raw(case.piece()), case.piece() >> 10);
             println!(
-                "{:<18} {what:<9} {ours:>7.2} GB/s, raw {raw:>7.2} GB/s: {:>3.0} %",
-                case.name,
-                100.0 * ours / raw
+                "{:<18} raw in pieces of {size} KiB: out {out:.2}, in {back:.2}, both {both:.2} GB/s",
+                ""
             );
-        };
-        row("store", speed(out, 1.0), raw_out);
-        row("retrieve", speed(back, 1.0), raw_in);
-        row("both", speed(both, 2.0), raw_both);
+        }
         client.call(&Request::UnregisterKvCache { instance_id }).await.expect("unregister");
         worker.ask(&format!("free {}", memory.number));
     }
+    missed
 }
