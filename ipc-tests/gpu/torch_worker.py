@@ -4,6 +4,7 @@ What torch exports for its storages, and its interprocess events, are what an en
 Requests leave from this process, so that the daemon has them from who owns the memory.
 """
 
+import ctypes
 import sys
 
 import torch
@@ -44,8 +45,10 @@ def main() -> None:
                 return "ok"
             case ["dump", number, path]:
                 torch.cuda.synchronize(device)
+                data = memory[int(number)].cpu()
                 with open(path, "wb") as file:
-                    file.write(memory[int(number)].cpu().numpy().tobytes())
+                    # Not by way of numpy, without which torch may be installed.
+                    file.write(ctypes.string_at(data.data_ptr(), data.numel()))
                 return "ok"
             case ["event"]:
                 event = torch.cuda.Event(interprocess=True)
