@@ -35,10 +35,10 @@ async fn without_a_driver_the_daemon_says_so_and_serves_the_others() {
 
 #[tokio::test]
 async fn a_driver_that_cannot_be_used_is_no_gpu() {
-    for (version, fault) in [("12080", "cuInit 999 times=9\n"), ("12080", "cuDeviceGetCount 3 times=9\n")] {
-        let gpus = Gpus::new(1, &[("FAKE_CUDA_VERSION", version)]);
+    for call in ["cuInit 999", "cuDriverGetVersion 1", "cuDeviceGetCount 3"] {
+        let gpus = Gpus::new(1, &[]);
         let worker = Arc::new(gpus.worker(0, None));
-        gpus.faults(fault);
+        gpus.faults(&format!("{call} times=9\n"));
         let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
         daemon.says("the CUDA driver cannot be used").await;
         let memory = memory(&worker);
@@ -46,6 +46,19 @@ async fn a_driver_that_cannot_be_used_is_no_gpu() {
         subject(&memory, 1).register(&mut client, "m").await;
         daemon.says("this daemon has no GPU").await;
     }
+}
+
+#[tokio::test]
+async fn a_driver_that_does_not_say_what_else_it_has_will_do() {
+    let gpus = Gpus::new(1, &[]);
+    gpus.faults("cuGetProcAddress_v2 1 times=9\n");
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+    daemon.says("batched_copies=false").await;
+    let worker = Arc::new(gpus.worker(0, None));
+    let memory = memory(&worker);
+    let mut client = daemon.connect().await;
+    subject(&memory, 1).register(&mut client, "m").await;
+    assert!(subject(&memory, 1).store(&mut client, &frame("m", "a", 1), blocks()).await.1);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use ipc_tests::daemon::Daemon;
 use ipc_tests::device_suite::{Announce, GpuMemory, Layout, Subject, layer_bytes, model};
 use ipc_tests::eventually;
 use ipc_tests::gpu::{GpuWorker, Gpus};
+use ipc_tests::gpu_suite::unregister;
 use ipc_tests::worker::{lookup, prompt};
 use lmcache_client::Connection;
 use lmcache_proto::wire::Request;
@@ -25,10 +26,12 @@ enum Spoils {
     Always,
     /// A transfer if the context is lost; else there is another way.
     IfLost,
-    /// Nothing, for certain: it is cleaning up, or asking for what is nice to know.
+    /// Nothing: it is cleaning up when nothing is to be spoilt any more.
+    Nothing,
+    /// What comes next, or nothing: it is cleaning up, or asking for what is nice to know.
     Perhaps,
 }
-use Spoils::{Always, IfLost, Perhaps};
+use Spoils::{Always, IfLost, Nothing, Perhaps};
 
 /// The drivers that there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +44,9 @@ enum Kind {
 }
 use Kind::{Bare, Modern, Old};
 
-/// What the daemon calls. Behind a name there may be which of its calls fails.
-const CALLS: [(&str, Kind, Spoils); 44] = [
+/// What the daemon calls. Behind a name there may be which of its calls fails, and behind a `+` what must fail besides, that it is
+/// called at all.
+const CALLS: &[(&str, Kind, Spoils)] = &[
     ("cuDeviceGet", Modern, Always),
     ("cuDeviceGetUuid_v2", Modern, Always),
     ("cuDevicePrimaryCtxRetain", Modern, Always),
@@ -58,19 +62,25 @@ const CALLS: [(&str, Kind, Spoils); 44] = [
     ("cuIpcOpenEventHandle", Modern, Always),
     ("cuEventQuery", Modern, Always),
     ("cuEventCreate", Modern, Always),
+    // Of a slice: its beginning, its end, and the event that the worker is given.
     ("cuEventRecord", Modern, Always),
+    ("cuEventRecord skip=1", Modern, Always),
+    ("cuEventRecord skip=2", Modern, IfLost),
     ("cuEventElapsedTime", Modern, Always),
     ("cuIpcGetEventHandle", Modern, Perhaps),
     ("cuEventDestroy_v2", Modern, Perhaps),
     ("cuStreamWaitEvent", Modern, Always),
-    ("cuLaunchHostFunc", Modern, Always),
+    // Of the gate, and of a slice.
+    ("cuLaunchHostFunc behind=cuStreamWaitEvent", Modern, Always),
+    ("cuLaunchHostFunc behind=cuEventRecord", Modern, Always),
     ("cuMemcpyBatchAsync", Modern, Always),
     ("cuMemcpyDtoH_v2", Modern, Always),
     ("cuStreamDestroy_v2", Modern, Perhaps),
-    ("cuIpcCloseMemHandle", Modern, Perhaps),
-    ("cuMemHostUnregister", Modern, Perhaps),
-    ("cuDevicePrimaryCtxRelease_v2", Modern, Perhaps),
-    ("cuDevicePrimaryCtxReset_v2", Modern, Perhaps),
+    ("cuIpcCloseMemHandle", Modern, Nothing),
+    ("cuMemHostUnregister", Modern, Nothing),
+    ("cuDevicePrimaryCtxRelease_v2", Modern, Nothing),
+    // Nobody else has retained it, so that its release is its end.
+    ("cuDevicePrimaryCtxReset_v2 + cuMemcpyBatchAsync 700 sticky", Modern, Always),
     // The kernel: loaded and launched once for each context, and then for what is short.
     ("cuModuleLoadData", Modern, IfLost),
     ("cuModuleGetFunction", Modern, IfLost),
@@ -89,9 +99,68 @@ const CALLS: [(&str, Kind, Spoils); 44] = [
     ("cuMemsetD8Async", Modern, Perhaps),
     ("cuIpcGetMemHandle", Modern, Perhaps),
     ("cuStreamSynchronize", Modern, IfLost),
-    // Only after another call has failed.
-    ("cuStreamSynchronize skip=1", Modern, Perhaps),
+    // Where nobody tells of a slice it is waited for, and if that fails the context is given up.
+    ("cuStreamSynchronize behind=cuLaunchHostFunc + cuLaunchHostFunc 2 behind=cuEventRecord", Modern, Always),
 ];
+
+/// Calls whose failures other tests see to: when the driver is loaded, while a transfer waits for long, and when a context may be
+/// there still.
+const ELSEWHERE: [(&str, &str); 6] = [
+    ("cuInit", include_str!("gpu.rs")),
+    ("cuDriverGetVersion", include_str!("gpu.rs")),
+    ("cuDeviceGetCount", include_str!("gpu.rs")),
+    ("cuGetProcAddress_v2", include_str!("gpu.rs")),
+    ("cuStreamQuery", include_str!("gpu_lost.rs")),
+    ("cuDevicePrimaryCtxGetState", include_str!("gpu_lost.rs")),
+];
+
+/// What is enqueued and may fail when the device gets there. Behind a name there may be which of its calls.
+const ENQUEUED: [(&str, Kind); 13] = [
+    ("cuStreamWaitEvent", Modern),
+    ("cuEventRecord", Modern),
+    ("cuEventRecord skip=1", Modern),
+    ("cuLaunchHostFunc behind=cuStreamWaitEvent", Modern),
+    ("cuLaunchHostFunc behind=cuEventRecord", Modern),
+    ("cuMemcpyBatchAsync", Modern),
+    ("cuLaunchKernel", Modern),
+    ("cuLaunchKernel skip=2", Old),
+    ("cuMemcpyDtoHAsync_v2", Bare),
+    ("cuMemcpyHtoDAsync_v2", Bare),
+    ("cuMemcpy2DAsync_v2", Bare),
+    // Isolated workers.
+    ("cuStreamWaitValue64_v2", Modern),
+    ("cuStreamWriteValue64_v2", Modern),
+];
+
+fn announced(call: &str) -> Announce {
+    let isolated = ["Value64", "cuMemAlloc", "cuMemset", "cuIpcGetMemHandle"];
+    if isolated.iter().any(|part| call.contains(part)) { Announce::Isolated } else { Announce::Torch }
+}
+
+/// The functions that the daemon loads.
+fn functions() -> Vec<&'static str> {
+    let source = include_str!("../../daemon/src/device/cuda/driver.rs");
+    let list = source.split("\nfunctions! {\n").nth(1).and_then(|rest| rest.split("\n}\n").next());
+    let names = list.expect("a list of functions").lines().filter_map(|line| {
+        let name = line.trim().split_once('(')?.0;
+        name.starts_with("cu").then_some(name)
+    });
+    names.collect()
+}
+
+/// A call that comes to the daemon comes to this list.
+#[test]
+fn every_function_that_is_called_is_made_to_fail() {
+    let functions = functions();
+    assert!(functions.len() > 40, "{functions:?}");
+    let here = CALLS.iter().map(|(call, ..)| call.split(' ').next().expect("a name"));
+    let elsewhere = ELSEWHERE.iter().filter(|(name, test)| test.contains(name)).map(|(name, _)| *name);
+    let failing: std::collections::BTreeSet<&str> = here.chain(elsewhere).collect();
+    // The batched copy is looked for by its version.
+    let called: std::collections::BTreeSet<&str> =
+        functions.into_iter().chain(["cuMemcpyBatchAsync"]).collect();
+    assert_eq!(called, failing);
+}
 
 struct Rig {
     gpus: Gpus,
@@ -172,71 +241,102 @@ impl Rig {
         good && answer.expect("an answer").0 == 200
     }
 
-    async fn spoil(&mut self, (name, which): (&str, &str), code: u32, announce: Announce) -> bool {
-        let sticky = if code == FOR_EVER { "sticky" } else { "" };
+    /// Has calls fail as `faults` says, for workers of two layouts, from a context's beginning to its end. Whether a transfer
+    /// was spoilt.
+    async fn spoil(&mut self, what: &str, faults: &[String], announce: Announce) -> bool {
         // Heads before slots: rows that have to be gathered; and plain copies.
         let layouts = [Layout::HeadMajor, Layout::KvFirst];
         let mut spoilt = false;
         for (at, layout) in layouts.into_iter().enumerate() {
             let memory = GpuMemory::new(self.worker.clone(), announce, LAYERS, layer_bytes(layout));
             let subject = Subject { backing: &memory, layout, layers: LAYERS, instance: 100 + at as u64 };
-            // A line of its own for each layout: calls are counted by line.
-            self.gpus.faults(&format!("{name} {code} {which} {sticky} layout={at}\n"));
+            // Lines of their own: calls are counted by line.
+            let own = self.next;
+            let lines: Vec<String> =
+                faults.iter().map(|fault| format!("{fault} after-prompt={own}\n")).collect();
+            self.gpus.faults(&lines.concat());
             subject.register(&mut self.client, "m").await;
             spoilt |= !self.works(&subject).await;
             spoilt |= !self.works(&subject).await;
-            self.gpus.faults("");
+            // What has not failed yet is called when the worker goes. What fails each time would not let it come back.
+            if faults.iter().any(|fault| fault.contains("times=")) {
+                self.gpus.faults("");
+            }
             // The worker's pings have it register again, sooner or later.
             let again = async || {
                 subject.register(&mut self.client, "m").await;
                 self.works(&subject).await.then_some(())
             };
-            eventually(&format!("{name} {which} {code}: the worker is served again"), again).await;
-            let unregister = Request::UnregisterKvCache { instance_id: subject.instance };
-            self.client.call(&unregister).await.expect("unregister");
-            // The next one's begins with a context of its own.
-            let pid = self.daemon.pid();
-            let gone = async || self.gpus.contexts_of(pid).is_empty().then_some(());
-            eventually(&format!("{name} {which} {code}: no context is left"), gone).await;
+            eventually(&format!("{what}: the worker is served again"), again).await;
+            self.goes(what, &subject).await;
+            self.gpus.faults("");
+            // Also after what failed while it went.
+            subject.register(&mut self.client, "m").await;
+            assert!(self.works(&subject).await, "{what}: what failed at the end spoils the next");
+            self.goes(what, &subject).await;
         }
         self.daemon.metric_becomes("lmcached_l1_writing_objects", &[], 0.0).await;
         self.daemon.metric_becomes("lmcached_l1_pins", &[], 0.0).await;
-        assert!(self.daemon.alive(), "{name} {which} {code}");
+        assert!(self.daemon.alive(), "{what}");
         spoilt
+    }
+
+    /// The next one's begins with a context of its own.
+    async fn goes(&mut self, what: &str, subject: &Subject<'_>) {
+        unregister(&mut self.client, subject.instance).await;
+        let pid = self.daemon.pid();
+        let gone = async || self.gpus.contexts_of(pid).is_empty().then_some(());
+        eventually(&format!("{what}: no context is left"), gone).await;
+        let closed = async || (self.gpus.mapped_by(pid) == 0).then_some(());
+        eventually(&format!("{what}: nothing is open"), closed).await;
+    }
+}
+
+/// A daemon for each kind of driver.
+struct Rigs {
+    modern: Rig,
+    old: Rig,
+    bare: Rig,
+}
+
+impl Rigs {
+    async fn start() -> Rigs {
+        Rigs {
+            modern: Rig::start(&[]).await,
+            old: Rig::start(&[("FAKE_CUDA_VERSION", "12040")]).await,
+            bare: Rig::start(&[("FAKE_CUDA_VERSION", "12040"), ("FAKE_CUDA_PTX", "0")]).await,
+        }
+    }
+
+    fn of(&mut self, kind: Kind) -> &mut Rig {
+        match kind {
+            Modern => &mut self.modern,
+            Old => &mut self.old,
+            Bare => &mut self.bare,
+        }
     }
 }
 
 async fn every_call(code: u32) {
-    let mut modern = Rig::start(&[]).await;
-    let mut old = Rig::start(&[("FAKE_CUDA_VERSION", "12040")]).await;
-    let mut bare = Rig::start(&[("FAKE_CUDA_VERSION", "12040"), ("FAKE_CUDA_PTX", "0")]).await;
-    for (call, kind, spoils) in CALLS {
-        let isolated = ["Value64", "cuMemAlloc", "cuMemset", "cuIpcGetMemHandle"];
-        let announce = if isolated.iter().any(|part| call.contains(part)) {
-            Announce::Isolated
-        } else {
-            Announce::Torch
-        };
-        let rig = match kind {
-            Modern => &mut modern,
-            Old => &mut old,
-            Bare => &mut bare,
-        };
-        let (name, which) = call.split_once(' ').unwrap_or((call, ""));
+    let mut rigs = Rigs::start().await;
+    let sticky = if code == FOR_EVER { " sticky" } else { "" };
+    for &(call, kind, spoils) in CALLS {
+        let rig = rigs.of(kind);
+        let (this, besides) = call.split_once(" + ").unwrap_or((call, ""));
+        let (name, which) = this.split_once(' ').unwrap_or((this, ""));
+        let mut faults = vec![format!("{name} {code} {which}{sticky}")];
+        faults.extend((!besides.is_empty()).then(|| besides.to_owned()));
         let errors = async |rig: &Rig| {
             rig.daemon.metric("lmcached_cuda_errors_total", &[&format!("call=\"{name}\"")]).await
         };
         let before = errors(rig).await;
-        let spoilt = rig.spoil((name, which), code, announce).await;
+        let spoilt = rig.spoil(&format!("{call} {code}"), &faults, announced(call)).await;
         let failed = errors(rig).await - before;
+        assert!(failed > 0.0, "{call} {code}: was it ever called, and counted?");
         let must = spoils == Always || spoils == IfLost && code == FOR_EVER;
         assert!(spoilt || !must, "{call} {code} was not noticed");
-        // Which calls are made depends on the layout; what spoils something has been made, and is counted.
-        assert!(
-            failed > 0.0 || spoils == Perhaps && !spoilt,
-            "{call} {code}: was it ever called, and counted?"
-        );
-        assert!(!spoilt || spoils != IfLost || code == FOR_EVER, "{call} {code}: there is another way");
+        let may = must || spoils == Perhaps;
+        assert!(!spoilt || may, "{call} {code} spoils a transfer, and there is another way");
     }
 }
 
@@ -248,6 +348,36 @@ async fn a_call_that_fails_once_spoils_at_most_its_transfer() {
 #[tokio::test]
 async fn a_lost_context_is_made_anew() {
     every_call(FOR_EVER).await;
+}
+
+/// Nothing is told of what fails on the device, nor of what is behind it.
+#[tokio::test]
+async fn what_fails_when_the_device_gets_there_is_noticed() {
+    let mut rigs = Rigs::start().await;
+    for (call, kind) in ENQUEUED {
+        let rig = rigs.of(kind);
+        let (name, which) = call.split_once(' ').unwrap_or((call, ""));
+        let faults = [format!("{name} 700 {which} late")];
+        let spoilt = rig.spoil(&format!("{call}, late"), &faults, announced(call)).await;
+        assert!(spoilt, "{call} was not noticed");
+        rig.daemon.says("the GPU context is lost").await;
+    }
+}
+
+/// Neither released nor reset, it is still the device's: the next worker gets the same one, and is served.
+#[tokio::test]
+async fn a_context_that_cannot_be_destroyed_is_used_again() {
+    let mut rig = Rig::start(&[]).await;
+    rig.gpus.faults("cuDevicePrimaryCtxRelease_v2 2\ncuDevicePrimaryCtxReset_v2 2\n");
+    let memory = GpuMemory::new(rig.worker.clone(), Announce::Torch, LAYERS, layer_bytes(Layout::KvFirst));
+    let subject = Subject { backing: &memory, layout: Layout::KvFirst, layers: LAYERS, instance: 1 };
+    for round in 0..2 {
+        subject.register(&mut rig.client, "m").await;
+        assert!(rig.works(&subject).await, "round {round}");
+        unregister(&mut rig.client, 1).await;
+        rig.daemon.says("cannot destroy a GPU context").await;
+    }
+    assert_eq!(rig.gpus.contexts_of(rig.daemon.pid()), [0]);
 }
 
 /// Batches that the driver does not take are made of single copies.

@@ -156,6 +156,60 @@ async fn who_waits_when_the_context_is_lost_is_answered() {
     }
 }
 
+/// What a GPU might still write belongs to nobody else, as long as it is not certain that its context is gone.
+#[tokio::test]
+async fn objects_stay_reserved_while_a_lost_context_may_be_there() {
+    let gpus = Gpus::new(1, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+    let worker = Arc::new(gpus.worker(0, None));
+    let of_worker = memory(&worker, Announce::Torch);
+    let failed = subject(&of_worker, 1);
+    let mut client = daemon.connect().await;
+    failed.register(&mut client, "m").await;
+    gpus.faults("cuMemcpyBatchAsync 700 late\ncuDevicePrimaryCtxReset_v2 2\ncuDevicePrimaryCtxGetState 2\n");
+    assert!(!failed.store(&mut client, &frame("m", "a", 1), blocks()).await.1);
+    daemon.says("cannot destroy a GPU context; what its GPU might still write stays reserved").await;
+    assert_eq!(daemon.metric("lmcached_l1_writing_objects", &[]).await, 1.0);
+    failed.register(&mut client, "m").await;
+    assert!(failed.store(&mut client, &frame("m", "b", 2), blocks()).await.1);
+}
+
+/// Nothing is under way, so nobody would notice by a call that the context is lost while the gate waits.
+#[tokio::test]
+async fn a_context_that_is_lost_while_a_transfer_waits_is_noticed() {
+    for fault in ["cuStreamWaitEvent 714 late", "cuStreamQuery 719 sticky"] {
+        let gpus = Gpus::new(1, &[]);
+        let daemon = Daemon::start_in(&gpus.of_daemon(), &[NO_TIMEOUT]).await;
+        let worker = Arc::new(gpus.worker(0, None));
+        let of_worker = memory(&worker, Announce::Torch);
+        let waits = subject(&of_worker, 1);
+        let mut client = daemon.connect().await;
+        waits.register(&mut client, "m").await;
+        worker.ask("hold");
+        gpus.faults(&format!("{fault}\n"));
+        assert!(!waits.store(&mut client, &frame("m", "a", 1), blocks()).await.1, "{fault}");
+        daemon.says("the GPU context is lost").await;
+        contexts_become(&gpus, &daemon, &[]).await;
+        gpus.faults("");
+        worker.ask("go");
+        waits.register(&mut client, "m").await;
+        // A question that fails by itself is asked again.
+        worker.ask("hold");
+        gpus.faults("cuStreamQuery 2\n");
+        let key_frame = frame("m", "b", 1);
+        let event = worker.event();
+        let store =
+            Request::Store { key: key(&key_frame), instance_id: 1, block_ids: vec![blocks()], event: &event };
+        let id = client.send(&store).await.expect("sent");
+        daemon
+            .metric_becomes("lmcached_cuda_errors_total", &["call=\"cuStreamQuery\"", "GPU memory"], 1.0)
+            .await;
+        worker.ask("go");
+        let stored = client.wait(store.operation(), &id).await.expect("an answer");
+        assert!(matches!(stored, Response::Transfer(_, true)), "{stored:?}");
+    }
+}
+
 /// A stream that waits for an event that does not fire ends with its context.
 #[tokio::test]
 async fn an_overdue_event_does_not_keep_a_context_that_is_lost_later() {

@@ -1,14 +1,15 @@
 //! Failures on demand.
 //!
-//! A line of the file is `FUNCTION CODE [skip=N] [times=N] [sticky|late|held]`: the call after the first N ones returns the code,
-//! once or `times` times. A counter begins anew when its line changes.
+//! A line of the file is `FUNCTION CODE [behind=OTHER] [skip=N] [times=N] [sticky|late|held]`: the call after the first N ones
+//! returns the code, once or `times` times; with `behind` only calls count that follow one of OTHER on their thread. A counter begins
+//! anew when its line changes.
 //!
 //! * `sticky`: the error stays in the current context;
 //! * `late`: the call succeeds, and what it enqueued fails when the stream gets there, which spoils the context: so do faults of a
 //!   kernel or a copy arrive;
 //! * `held`: the call succeeds, and what it enqueued is not begun before the line has gone.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
@@ -29,6 +30,7 @@ pub(crate) enum Later {
 
 thread_local! {
     static LATER: RefCell<Option<Later>> = const { RefCell::new(None) };
+    static LAST: Cell<&'static str> = const { Cell::new("") };
 }
 
 /// What becomes of what the current call enqueues; once.
@@ -43,8 +45,9 @@ pub(crate) fn holds(line: &str) -> bool {
 }
 
 /// What a call of `function` must return instead of being done.
-pub(crate) fn fault(function: &str) -> Option<u32> {
+pub(crate) fn fault(function: &'static str) -> Option<u32> {
     LATER.set(None);
+    let last = LAST.replace(function);
     let lines = std::fs::read_to_string(FILE.as_ref()?).ok()?;
     let line = lines.lines().find(|line| line.split_whitespace().next() == Some(function))?;
     let mut words = line.split_whitespace().skip(1);
@@ -54,6 +57,7 @@ pub(crate) fn fault(function: &str) -> Option<u32> {
         match word.split_once('=') {
             Some(("skip", n)) => skip = n.parse().ok()?,
             Some(("times", n)) => times = n.parse().ok()?,
+            Some(("behind", other)) if other != last => return None,
             _ => match word {
                 "sticky" => sticky = true,
                 "late" => later = Some(Later::Fails(code)),

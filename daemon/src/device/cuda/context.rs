@@ -320,15 +320,32 @@ impl Context {
         }
         // With its error it would be of no use to the next worker. SAFETY: as above; nobody else in this process has it.
         let destroyed = unsafe { cuda!(self.driver, cuDevicePrimaryCtxReset_v2(self.device.number)) };
-        match &destroyed {
+        match destroyed {
             Ok(()) => tracing::info!(device = label, "the GPU context is destroyed"),
-            Err(error) => tracing::warn!(
-                device = label,
-                %error,
-                "cannot destroy a GPU context; if workers on this GPU do not come back, restart the daemon"
-            ),
+            // The release was the last, then.
+            Err(_) if !self.is_active() => {
+                tracing::info!(device = label, "the GPU context is gone");
+            }
+            Err(error) => {
+                tracing::warn!(
+                    device = label,
+                    %error,
+                    "cannot destroy a GPU context; what its GPU might still write stays reserved; if workers on this GPU do not come back, restart the daemon"
+                );
+                return false;
+            }
         }
-        destroyed.is_ok()
+        true
+    }
+
+    /// Whether its device has a context, as far as is known.
+    fn is_active(&self) -> bool {
+        let (mut flags, mut active) = (0, 1);
+        // SAFETY: pointers to our own.
+        let known = unsafe {
+            cuda!(self.driver, cuDevicePrimaryCtxGetState(self.device.number, &mut flags, &mut active))
+        };
+        known.is_err() || active != 0
     }
 }
 

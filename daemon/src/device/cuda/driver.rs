@@ -76,6 +76,7 @@ functions! {
     cuDevicePrimaryCtxRetain(*mut CUcontext, c_int);
     cuDevicePrimaryCtxRelease_v2(c_int);
     cuDevicePrimaryCtxReset_v2(c_int);
+    cuDevicePrimaryCtxGetState(c_int, *mut c_uint, *mut c_int);
     cuCtxPushCurrent_v2(CUcontext);
     cuCtxPopCurrent_v2(*mut CUcontext);
     cuMemAlloc_v2(*mut u64, usize);
@@ -100,6 +101,7 @@ functions! {
     cuStreamCreate(*mut CUstream, c_uint);
     cuStreamDestroy_v2(CUstream);
     cuStreamSynchronize(CUstream);
+    cuStreamQuery(CUstream);
     cuStreamWaitEvent(CUstream, CUevent, c_uint);
     cuStreamWaitValue64_v2(CUstream, u64, u64, c_uint);
     cuStreamWriteValue64_v2(CUstream, u64, u64, c_uint);

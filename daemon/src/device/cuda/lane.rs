@@ -6,7 +6,7 @@
 //! pinned, which the driver makes itself.
 //!
 //! The driver tells nothing after an error that it does not recover from. While slices are under way they are looked at once a
-//! second for that reason. Whoever finds the context lost wakes the lanes of all its workers ([`Context::watch`]): each ends, as the
+//! second for that reason, and so are gates while transfers wait behind them. Whoever finds the context lost wakes the lanes of all its workers ([`Context::watch`]): each ends, as the
 //! context is of no use to anybody before the last has let it go.
 #![allow(unsafe_code)]
 
@@ -35,7 +35,7 @@ use crate::device::transfer::{Direction, Done, Transfer};
 
 /// Slices of a direction that are under way at once.
 const AHEAD: usize = 2;
-/// Between two looks at slices whose end is not told.
+/// Between two looks at slices whose end is not told, and at gates.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// One direction.
@@ -191,8 +191,9 @@ impl Lane {
     /// The next command, or `None` when it is time to look around.
     fn receive(&self, commands: &Receiver<Command>) -> Option<Command> {
         let events = self.waiting.values().filter_map(|waiting| waiting.until).min();
-        let slices = (!self.slices.is_empty()).then(|| Instant::now() + LOOK);
-        let received = match [events, slices].into_iter().flatten().min() {
+        let awaited = !self.slices.is_empty() || self.waiting.values().any(|waiting| waiting.job.is_some());
+        let look = awaited.then(|| Instant::now() + LOOK);
+        let received = match [events, look].into_iter().flatten().min() {
             None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(until) => commands.recv_timeout(until.saturating_duration_since(Instant::now())),
         };

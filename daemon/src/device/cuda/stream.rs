@@ -75,6 +75,12 @@ impl Stream {
         launched
     }
 
+    /// Whether all is done.
+    pub(super) fn is_idle(&self) -> Result<bool, CudaError> {
+        // SAFETY: it lives.
+        done(unsafe { cuda!(self.context.driver, cuStreamQuery(self.raw)) })
+    }
+
     /// Waits on the calling thread until all is done.
     pub(super) fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: it lives.
@@ -86,6 +92,15 @@ impl Drop for Stream {
     fn drop(&mut self) {
         // What is enqueued is still done; the driver does not wait for it here. SAFETY: nobody has it any more.
         let _ = unsafe { cuda!(self.context.driver, cuStreamDestroy_v2(self.raw)) };
+    }
+}
+
+/// What a question whether something is over was answered.
+fn done(answer: Result<(), CudaError>) -> Result<bool, CudaError> {
+    match answer {
+        Ok(()) => Ok(true),
+        Err(CudaError { code: code::NOT_READY, .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -143,11 +158,7 @@ impl Event {
     /// Whether it has fired.
     pub(super) fn fired(&self) -> Result<bool, CudaError> {
         // SAFETY: it lives.
-        match unsafe { cuda!(self.context.driver, cuEventQuery(self.raw)) } {
-            Ok(()) => Ok(true),
-            Err(CudaError { code: code::NOT_READY, .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
+        done(unsafe { cuda!(self.context.driver, cuEventQuery(self.raw)) })
     }
 
     /// Time from `start` to this one; both have fired.

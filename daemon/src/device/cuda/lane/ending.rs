@@ -13,7 +13,9 @@ use crate::device::cuda::job::Job;
 impl Lane {
     /// Nothing was told for a while: are there slices whose end nobody tells, or events that are overdue?
     pub(super) fn look(&mut self) {
-        let broken = self.slices.values().find_map(|slice| slice.end.fired().err());
+        let slices = self.slices.values().filter_map(|slice| slice.end.fired().err());
+        let gates = self.waiting.values().filter_map(|waiting| self.ways[waiting.way].gate.is_idle().err());
+        let broken = slices.chain(gates).next();
         if let Some(error) = broken.filter(|error| self.context.note(*error)) {
             return self.lose(&error.to_string());
         }
