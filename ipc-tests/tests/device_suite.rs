@@ -9,9 +9,41 @@ use ipc_tests::device_suite::{
 };
 use ipc_tests::gpu::Gpus;
 use ipc_tests::worker::{lookup, prompt};
-use lmcache_proto::wire::Request;
+use lmcache_proto::wire::{DeviceDescriptor, Request};
+use lmcached::device::format::{Blocks, Format, HeadOrder, View};
 
 const LAYERS: usize = 3;
+
+/// Each format that the daemon serves is one of the suite's layouts, with padding where it may have that.
+#[test]
+fn the_layouts_are_all_formats_that_are_served() {
+    let format = |layout| {
+        let memory = CpuMemory::new(1, layer_bytes(layout));
+        let subject = Subject { backing: &memory, layout, layers: 1, instance: 1 };
+        let registration = subject.registration("m");
+        let DeviceDescriptor::CpuShm { metadata, .. } = &registration.kv_cache[0] else {
+            panic!("CPU memory")
+        };
+        let order = HeadOrder::resolve(&registration.layout_hints, HeadOrder::Nhd).expect("a known hint");
+        let view = View::new(metadata).and_then(|view| view.physical()).expect("a view");
+        let blocks = Blocks::detect(&view, order).expect("a format");
+        let tile = blocks.slots * blocks.heads * blocks.head_width;
+        (blocks.format, blocks.planes == 1 && blocks.block_stride > tile)
+    };
+    let expected = [
+        (Format::KvFirstNhd, false),
+        (Format::KvFirstHnd, false),
+        (Format::BlocksFirstNhd, false),
+        (Format::BlocksFirstHnd, false),
+        (Format::FusedNhd, false),
+        (Format::FusedHnd, false),
+        (Format::Mla, false),
+        (Format::FusedNhd, true),
+        (Format::FusedHnd, true),
+        (Format::Mla, true),
+    ];
+    assert_eq!(LAYOUTS.map(format), expected);
+}
 
 #[tokio::test]
 async fn cpu_memory_does_what_it_must() {
