@@ -5,14 +5,20 @@ use std::sync::Arc;
 
 use ipc_tests::daemon::Daemon;
 use ipc_tests::device_suite::{
-    Announce, Backing, CpuMemory, GpuMemory, LAYOUTS, Layout, Subject, checksums, layer_bytes, model, run,
+    Announce, Backing, CpuMemory, GpuMemory, Hybrid, LAYOUTS, Layout, Subject, checksums, layer_bytes, model,
+    run, run_windows,
 };
+use ipc_tests::fs_tier;
 use ipc_tests::gpu::Gpus;
 use ipc_tests::worker::{lookup, prompt};
 use lmcache_proto::wire::{DeviceDescriptor, Request};
 use lmcached::device::format::{Blocks, Format, HeadOrder, View};
 
 const LAYERS: usize = 3;
+/// Layers of workers with a window: two of each kind.
+const HYBRID_LAYERS: usize = 4;
+/// Tokens of a window that is a quarter of a chunk, and of one that reaches into a second chunk.
+const WINDOWS: [u64; 2] = [64, 320];
 
 /// Each format that the daemon serves is one of the suite's layouts, with padding where it may have that.
 #[test]
@@ -55,6 +61,30 @@ async fn cpu_memory_does_what_it_must() {
     }
 }
 
+/// Every layout with a short window and one with a long one, in one object with full attention and in objects of their own.
+async fn windows(start: impl AsyncFn(&[&str]) -> Daemon, memory: impl Fn(Layout) -> Box<dyn Backing>) {
+    for separate in [false, true] {
+        let tier = tempfile::tempdir().expect("a directory");
+        let flag = fs_tier::flag(tier.path());
+        let mut flags = vec![flag.as_str(), "--l1-size-gb=0.015625"];
+        flags.extend(separate.then_some("--separate-object-groups"));
+        let daemon = start(&flags).await;
+        let short = LAYOUTS.map(|layout| (layout, WINDOWS[0]));
+        for (at, (layout, window)) in short.into_iter().chain([(Layout::HeadMajor, WINDOWS[1])]).enumerate() {
+            let backing = memory(layout);
+            let subject = Subject { backing: &*backing, layout, layers: HYBRID_LAYERS, instance: at as u64 };
+            let hybrid = Hybrid { subject, window, separate };
+            run_windows(&daemon, &hybrid, &format!("windows-{layout:?}-{window}"), tier.path()).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn windows_in_cpu_memory_do_what_they_must() {
+    let memory = |layout| Box::new(CpuMemory::new(HYBRID_LAYERS, layer_bytes(layout))) as Box<dyn Backing>;
+    windows(async |flags| Daemon::start(flags).await, memory).await;
+}
+
 async fn on_gpu(announce: Announce, more: &[(&str, &str)], flags: &[&str]) {
     let gpus = Gpus::new(1, more);
     let daemon = Daemon::start_in(&gpus.of_daemon(), flags).await;
@@ -64,6 +94,14 @@ async fn on_gpu(announce: Announce, more: &[(&str, &str)], flags: &[&str]) {
         let subject = Subject { backing: &memory, layout, layers: LAYERS, instance: 20 + at as u64 };
         run(&daemon, &subject, &format!("gpu-{layout:?}")).await;
     }
+    drop(daemon);
+    let start =
+        async |of_windows: &[&str]| Daemon::start_in(&gpus.of_daemon(), &[flags, of_windows].concat()).await;
+    let memory = |layout| {
+        let memory = GpuMemory::new(worker.clone(), announce, HYBRID_LAYERS, layer_bytes(layout));
+        Box::new(memory) as Box<dyn Backing>
+    };
+    windows(start, memory).await;
 }
 
 #[tokio::test]

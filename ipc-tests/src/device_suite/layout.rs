@@ -155,6 +155,23 @@ impl Layout {
         ((plane * plane_step + block * block_step) * ELEMENT) as usize
     }
 
+    /// Bytes of one slot of one plane.
+    pub(super) fn slot_bytes(self) -> usize {
+        let (heads, width) = self.heads();
+        (heads * width * ELEMENT) as usize
+    }
+
+    /// One slot of a block of a plane as an object has it: one head after the other.
+    pub(super) fn slot(self, layer: &[u8], plane: u64, block: u64, slot: u64) -> Vec<u8> {
+        let (slot_step, head_step) = self.steps_in_block();
+        let (heads, width) = self.heads();
+        let head = |head: u64| {
+            let at = self.at(plane, block) + ((slot * slot_step + head * head_step) * ELEMENT) as usize;
+            &layer[at..at + (width * ELEMENT) as usize]
+        };
+        (0..heads).flat_map(head).copied().collect()
+    }
+
     /// Where the padding behind each block is.
     pub(super) fn gaps(self) -> impl Iterator<Item = std::ops::Range<usize>> {
         let bytes = (self.padding() * ELEMENT) as usize;

@@ -3,10 +3,12 @@
 mod layout;
 mod memory;
 mod subject;
+mod windows;
 
 pub use layout::{LAYOUTS, Layout, layer_bytes};
 pub use memory::{Announce, Backing, CpuMemory, GpuMemory};
 pub use subject::Subject;
+pub use windows::{Hybrid, run_windows};
 
 use lmcache_proto::wire::Request;
 

@@ -109,9 +109,21 @@ impl Subject<'_> {
     /// # Panics
     /// If there is no answer.
     pub async fn store(&self, client: &mut Connection, frame: &[u8], blocks: Vec<u64>) -> (Vec<u8>, bool) {
+        self.store_groups(client, frame, vec![blocks]).await
+    }
+
+    /// [`Subject::store`] with one list of blocks for each engine group.
+    ///
+    /// # Panics
+    /// If there is no answer.
+    pub async fn store_groups(
+        &self,
+        client: &mut Connection,
+        frame: &[u8],
+        block_ids: Vec<Vec<u64>>,
+    ) -> (Vec<u8>, bool) {
         let event = self.backing.event();
         let instance_id = self.instance;
-        let block_ids = vec![blocks];
         let request = Request::Store { key: key(frame), instance_id, block_ids, event: &event };
         transfer(client.call(&request).await.expect("store"))
     }
@@ -127,11 +139,25 @@ impl Subject<'_> {
         blocks: Vec<u64>,
         skip: u64,
     ) -> (Vec<u8>, bool) {
+        self.retrieve_groups(client, frame, vec![blocks], skip).await
+    }
+
+    /// [`Subject::retrieve`] with one list of blocks for each engine group.
+    ///
+    /// # Panics
+    /// If there is no answer.
+    pub async fn retrieve_groups(
+        &self,
+        client: &mut Connection,
+        frame: &[u8],
+        block_ids: Vec<Vec<u64>>,
+        skip: u64,
+    ) -> (Vec<u8>, bool) {
         let event = self.backing.event();
         let request = Request::Retrieve {
             key: key(frame),
             instance_id: self.instance,
-            block_ids: vec![blocks],
+            block_ids,
             event: &event,
             skip_first_n_tokens: skip,
         };
