@@ -49,30 +49,10 @@ pub(crate) fn fault(function: &'static str) -> Option<u32> {
     LATER.set(None);
     let last = LAST.replace(function);
     let lines = std::fs::read_to_string(FILE.as_ref()?).ok()?;
-    let line = lines.lines().find(|line| line.split_whitespace().next() == Some(function))?;
-    let mut words = line.split_whitespace().skip(1);
-    let code: u32 = words.next()?.parse().ok()?;
-    let (mut skip, mut times, mut sticky, mut later) = (0, 1, false, None);
-    for word in words {
-        match word.split_once('=') {
-            Some(("skip", n)) => skip = n.parse().ok()?,
-            Some(("times", n)) => times = n.parse().ok()?,
-            Some(("behind", other)) if other != last => return None,
-            _ => match word {
-                "sticky" => sticky = true,
-                "late" => later = Some(Later::Fails(code)),
-                "held" => later = Some(Later::Held(line.to_owned())),
-                _ => {}
-            },
-        }
-    }
-    let mut calls = CALLS.lock();
-    let seen = calls.entry(line.to_owned()).or_default();
-    *seen += 1;
-    if *seen <= skip || *seen > skip + times {
-        return None;
-    }
-    drop(calls);
+    let of_function = lines.lines().filter(|line| line.split_whitespace().next() == Some(function));
+    // All count, and the first that says something holds.
+    let failures: Vec<Failure> = of_function.filter_map(|line| Failure::of(line, last)).collect();
+    let Failure { code, sticky, later } = failures.into_iter().next()?;
     if later.is_some() {
         LATER.set(later);
         return None;
@@ -81,6 +61,38 @@ pub(crate) fn fault(function: &'static str) -> Option<u32> {
         context.fault(code);
     }
     Some(code)
+}
+
+/// What a line says of the current call.
+struct Failure {
+    code: u32,
+    sticky: bool,
+    later: Option<Later>,
+}
+
+impl Failure {
+    fn of(line: &str, last: &str) -> Option<Failure> {
+        let mut words = line.split_whitespace().skip(1);
+        let code: u32 = words.next()?.parse().ok()?;
+        let (mut skip, mut times, mut sticky, mut later) = (0, 1, false, None);
+        for word in words {
+            match word.split_once('=') {
+                Some(("skip", n)) => skip = n.parse().ok()?,
+                Some(("times", n)) => times = n.parse().ok()?,
+                Some(("behind", other)) if other != last => return None,
+                _ => match word {
+                    "sticky" => sticky = true,
+                    "late" => later = Some(Later::Fails(code)),
+                    "held" => later = Some(Later::Held(line.to_owned())),
+                    _ => {}
+                },
+            }
+        }
+        let mut calls = CALLS.lock();
+        let seen = calls.entry(line.to_owned()).or_default();
+        *seen += 1;
+        (*seen > skip && *seen <= skip + times).then_some(Failure { code, sticky, later })
+    }
 }
 
 /// The beginning of every function of the driver.

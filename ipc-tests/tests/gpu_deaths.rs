@@ -1,0 +1,127 @@
+//! What a worker with GPU memory leaves behind when it dies or goes: its memory comes back, and what it had asked for is answered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipc_tests::daemon::Daemon;
+use ipc_tests::device_suite::Announce;
+use ipc_tests::gpu::Gpus;
+use ipc_tests::gpu_suite::{blocks, contexts_become, frame, memory, open_become, subject, unregister};
+use ipc_tests::worker::{key, ping};
+use lmcache_proto::wire::{Request, Response};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
+/// A worker that registers itself, asks for a store behind an event that will not fire any more, and is killed: what it has open
+/// at the daemon goes, and the store is answered.
+async fn a_worker_dies(
+    announce: Announce,
+    flags: &[&str],
+    endpoint: impl Fn(&Daemon) -> String,
+    noticed_after: Duration,
+) {
+    let gpus = Gpus::new(1, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), flags).await;
+    let endpoint = endpoint(&daemon);
+    let worker = Arc::new(gpus.worker(0, None));
+    let registered = memory(&worker, announce);
+    let of_worker = subject(&registered, 1);
+    let registration = of_worker.registration("m");
+    worker.call(&endpoint, &Request::RegisterKvCache(Box::new(registration)));
+    open_become(&gpus, &daemon, 1).await;
+    worker.call(&endpoint, &Request::Ping { instance_id: Some(1) });
+    worker.ask("hold");
+    let event = of_worker.backing.event();
+    let pending_key = frame("m", "a", 1);
+    let mut client = daemon.connect().await;
+    let store =
+        Request::Store { key: key(&pending_key), instance_id: 1, block_ids: vec![blocks()], event: &event };
+    let uid = client.send(&store).await.expect("sent");
+    daemon.metric_becomes("lmcached_l1_writing_objects", &[], 1.0).await;
+    if announce == Announce::Isolated {
+        // Its words.
+        open_become(&gpus, &daemon, 2).await;
+    }
+    let pid = nix::unistd::Pid::from_raw(worker.pid() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("signal");
+    tokio::time::sleep(noticed_after).await;
+    open_become(&gpus, &daemon, 0).await;
+    assert!(matches!(
+        client.wait(store.operation(), &uid).await.expect("refused"),
+        Response::Transfer(_, false)
+    ));
+    daemon.metric_becomes("lmcached_l1_writing_objects", &[], 0.0).await;
+    // Whether an event of a dead process ever fires is the driver's affair. A word is written by the daemon.
+    if announce == Announce::Isolated {
+        contexts_become(&gpus, &daemon, &[]).await;
+    }
+}
+
+#[tokio::test]
+async fn the_memory_of_a_killed_worker_comes_back_at_once() {
+    for announce in [Announce::Torch, Announce::Isolated] {
+        // Nothing here goes by time.
+        let flags = ["--bind=ipc://{dir}/sock", "--worker-reap-timeout-seconds=0"];
+        let endpoint = |daemon: &Daemon| format!("ipc://{}/sock", daemon.dir().display());
+        a_worker_dies(announce, &flags, endpoint, Duration::ZERO).await;
+    }
+}
+
+/// Over TCP nobody knows that it is dead, but it is not heard any more.
+async fn a_worker_dies_on_tcp(announce: Announce) {
+    // The shortest that is allowed.
+    let (flags, silence) = (["--worker-reap-timeout-seconds=30"], Duration::from_secs(30));
+    a_worker_dies(announce, &flags, Daemon::endpoint, silence).await;
+}
+
+#[tokio::test]
+async fn the_memory_of_a_worker_that_was_killed_on_tcp_comes_back_when_it_is_reaped() {
+    a_worker_dies_on_tcp(Announce::Torch).await;
+}
+
+#[tokio::test]
+async fn so_does_that_of_an_isolated_one() {
+    a_worker_dies_on_tcp(Announce::Isolated).await;
+}
+
+/// As destroying the context might wait for it, too.
+#[tokio::test]
+async fn an_event_that_a_worker_left_behind_is_said_and_waited_for() {
+    let gpus = Gpus::new(1, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &["--cuda-event-timeout-seconds=1"]).await;
+    let worker = Arc::new(gpus.worker(0, None));
+    let memory = memory(&worker, Announce::Torch);
+    let mut client = daemon.connect().await;
+    subject(&memory, 1).register(&mut client, "m").await;
+    worker.ask("hold");
+    let event = worker.event();
+    let pending_key = frame("m", "a", 1);
+    let store =
+        Request::Store { key: key(&pending_key), instance_id: 1, block_ids: vec![blocks()], event: &event };
+    client.send(&store).await.expect("sent");
+    daemon.metric_becomes("lmcached_l1_writing_objects", &[], 1.0).await;
+    unregister(&mut client, 1).await;
+    open_become(&gpus, &daemon, 0).await;
+    daemon.says("events that it had recorded have not fired since").await;
+    assert_eq!(gpus.contexts_of(daemon.pid()), [0]);
+    worker.ask("go");
+    contexts_become(&gpus, &daemon, &[]).await;
+}
+
+#[tokio::test]
+async fn a_handle_whose_exporter_is_dead_is_refused() {
+    let gpus = Gpus::new(1, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+    let worker = Arc::new(gpus.worker(0, None));
+    let stale = memory(&worker, Announce::Torch);
+    let registration = subject(&stale, 1).registration("m");
+    let pid = nix::unistd::Pid::from_raw(worker.pid() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("signal");
+    let mut client = daemon.connect().await;
+    // Dead when it can be waited for, which is left to its owner.
+    let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    waitid(Id::Pid(pid), ended).expect("it ends");
+    client.call(&Request::RegisterKvCache(Box::new(registration))).await.expect("acknowledged");
+    daemon.says("cuIpcOpenMemHandle_v2 failed: invalid handle (400). The engine must be alive").await;
+    assert!(!ping(&mut client, 1).await);
+    contexts_become(&gpus, &daemon, &[]).await;
+}
