@@ -8,7 +8,7 @@ use ipc_tests::device_suite::{Announce, GpuMemory, Subject, layer_bytes, model};
 use ipc_tests::gpu::Gpus;
 use ipc_tests::gpu_suite::{LAYOUT, blocks, frame, memory, subject};
 use ipc_tests::http;
-use ipc_tests::worker::{key, lookup, prompt};
+use ipc_tests::worker::{Model, commit_store, key, lookup, prepare_store, prompt};
 use lmcache_client::Connection;
 use lmcache_proto::wire::{Request, Response};
 
@@ -169,6 +169,12 @@ async fn a_pool_that_is_pinned_in_parts_is_copied_across_their_borders() {
     subject.register(&mut client, "m").await;
     daemon.says("parts=3 pinned=3").await;
     let before = subject.blocks();
+    // A page, so that the rows of 32 KiB in the objects behind it lie across a border and not beside it.
+    let page = Model { layers: 1, width: 1, ..Model::small("page") };
+    client.call(&page.registration(2)).await.expect("registered");
+    let page_frame = page.key("p", &prompt(1, 1)).frame(Some(0), 0, 256);
+    assert!(prepare_store(&mut client, &page_frame, 2).await.is_some());
+    assert!(commit_store(&mut client, &page_frame, 2).await);
     // Objects of 9.4 MB, which do not fit evenly into parts of 256 MiB; 39 MB a prompt, until the pool is nearly full.
     const PROMPTS: u32 = 15;
     let name = |request: &str, seed| model("m").key(request, &prompt(seed, 4)).frame(Some(0), 0, 1024);
