@@ -332,7 +332,8 @@ impl Instances {
         let mut map = self.map.write();
         let key = (instance.id, instance.mode());
         let outcome = match map.get(&key) {
-            Some(known) if known.same_shape(&instance) => {
+            // The one whose device has given it up would be forgotten right after, and what was opened anew with it.
+            Some(known) if known.same_shape(&instance) && !known.is_lost() => {
                 known.seen.store(instance.seen.load(Ordering::Relaxed), Ordering::Relaxed);
                 return Some(Registered::Refreshed);
             }
