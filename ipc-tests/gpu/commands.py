@@ -18,13 +18,14 @@ def serve(execute: Callable[[list[str]], str]) -> None:
     def call(endpoint: str, operation: str, path: str) -> str:
         # One connection for all that the worker asks, as an engine's worker has it: the daemon knows the process by it.
         nonlocal connection
-        if connection is None:
-            connection = Dealer(endpoint)
         try:
+            if connection is None:
+                connection = Dealer(endpoint)
             return line(connection.call(operation, requests(path)))
         except OSError as error:
             # The daemon has gone: the next call finds another.
-            connection.close()
+            if connection is not None:
+                connection.close()
             connection = None
             return f"error {error}"
 

@@ -5,6 +5,7 @@ Requests leave from this process, so that the daemon has them from who owns the 
 """
 
 import ctypes
+import itertools
 import sys
 
 import torch
@@ -17,6 +18,7 @@ def main() -> None:
     torch.cuda.set_device(device)
     stream = torch.cuda.Stream(device)
     memory: dict[int, torch.Tensor] = {}
+    numbers = itertools.count(1)
     events: list[torch.cuda.Event] = []
     gate: list[object] = []
 
@@ -25,7 +27,8 @@ def main() -> None:
             case ["uuid"]:
                 return str(torch.cuda.get_device_properties(device).uuid).replace("-", "")
             case ["alloc", size]:
-                number = len(memory) + 1
+                # Numbers are given once: others may have been freed.
+                number = next(numbers)
                 memory[number] = torch.zeros(int(size), dtype=torch.uint8, device=device)
                 torch.cuda.synchronize(device)
                 shared = memory[number].untyped_storage()._share_cuda_()

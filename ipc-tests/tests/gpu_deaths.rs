@@ -36,7 +36,15 @@ async fn a_worker_dies(
     let store =
         Request::Store { key: key(&pending_key), instance_id: 1, block_ids: vec![blocks()], event: &event };
     let uid = client.send(&store).await.expect("sent");
-    daemon.metric_becomes("lmcached_l1_writing_objects", &[], 1.0).await;
+    // Others behind it: their events are of one word, which must not fall.
+    let mut others = daemon.connect().await;
+    for seed in 2..6 {
+        let (event, name) = (of_worker.backing.event(), frame("m", "b", seed));
+        let store =
+            Request::Store { key: key(&name), instance_id: 1, block_ids: vec![blocks()], event: &event };
+        others.send(&store).await.expect("sent");
+    }
+    daemon.metric_becomes("lmcached_l1_writing_objects", &[], 5.0).await;
     if announce == Announce::Isolated {
         // Its words.
         open_become(&gpus, &daemon, 2).await;

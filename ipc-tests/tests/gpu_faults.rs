@@ -154,7 +154,13 @@ fn every_function_that_is_called_is_made_to_fail() {
     let functions = functions();
     assert!(functions.len() > 40, "{functions:?}");
     let here = CALLS.iter().map(|(call, ..)| call.split(' ').next().expect("a name"));
-    let elsewhere = ELSEWHERE.iter().filter(|(name, test)| test.contains(name)).map(|(name, _)| *name);
+    // With the code that it must fail with, as in a line of failures.
+    let is_failing = |(name, test): &&(&str, &str)| {
+        let with_code =
+            |at: usize| test[at + name.len()..].trim_start_matches(' ').starts_with(char::is_numeric);
+        test.match_indices(name).any(|(at, _)| test[at + name.len()..].starts_with(' ') && with_code(at))
+    };
+    let elsewhere = ELSEWHERE.iter().filter(is_failing).map(|(name, _)| *name);
     let failing: std::collections::BTreeSet<&str> = here.chain(elsewhere).collect();
     // The batched copy is looked for by its version.
     let called: std::collections::BTreeSet<&str> =
@@ -281,6 +287,11 @@ impl Rig {
         spoilt
     }
 
+    /// How many lines of the log have this.
+    fn said(&self, what: &str) -> usize {
+        self.daemon.log().iter().filter(|line| line.contains(what)).count()
+    }
+
     /// The next one's begins with a context of its own.
     async fn goes(&mut self, what: &str, subject: &Subject<'_>) {
         unregister(&mut self.client, subject.instance).await;
@@ -358,9 +369,10 @@ async fn what_fails_when_the_device_gets_there_is_noticed() {
         let rig = rigs.of(kind);
         let (name, which) = call.split_once(' ').unwrap_or((call, ""));
         let faults = [format!("{name} 700 {which} late")];
+        let before = rig.said("the GPU context is lost");
         let spoilt = rig.spoil(&format!("{call}, late"), &faults, announced(call)).await;
         assert!(spoilt, "{call} was not noticed");
-        rig.daemon.says("the GPU context is lost").await;
+        assert!(rig.said("the GPU context is lost") > before, "{call}");
     }
 }
 
@@ -368,14 +380,15 @@ async fn what_fails_when_the_device_gets_there_is_noticed() {
 #[tokio::test]
 async fn a_context_that_cannot_be_destroyed_is_used_again() {
     let mut rig = Rig::start(&[]).await;
-    rig.gpus.faults("cuDevicePrimaryCtxRelease_v2 2\ncuDevicePrimaryCtxReset_v2 2\n");
+    rig.gpus.faults("cuDevicePrimaryCtxRelease_v2 2 times=9\ncuDevicePrimaryCtxReset_v2 2 times=9\n");
     let memory = GpuMemory::new(rig.worker.clone(), Announce::Torch, LAYERS, layer_bytes(Layout::KvFirst));
     let subject = Subject { backing: &memory, layout: Layout::KvFirst, layers: LAYERS, instance: 1 };
     for round in 0..2 {
         subject.register(&mut rig.client, "m").await;
         assert!(rig.works(&subject).await, "round {round}");
         unregister(&mut rig.client, 1).await;
-        rig.daemon.says("cannot destroy a GPU context").await;
+        let said = async || (rig.said("cannot destroy a GPU context") == round + 1).then_some(());
+        eventually("it says that it cannot destroy the context", said).await;
     }
     assert_eq!(rig.gpus.contexts_of(rig.daemon.pid()), [0]);
 }

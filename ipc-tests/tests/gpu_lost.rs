@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ipc_tests::daemon::Daemon;
 use ipc_tests::device_suite::{Announce, model};
+use ipc_tests::eventually;
 use ipc_tests::gpu::Gpus;
 use ipc_tests::gpu_suite::{
     blocks, contexts_become, frame, is_told, memory, open_become, subject, unregister,
@@ -118,7 +119,7 @@ async fn who_waits_when_the_context_is_lost_is_answered() {
         let (mut second_client, mut third_client) = (daemon.connect().await, daemon.connect().await);
         let waits_for = client.send(&waits).await.expect("sent");
         daemon.metric_becomes("lmcached_l1_writing_objects", &[], 1.0).await;
-        gpus.faults("cuMemcpyBatchAsync 1 held\n");
+        gpus.faults(&format!("cuMemcpyBatchAsync 1 held\ncuMemcpyBatchAsync 719 skip=1 {arrives}\n"));
         let retrieve = Request::Retrieve {
             key: key(&names[1]),
             instance_id: 1,
@@ -128,8 +129,9 @@ async fn who_waits_when_the_context_is_lost_is_answered() {
         };
         let is_copied = second_client.send(&retrieve).await.expect("sent");
         daemon.metric_becomes("lmcached_l1_pins", &[], 2.0).await;
+        // Requests with keys are handled one after the other: the retrieve has been handed over.
+        assert_eq!(lookup(&mut second_client, &model("m"), "x", &prompt(9, 1), 1).await, 0);
         let fails = store(&names[2], 1, &fired);
-        gpus.faults(&format!("cuMemcpyBatchAsync 1 held\ncuLaunchHostFunc 719 {arrives}\n"));
         let fails_at = third_client.send(&fails).await.expect("sent");
         let asked = [
             (&mut third_client, &fails, fails_at),
@@ -206,6 +208,102 @@ async fn a_context_that_is_lost_while_a_transfer_waits_is_noticed() {
     }
 }
 
+/// A pool that is pinned in a context without workers is not worth keeping the context, once it is lost.
+#[tokio::test]
+async fn a_lost_context_that_only_the_pool_is_pinned_in_goes() {
+    let gpus = Gpus::new(2, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+    let (first, second) = (Arc::new(gpus.worker(0, None)), Arc::new(gpus.worker(1, None)));
+    let (of_first, of_second) = (memory(&first, Announce::Torch), memory(&second, Announce::Torch));
+    let (one, idle) = (subject(&of_first, 1), subject(&of_second, 2));
+    let mut client = daemon.connect().await;
+    one.register(&mut client, "m").await;
+    idle.register(&mut client, "m").await;
+    unregister(&mut client, 1).await;
+    open_become(&gpus, &daemon, 1).await;
+    assert_eq!(gpus.contexts_of(daemon.pid()), [0, 1], "the pool is pinned in the first");
+    gpus.faults("cuIpcOpenMemHandle_v2 719 sticky\n");
+    one.register(&mut client, "m").await;
+    daemon.says("the GPU context is lost").await;
+    contexts_become(&gpus, &daemon, &[1]).await;
+    gpus.faults("");
+    for worker in [&one, &idle] {
+        worker.register(&mut client, "m").await;
+        assert!(worker.store(&mut client, &frame("m", "a", worker.instance as u32), blocks()).await.1);
+    }
+}
+
+/// All that a worker names may be open already, and what fails is something of ours.
+#[tokio::test]
+async fn a_context_that_is_found_lost_by_a_registration_goes() {
+    let gpus = Gpus::new(1, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &[]).await;
+    let worker = Arc::new(gpus.worker(0, None));
+    let of_worker = memory(&worker, Announce::Torch);
+    let (idle, comes) = (subject(&of_worker, 1), subject(&of_worker, 2));
+    let mut client = daemon.connect().await;
+    idle.register(&mut client, "m").await;
+    gpus.faults("cuStreamCreate 719 sticky\n");
+    comes.register(&mut client, "m").await;
+    contexts_become(&gpus, &daemon, &[]).await;
+    is_told(&mut client, 1).await;
+    gpus.faults("");
+    for worker in [&comes, &idle] {
+        worker.register(&mut client, "m").await;
+        assert!(worker.store(&mut client, &frame("m", "a", worker.instance as u32), blocks()).await.1);
+    }
+}
+
+/// A bug in a worker's thread costs that worker: it is told so, what it asked for is answered, and it comes back.
+#[tokio::test]
+async fn a_thread_that_panics_costs_its_worker_alone() {
+    let gpus = Gpus::new(1, &[]);
+    let mut environment = gpus.of_daemon();
+    environment.push(("LMCACHED_FAILPOINT", "lane.over:3"));
+    let daemon = Daemon::start_in(&environment, &[]).await;
+    let (one, other) = (Arc::new(gpus.worker(0, None)), Arc::new(gpus.worker(0, None)));
+    let (of_one, of_other) = (memory(&one, Announce::Torch), memory(&other, Announce::Torch));
+    let (fails, goes_on) = (subject(&of_one, 1), subject(&of_other, 2));
+    let mut client = daemon.connect().await;
+    fails.register(&mut client, "m").await;
+    goes_on.register(&mut client, "m").await;
+    assert!(goes_on.store(&mut client, &frame("m", "a", 1), blocks()).await.1);
+    assert!(fails.store(&mut client, &frame("m", "b", 2), blocks()).await.1);
+    assert!(!fails.store(&mut client, &frame("m", "c", 3), blocks()).await.1);
+    daemon.says("its thread has panicked; this is a bug in lmcached, please report it").await;
+    daemon.metric_becomes("lmcached_l1_writing_objects", &[], 0.0).await;
+    is_told(&mut client, 1).await;
+    open_become(&gpus, &daemon, 1).await;
+    assert!(goes_on.store(&mut client, &frame("m", "d", 4), blocks()).await.1);
+    fails.register(&mut client, "m").await;
+    assert!(fails.store(&mut client, &frame("m", "e", 5), blocks()).await.1);
+}
+
+/// Each event that never fires leaves a thread behind, and an engine that hangs registers again and again.
+#[tokio::test]
+async fn the_workers_of_a_gpu_have_a_bound() {
+    const MOST: u64 = 256;
+    let gpus = Gpus::new(1, &[]);
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &["--max-registered-workers=1000"]).await;
+    let worker = Arc::new(gpus.worker(0, None));
+    let of_worker = memory(&worker, Announce::Torch);
+    let mut client = daemon.connect().await;
+    for instance in 1..=MOST {
+        subject(&of_worker, instance).register(&mut client, "m").await;
+    }
+    assert!(ping(&mut client, MOST).await);
+    subject(&of_worker, MOST + 1).register(&mut client, "m").await;
+    is_told(&mut client, MOST + 1).await;
+    daemon.says("An engine's kernels hang").await;
+    unregister(&mut client, 1).await;
+    let served = async || {
+        subject(&of_worker, MOST + 1).register(&mut client, "m").await;
+        let (_, done) = subject(&of_worker, MOST + 1).store(&mut client, &frame("m", "a", 1), blocks()).await;
+        done.then_some(())
+    };
+    eventually("the next one is served when one has gone", served).await;
+}
+
 /// A stream that waits for an event that does not fire ends with its context.
 #[tokio::test]
 async fn an_overdue_event_does_not_keep_a_context_that_is_lost_later() {
@@ -248,15 +346,12 @@ async fn a_context_goes_when_an_overdue_event_has_fired() {
         overdue.register(&mut client, "m").await;
         worker.ask("hold");
         assert!(!overdue.store(&mut client, &frame("m", "a", 1), blocks()).await.1);
-        // It is closed all the same.
-        open_become(&gpus, &daemon, 0).await;
-        if announce == Announce::Torch {
-            assert_eq!(gpus.contexts_of(daemon.pid()), [0], "a stream of it still waits");
-            worker.ask("go");
-        }
-        // A word is written by the daemon when nobody else needs it.
-        contexts_become(&gpus, &daemon, &[]).await;
+        // It is closed all the same; a word stays open while a stream looks at it.
+        open_become(&gpus, &daemon, usize::from(announce == Announce::Isolated)).await;
+        assert_eq!(gpus.contexts_of(daemon.pid()), [0], "a stream of it still waits");
         worker.ask("go");
+        open_become(&gpus, &daemon, 0).await;
+        contexts_become(&gpus, &daemon, &[]).await;
         overdue.register(&mut client, "m").await;
         assert!(overdue.store(&mut client, &frame("m", "b", 1), blocks()).await.1);
         unregister(&mut client, 1).await;

@@ -280,8 +280,8 @@ impl Registration {
     }
 
     /// See [`Device::close`].
-    pub fn close(&self) {
-        self.memory.device().close();
+    pub fn close(&self, dead: bool) {
+        self.memory.device().close(dead);
     }
 
     /// Moves what `transfer` says; see [`Device::submit`].

@@ -129,8 +129,8 @@ pub trait Device: fmt::Debug + Send + Sync {
     }
 
     /// The worker has gone, or registers anew: what still waits for it is given up, and its memory is closed as soon as nothing
-    /// of it is under way, whoever holds the value then.
-    fn close(&self) {}
+    /// of it is under way, whoever holds the value then. `dead`: its process is, or is taken for it.
+    fn close(&self, _dead: bool) {}
 
     /// Copies bytes of a tensor's storage into private memory. Slow: for checks from outside.
     ///

@@ -372,10 +372,13 @@ impl Engine {
         }
     }
 
-    /// A device takes nothing of a worker any more.
-    pub(super) fn is_lost(&self, id: u64) {
-        let _turn = self.turns.of(id);
-        self.forget_lost(id);
+    /// A device takes nothing of a worker any more. `false`: somebody has the worker's turn, and the caller would not `wait` for it.
+    pub(super) fn is_lost(&self, id: u64, wait: bool) -> bool {
+        let turn = if wait { Some(self.turns.of(id)) } else { self.turns.now(id) };
+        if turn.is_some() {
+            self.forget_lost(id);
+        }
+        turn.is_some()
     }
 
     /// Forgets a worker if its device takes nothing of it any more: its pings make it register again, and that opens everything

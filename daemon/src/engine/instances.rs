@@ -109,11 +109,11 @@ impl Instance {
     }
 
     /// It is no worker any more: its memory is closed as soon as no copy is under way. Transfers of its may still hold it.
-    fn close(&self) {
+    fn close(&self, dead: bool) {
         if let Kind::LmcacheDriven { registration, .. } = &self.kind
             && let Some(registration) = registration.get()
         {
-            registration.close();
+            registration.close(dead);
         }
     }
 
@@ -350,7 +350,7 @@ impl Instances {
         let mut models = self.models.write();
         if let Some(old) = map.remove(&key) {
             release_model(&mut models, &old);
-            old.close();
+            old.close(false);
         }
         let worlds = models.entry(instance.model.clone()).or_default();
         let shapes = worlds
@@ -363,33 +363,38 @@ impl Instances {
 
     /// Removes a worker.
     pub(super) fn remove(&self, id: u64, mode: Mode) -> Option<Arc<Instance>> {
-        self.remove_if(id, mode, |_| true)
+        self.remove_if((id, mode), false, |_| true)
+    }
+
+    /// Removes a worker whose process is dead.
+    pub(super) fn remove_dead(&self, id: u64, mode: Mode) -> Option<Arc<Instance>> {
+        self.remove_if((id, mode), true, |_| true)
     }
 
     /// Removes this very worker, and not one that has registered in its place.
     pub(super) fn remove_this(&self, instance: &Instance) -> bool {
         let is_it = |known: &Arc<Instance>| std::ptr::eq(&**known, instance);
-        self.remove_if(instance.id, instance.mode(), is_it).is_some()
+        self.remove_if((instance.id, instance.mode()), false, is_it).is_some()
     }
 
     /// Removes a worker that no request is using; none can begin to once it is removed.
     pub(super) fn remove_unused(&self, id: u64, mode: Mode) -> Option<Arc<Instance>> {
         // Requests clone it under the lock that this holds, and keep the clone until they are done.
-        self.remove_if(id, mode, |instance| Arc::strong_count(instance) == 1)
+        self.remove_if((id, mode), false, |instance| Arc::strong_count(instance) == 1)
     }
 
     fn remove_if(
         &self,
-        id: u64,
-        mode: Mode,
+        key: (u64, Mode),
+        dead: bool,
         still: impl FnOnce(&Arc<Instance>) -> bool,
     ) -> Option<Arc<Instance>> {
         let mut map = self.map.write();
-        map.get(&(id, mode)).filter(|instance| still(instance))?;
-        let removed = map.remove(&(id, mode))?;
+        map.get(&key).filter(|instance| still(instance))?;
+        let removed = map.remove(&key)?;
         self.bytes.fetch_sub(removed.bytes(), Ordering::Relaxed);
         release_model(&mut self.models.write(), &removed);
-        removed.close();
+        removed.close(dead);
         Some(removed)
     }
 
@@ -428,7 +433,7 @@ impl Instances {
             .filter_map(|suspect| {
                 // Judged again under the lock: it may have spoken, or registered anew, in between.
                 let still = |now: &Arc<Instance>| Arc::ptr_eq(now, &suspect) && is_silent(now);
-                let removed = self.remove_if(suspect.id, suspect.mode(), still)?;
+                let removed = self.remove_if((suspect.id, suspect.mode()), true, still)?;
                 let silent = silence(&removed);
                 Some((removed, silent))
             })

@@ -139,7 +139,7 @@ impl Engine {
                 .into_iter()
                 .filter_map(|mode| {
                     self.forget_registration(worker, mode);
-                    self.instances.remove(worker, mode)
+                    self.instances.remove_dead(worker, mode)
                 })
                 .count();
             self.worker_gone(worker);

@@ -268,7 +268,7 @@ impl Engine {
         if let Some(cuda) = &engine.cuda {
             let me = engine.me.clone();
             // Without an engine there are no workers.
-            cuda.on_loss(move |worker| me.upgrade().into_iter().for_each(|engine| engine.is_lost(worker)));
+            cuda.on_loss(move |worker, wait| me.upgrade().is_none_or(|engine| engine.is_lost(worker, wait)));
         }
         engine
     }

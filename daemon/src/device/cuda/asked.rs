@@ -6,11 +6,12 @@ use std::sync::mpsc::Sender;
 
 use super::job::Finished;
 use crate::device::copy::CopyError;
-use crate::device::transfer::{Done, Transfer};
+use crate::device::transfer::{Done, Moved, Transfer};
 
 /// What the thread is asked and told.
 pub(super) enum Command {
-    Transfer(Submitted),
+    /// Not taken by anybody yet. Who is told of it finds its objects let go.
+    Transfer(Transfer, Owner),
     /// The worker's event of this job has fired.
     Fired(u64),
     /// This slice is over.
@@ -18,14 +19,12 @@ pub(super) enum Command {
     /// The context is lost.
     Lost,
     /// Bytes of a tensor's storage.
-    Read {
-        tensor: usize,
-        offset: u64,
-        bytes: usize,
-        answer: Sender<Result<Vec<u8>, CopyError>>,
+    Read { tensor: usize, offset: u64, bytes: usize, answer: Sender<Result<Vec<u8>, CopyError>> },
+    /// The worker has gone, or registers anew.
+    Close {
+        /// Its process is dead, or has been silent for as long as if it were.
+        dead: bool,
     },
-    /// The worker has gone.
-    Close,
 }
 
 /// What another thread tells of it.
@@ -36,25 +35,26 @@ pub(super) enum Told {
     Lost,
 }
 
-/// A transfer that nobody has taken yet. If nobody does, it is told so when this goes: a thread may end while it is asked.
-pub(super) struct Submitted(Option<(Transfer, Done)>);
+/// Who is told of a transfer when it is over, once. If this goes before, the transfer is over, too: a thread may end while it is
+/// asked.
+pub(super) struct Owner(Option<Done>);
 
-impl Submitted {
-    pub(super) fn new(transfer: Transfer, done: Done) -> Submitted {
-        Submitted(Some((transfer, done)))
+impl Owner {
+    pub(super) fn new(done: Done) -> Owner {
+        Owner(Some(done))
     }
 
-    /// Whoever takes it tells when it is over.
-    pub(super) fn take(mut self) -> Option<(Transfer, Done)> {
-        self.0.take()
+    pub(super) fn tell(mut self, result: Result<Moved, CopyError>) {
+        if let Some(done) = self.0.take() {
+            done(result);
+        }
     }
 }
 
-impl Drop for Submitted {
+impl Drop for Owner {
     fn drop(&mut self) {
-        let Some((transfer, done)) = self.0.take() else { return };
-        // Whoever is told finds the objects let go.
-        drop(transfer);
+        let Some(done) = self.0.take() else { return };
+        // Perhaps in the middle of a panic.
         if catch_unwind(AssertUnwindSafe(|| done(Err(CopyError::Closed)))).is_err() {
             tracing::error!("what follows a transfer panicked; this is a bug in lmcached, please report it");
         }
@@ -69,18 +69,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_takes_is_told_once() {
+    fn who_asked_is_told_once() {
         let (told, results) = channel();
-        let submitted = || {
+        let owner = || {
             let told = told.clone();
-            Submitted::new(transfer(1), Box::new(move |result| told.send(result).expect("heard")))
+            Owner::new(Box::new(move |result| told.send(result).expect("heard")))
         };
+        let submitted = || Command::Transfer(transfer(1), owner());
         let (lane, commands) = channel();
         assert!(lane.send(submitted()).is_ok());
         drop(commands);
         assert!(lane.send(submitted()).is_err(), "the thread has ended");
         assert_eq!(results.try_iter().collect::<Vec<_>>(), [Err(CopyError::Closed), Err(CopyError::Closed)]);
-        assert!(submitted().take().is_some());
-        assert_eq!(results.try_iter().count(), 0, "whoever took it tells");
+        owner().tell(Ok(Moved::default()));
+        assert_eq!(results.try_iter().collect::<Vec<_>>(), [Ok(Moved::default())]);
     }
 }

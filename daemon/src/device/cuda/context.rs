@@ -18,6 +18,8 @@ use super::semaphores::Semaphores;
 
 /// Longest wait for a context that is lost or being destroyed.
 const DESTROYED_IN: Duration = Duration::from_secs(20);
+/// Lanes of one context. A GPU has a few workers at once; each event that never fires keeps one more.
+const MAX_WATCHERS: usize = 256;
 /// `CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS`, which the driver demands.
 const LAZY_PEER_ACCESS: u32 = 1;
 
@@ -245,17 +247,23 @@ impl Context {
     }
 
     /// `lost` is called when the context is lost; at once, if it is.
-    pub(super) fn watch(self: &Arc<Context>, lost: impl Fn() + Send + 'static) -> Watch {
+    ///
+    /// # Errors
+    /// How many do, if that is too many.
+    pub(super) fn watch(self: &Arc<Context>, lost: impl Fn() + Send + 'static) -> Result<Watch, usize> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut watched_by = self.watched_by.lock();
+        if watched_by.len() >= MAX_WATCHERS {
+            return Err(watched_by.len());
+        }
         // `give_up` looks for wakers after it has set this: what it does not find has been called here.
         if self.has_failed() {
             lost();
         }
         watched_by.insert(number, Waker(Box::new(lost)));
         drop(watched_by);
-        Watch { context: self.clone(), number }
+        Ok(Watch { context: self.clone(), number })
     }
 
     /// Keeps what the device may still touch until the context is destroyed.

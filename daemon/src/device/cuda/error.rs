@@ -118,6 +118,12 @@ pub enum OpenError {
     Failed(String),
     #[error("cannot open the GPU memory of tensor {tensor} on {device}: {source}")]
     Map { tensor: usize, device: String, source: CudaError },
+    #[error("cannot start a thread for its transfers: {0}")]
+    Thread(String),
+    #[error(
+        "GPU {device} has {lanes} workers, most of which have gone and left events that have not fired since"
+    )]
+    Lanes { device: String, lanes: usize },
     #[error("cannot use GPU {device}: {source}")]
     Driver { device: String, source: CudaError },
 }
@@ -144,6 +150,12 @@ impl OpenError {
             }
             OpenError::Map { .. } => {
                 "The engine must be alive, on this machine and of another process id than the daemon's; in containers both need access to the same GPU"
+            }
+            OpenError::Thread(_) => {
+                "Raise the daemon's limit of threads (TasksMax of its unit, or pids of its container)"
+            }
+            OpenError::Lanes { .. } => {
+                "An engine's kernels hang: restart it; if its events do not fire then either, restart the daemon"
             }
             OpenError::Driver { .. } => "Look at nvidia-smi and at the kernel log for Xid errors",
             OpenError::Descriptor { .. } | OpenError::View { .. } | OpenError::Allocation { .. } => {

@@ -100,14 +100,11 @@ impl Imported {
         }
     }
 
-    /// Its worker has gone and may never write the word: what waits for it waits no more. The driver's own events cannot be made
-    /// to fire. `stream` has nothing to do.
-    pub(super) fn release(&self, stream: &Stream) -> Result<(), CudaError> {
+    /// Where it is and from which value on it has fired, if it is a word.
+    pub(super) fn word(&self) -> Option<(u64, u64)> {
         match self {
-            Imported::Event(_) => Ok(()),
-            // A worker that is alive writes the same value later, or has written it. Values only rise, so an event that it
-            // records afterwards is waited for all the same.
-            Imported::Word { address, value, .. } => stream.write_value(*address, *value),
+            Imported::Event(_) => None,
+            Imported::Word { address, value, .. } => Some((*address, *value)),
         }
     }
 }

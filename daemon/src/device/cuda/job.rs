@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use super::asked::Owner;
 use super::events::Form;
 use super::pieces::{Borders, Piece, cut};
 use crate::device::copy::{CopyError, clear_untouched, inside};
-use crate::device::transfer::{Direction, Done, Moved, Part, Transfer};
+use crate::device::transfer::{Direction, Moved, Part, Transfer};
 
 /// Bytes of a slice. Two are under way at once, so that the bus has always something to do; at 25 GB/s each takes 2.5 ms.
 const SLICE_BYTES: u64 = 64 << 20;
@@ -22,7 +23,7 @@ pub(super) struct Tensor {
 /// A transfer and how far it is.
 pub(super) struct Job {
     transfer: Transfer,
-    done: Done,
+    owner: Owner,
     pub(super) form: Form,
     /// The next run to be copied: of which part, and its number there.
     next: (usize, usize),
@@ -37,23 +38,23 @@ pub(super) struct Job {
 
 /// A transfer that is over, for whoever tells its owner.
 pub(super) struct Finished {
-    done: Done,
+    owner: Owner,
     result: Result<Moved, CopyError>,
 }
 
 impl Finished {
     /// Tells it.
     pub(super) fn tell(self) {
-        (self.done)(self.result);
+        self.owner.tell(self.result);
     }
 }
 
 impl Job {
-    pub(super) fn new(transfer: Transfer, done: Done, form: Form) -> Job {
+    pub(super) fn new(transfer: Transfer, owner: Owner, form: Form) -> Job {
         let (moved, time) = (0, Duration::ZERO);
         Job {
             transfer,
-            done,
+            owner,
             form,
             next: (0, 0),
             outstanding: 0,
@@ -126,20 +127,20 @@ impl Job {
 
     /// It is over, well or not, and nothing of it is enqueued any more.
     pub(super) fn finish(self) -> Finished {
-        let Job { transfer, done, moved, time, error, event, .. } = self;
+        let Job { transfer, owner, moved, time, error, event, .. } = self;
         // Whoever is told finds the objects let go.
         drop(transfer);
         let result = match error {
             Some(error) => Err(error),
             None => Ok(Moved { bytes: moved, device_time: Some(time), event }),
         };
-        Finished { done, result }
+        Finished { owner, result }
     }
 
     /// It is over, but the device may still touch its objects: they are in the second value.
     pub(super) fn abandon(self, error: CopyError) -> (Finished, Box<dyn Send>) {
-        let Job { transfer, done, .. } = self;
-        (Finished { done, result: Err(error) }, Box::new(transfer))
+        let Job { transfer, owner, .. } = self;
+        (Finished { owner, result: Err(error) }, Box::new(transfer))
     }
 }
 
@@ -209,7 +210,7 @@ pub(super) mod tests {
     }
 
     fn job(parts: u64) -> Job {
-        Job::new(transfer(parts), Box::new(|_| ()), Form::Handle([0; 64]))
+        Job::new(transfer(parts), Owner::new(Box::new(|_| ())), Form::Handle([0; 64]))
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use super::asked::{Command, Told};
+use super::asked::{Command, Owner, Told};
 use super::context::{Context, Mapping, Watch};
 use super::driver::cuda;
 use super::enqueue::Enqueuer;
@@ -31,7 +31,8 @@ use super::pin::{Pin, PinUser};
 use super::stream::{Event, Stream};
 use super::{Copies, Settings};
 use crate::device::copy::CopyError;
-use crate::device::transfer::{Direction, Done, Transfer};
+use crate::device::transfer::{Direction, Transfer};
+use crate::failpoint;
 
 /// Slices of a direction that are under way at once.
 const AHEAD: usize = 2;
@@ -57,6 +58,8 @@ struct Waiting {
     event: Imported,
     /// When it is overdue; `None` when that has been said.
     until: Option<Instant>,
+    /// Nobody tells when it has fired: the gate is looked at.
+    untold: bool,
 }
 
 struct Slice {
@@ -66,7 +69,7 @@ struct Slice {
     end: Event,
     bytes: u64,
     /// What it copies with stays pinned.
-    _pin: Arc<Pin>,
+    pin: Arc<Pin>,
 }
 
 /// The thread's state. What is first is dropped first: streams before the memory that they use, that before the context.
@@ -86,6 +89,10 @@ pub(super) struct Lane {
     is_lost: Arc<AtomicBool>,
     closing: bool,
     closed: bool,
+    /// Its worker will not write its words any more.
+    dead: bool,
+    /// Whether it has ended as it should.
+    ended: bool,
     event_timeout: Duration,
     sender: Sender<Command>,
     told: Sender<Told>,
@@ -97,6 +104,8 @@ pub(super) struct Lane {
 /// What a lane works with.
 pub(super) struct LaneParts {
     pub(super) context: Arc<Context>,
+    /// By which it is told that the context is lost.
+    pub(super) watch: Watch,
     pub(super) pins: PinUser,
     pub(super) mappings: Vec<Mapping>,
     pub(super) tensors: Vec<Option<Tensor>>,
@@ -129,10 +138,7 @@ impl Way {
 impl Lane {
     /// The context is current.
     pub(super) fn new(parts: LaneParts) -> Result<Lane, CudaError> {
-        let LaneParts { context, pins, mappings, tensors, settings, sender, told, is_lost } = parts;
-        let waker = sender.clone();
-        // Without a receiver it has ended.
-        let _watch = context.watch(move || drop(waker.send(Command::Lost)));
+        let LaneParts { context, watch, pins, mappings, tensors, settings, sender, told, is_lost } = parts;
         let way = |direction| Way::new(&context, direction, settings.copies);
         Ok(Lane {
             ways: [way(Direction::Store)?, way(Direction::Retrieve)?],
@@ -149,11 +155,13 @@ impl Lane {
             is_lost,
             closing: false,
             closed: false,
+            dead: false,
+            ended: false,
             event_timeout: settings.event_timeout,
             sender,
             told,
             pins,
-            _watch,
+            _watch: watch,
             context,
         })
     }
@@ -179,6 +187,13 @@ impl Lane {
                 }
             }
         }
+        // What was asked meanwhile is refused, and told behind the rest.
+        for command in commands.try_iter() {
+            if let Command::Transfer(transfer, owner) = command {
+                self.admit(transfer, owner);
+            }
+        }
+        self.ended = true;
         // After an error something may still be under way.
         if !context.has_failed() {
             self.ways.iter_mut().for_each(|way| way.enqueuer.finish(&context));
@@ -191,7 +206,8 @@ impl Lane {
     /// The next command, or `None` when it is time to look around.
     fn receive(&self, commands: &Receiver<Command>) -> Option<Command> {
         let events = self.waiting.values().filter_map(|waiting| waiting.until).min();
-        let awaited = !self.slices.is_empty() || self.waiting.values().any(|waiting| waiting.job.is_some());
+        let is_looked_at = |waiting: &Waiting| waiting.job.is_some() || waiting.untold;
+        let awaited = !self.slices.is_empty() || self.waiting.values().any(is_looked_at);
         let look = awaited.then(|| Instant::now() + LOOK);
         let received = match [events, look].into_iter().flatten().min() {
             None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -201,17 +217,13 @@ impl Lane {
             Ok(command) => Some(command),
             Err(RecvTimeoutError::Timeout) => None,
             // We have a sender ourselves; if not, nobody can want anything.
-            Err(RecvTimeoutError::Disconnected) => Some(Command::Close),
+            Err(RecvTimeoutError::Disconnected) => Some(Command::Close { dead: false }),
         }
     }
 
     fn execute(&mut self, command: Command) {
         match command {
-            Command::Transfer(submitted) => {
-                if let Some((transfer, done)) = submitted.take() {
-                    self.admit(transfer, done);
-                }
-            }
+            Command::Transfer(transfer, owner) => self.admit(transfer, owner),
             Command::Fired(id) => {
                 if let Some(Waiting { job: Some(job), .. }) = self.waiting.remove(&id) {
                     self.ready(id, job);
@@ -223,52 +235,63 @@ impl Lane {
                 // Nobody waits any more if it fails.
                 let _ = answer.send(self.read(tensor, offset, bytes));
             }
-            Command::Close => {
+            Command::Close { dead } => {
                 self.closing = true;
+                self.dead |= dead;
                 self.give_up_waiting(&CopyError::Closed);
             }
         }
     }
 
     /// Takes a transfer, behind its worker's event.
-    fn admit(&mut self, transfer: Transfer, done: Done) {
+    fn admit(&mut self, transfer: Transfer, owner: Owner) {
         if let Some(why) = &self.lost {
-            return self.refuse(transfer, done, CopyError::Lost(why.clone()));
+            return self.refuse(transfer, owner, CopyError::Lost(why.clone()));
         }
         if self.closing {
-            return self.refuse(transfer, done, CopyError::Closed);
+            return self.refuse(transfer, owner, CopyError::Closed);
         }
         let form = match Form::read(&transfer.event) {
             Ok(form) => form,
-            Err(error) => return self.refuse(transfer, done, error),
+            Err(error) => return self.refuse(transfer, owner, error),
         };
         let (id, direction) = (self.next, transfer.direction);
         self.next += 1;
-        let ordered = self.importer.open(&self.context, form).and_then(|imported| {
-            let Some(event) = imported else { return Ok(None) };
-            let (gate, sender) = (&self.ways[way_of(direction)].gate, self.sender.clone());
-            event.order(gate)?;
-            gate.tell(move || drop(sender.send(Command::Fired(id))))?;
-            Ok(Some(event))
-        });
-        match ordered {
-            Ok(None) => self.ready(id, Job::new(transfer, done, form)),
-            Ok(Some(event)) => {
-                let (job, way) = (Some(Job::new(transfer, done, form)), way_of(direction));
-                let until = Some(Instant::now() + self.event_timeout);
-                self.waiting.insert(id, Waiting { job, way, event, until });
-            }
-            Err(error) => {
-                if self.context.note(error) {
-                    self.lose(&error.to_string());
+        let until = Some(Instant::now() + self.event_timeout);
+        let way = way_of(direction);
+        match self.importer.open(&self.context, form) {
+            Ok(None) => self.ready(id, Job::new(transfer, owner, form)),
+            Ok(Some(event)) => match self.order(id, way, &event) {
+                Ok(()) => {
+                    let job = Some(Job::new(transfer, owner, form));
+                    self.waiting.insert(id, Waiting { job, way, event, until, untold: false });
                 }
-                self.refuse(transfer, done, error.into());
-            }
+                Err(error) => {
+                    // The gate may wait all the same, and the event is kept until it does not.
+                    self.waiting.insert(id, Waiting { job: None, way, event, until: None, untold: true });
+                    self.not_ordered(transfer, owner, error);
+                }
+            },
+            Err(error) => self.not_ordered(transfer, owner, error),
         }
     }
 
-    fn refuse(&self, transfer: Transfer, done: Done, error: CopyError) {
-        let mut job = Job::new(transfer, done, Form::Handle([0; 64]));
+    /// Has a way's gate wait for an event, and tell.
+    fn order(&self, id: u64, way: usize, event: &Imported) -> Result<(), CudaError> {
+        let (gate, sender) = (&self.ways[way].gate, self.sender.clone());
+        event.order(gate)?;
+        gate.tell(move || drop(sender.send(Command::Fired(id))))
+    }
+
+    fn not_ordered(&mut self, transfer: Transfer, owner: Owner, error: CudaError) {
+        if self.context.note(error) {
+            self.lose(&error.to_string());
+        }
+        self.refuse(transfer, owner, error.into());
+    }
+
+    fn refuse(&self, transfer: Transfer, owner: Owner, error: CopyError) {
+        let mut job = Job::new(transfer, owner, Form::Handle([0; 64]));
         job.error = Some(error);
         self.finish(job);
     }
@@ -365,13 +388,13 @@ impl Lane {
         *under_way += 1;
         job.outstanding += 1;
         let bytes = pieces.iter().map(Piece::total).sum();
-        self.slices
-            .insert(number, Slice { job: id, direction: job.direction(), start, end, bytes, _pin: pin });
+        self.slices.insert(number, Slice { job: id, direction: job.direction(), start, end, bytes, pin });
         Ok(enqueued?)
     }
 
     /// A slice is over.
     fn over(&mut self, id: u64) {
+        failpoint::panic("lane.over");
         let Some(Slice { job: job_id, direction, start, end, bytes, .. }) = self.slices.remove(&id) else {
             return;
         };
@@ -399,16 +422,11 @@ impl Lane {
         let mut into = vec![0u8; bytes];
         let to = into.as_mut_ptr().cast::<c_void>();
         // SAFETY: private memory of that length, and bytes of a storage that is open.
-        unsafe { cuda!(self.context.driver, cuMemcpyDtoH_v2(to, address + offset, bytes)) }?;
+        unsafe { cuda!(self.context.driver, cuMemcpyDtoH_v2(to, address + offset, bytes)) }.inspect_err(
+            |error| {
+                self.context.note(*error);
+            },
+        )?;
         Ok(into)
-    }
-}
-
-impl Drop for Lane {
-    fn drop(&mut self) {
-        // None are left but after a panic: then the objects must stay until nothing can touch them.
-        for (_, job) in self.jobs.drain().filter(|(_, job)| job.outstanding > 0) {
-            self.context.bury(job.abandon(CopyError::Closed).1);
-        }
     }
 }

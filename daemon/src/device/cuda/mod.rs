@@ -48,7 +48,7 @@ use super::cpu_shm::SegmentIdentity;
 use super::groups::KvGeometry;
 use super::transfer::{Device, Done, Transfer};
 use crate::l1::L1;
-use asked::{Command, Submitted, Told};
+use asked::{Command, Owner, Told};
 use context::Contexts;
 use descriptor::Handle;
 use driver::Driver;
@@ -81,7 +81,16 @@ pub struct Settings {
 
 /// Who is told of a worker of which nothing is taken any more.
 #[derive(Default)]
-struct Losses(OnceLock<Box<dyn Fn(u64) + Send + Sync>>);
+struct Losses(OnceLock<Box<OnLoss>>);
+
+/// Told the worker, and whether to wait for its turn; whether it was heard.
+type OnLoss = dyn Fn(u64, bool) -> bool + Send + Sync;
+
+impl Losses {
+    fn tell(&self, instance: u64, wait: bool) -> bool {
+        self.0.get().is_none_or(|tell| tell(instance, wait))
+    }
+}
 
 impl std::fmt::Debug for Losses {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -105,8 +114,9 @@ impl Cuda {
     }
 
     /// Has `tell` called with the id of each worker that must register again: its GPU takes nothing of it any more. Called on a
-    /// thread of that worker's, before its failed transfers are told; may wait. The first to ask is told.
-    pub fn on_loss(&self, tell: impl Fn(u64) + Send + Sync + 'static) {
+    /// thread of that worker's, before its failed transfers are told; if it answers `false`, once more behind them, and then with
+    /// `true`: it may wait. The first to ask is told.
+    pub fn on_loss(&self, tell: impl Fn(u64, bool) -> bool + Send + Sync + 'static) {
         let _ = self.losses.0.set(Box::new(tell));
     }
 
@@ -148,7 +158,11 @@ impl Cuda {
         let context = self.contexts.get(driver, announced.uuid, with_kernel)?;
         let pins = self.pins.user(&context);
         let label = context.device.label.clone();
-        let failed = |source| OpenError::Driver { device: label.clone(), source };
+        // All else may have been open already, so that this is the first call that finds the context lost.
+        let failed = |source| {
+            context.note(source);
+            OpenError::Driver { device: label.clone(), source }
+        };
         let _current = context.enter().map_err(failed)?;
         let (mut mappings, mut tensors, mut identity) = (Vec::new(), Vec::new(), Vec::new());
         let mut open: HashMap<Handle, (u64, u64)> = HashMap::new();
@@ -189,8 +203,14 @@ impl Cuda {
         let (sender, commands) = channel();
         let (told, telling) = channel();
         let is_lost = Arc::<AtomicBool>::default();
+        let waker = sender.clone();
+        // Without a receiver it has ended.
+        let watch = context
+            .watch(move || drop(waker.send(Command::Lost)))
+            .map_err(|lanes| OpenError::Lanes { device: label.clone(), lanes })?;
         let parts = LaneParts {
             context: context.clone(),
+            watch,
             pins,
             mappings,
             tensors,
@@ -201,9 +221,9 @@ impl Cuda {
         };
         let lane = Lane::new(parts).map_err(failed)?;
         drop(_current);
-        start("cuda-lane", move || lane.run(&commands));
         let losses = self.losses.clone();
-        start("cuda-done", move || tell(&telling, &losses, instance));
+        start("cuda-done", move || tell(&telling, &losses, instance))?;
+        start("cuda-lane", move || lane.run(&commands))?;
         Ok(Memory { label, identity, lane: sender, is_lost })
     }
 }
@@ -236,27 +256,33 @@ pub(super) fn fuzzed(descriptors: &[DeviceDescriptor], event: &[u8]) {
     }
 }
 
-fn start(name: &str, work: impl FnOnce() + Send + 'static) {
-    // Without a thread what it was given is dropped, and whoever sends to it is told.
-    if let Err(error) = std::thread::Builder::new().name(name.to_owned()).spawn(work) {
-        tracing::error!(%error, name, "cannot start a thread; a worker's transfers fail");
-    }
+fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    started.map(drop).map_err(|error| OpenError::Thread(error.to_string()))
 }
 
 /// Tells of transfers that are over, and of the worker's loss: what follows may take a while, and the lane has others.
 fn tell(telling: &Receiver<Told>, losses: &Losses, instance: u64) {
-    for told in telling {
-        let told = || match told {
-            Told::Finished(finished) => finished.tell(),
-            Told::Lost => {
-                if let Some(tell) = losses.0.get() {
-                    tell(instance);
-                }
-            }
-        };
-        if catch_unwind(AssertUnwindSafe(told)).is_err() {
-            tracing::error!("what follows a transfer panicked; this is a bug in lmcached, please report it");
+    let mut untold = false;
+    loop {
+        // Who asked for a transfer is not kept waiting by somebody who registers.
+        let told =
+            if untold { telling.try_recv().ok() } else { telling.recv().map(Some).unwrap_or_default() };
+        let (none, wait) = (told.is_none(), told.is_none() && untold);
+        if none && !wait {
+            return;
         }
+        let told = || match told {
+            Some(Told::Finished(finished)) => {
+                finished.tell();
+                untold
+            }
+            Some(Told::Lost) | None => !losses.tell(instance, wait),
+        };
+        untold = catch_unwind(AssertUnwindSafe(told)).unwrap_or_else(|_| {
+            tracing::error!("what follows a transfer panicked; this is a bug in lmcached, please report it");
+            false
+        });
     }
 }
 
@@ -279,17 +305,17 @@ impl Device for Memory {
     }
 
     fn submit(&self, transfer: Transfer, done: Done) {
-        // What is not taken any more tells so itself.
-        let _ = self.lane.send(Command::Transfer(Submitted::new(transfer, done)));
+        // If it is not taken any more its owner is told.
+        let _ = self.lane.send(Command::Transfer(transfer, Owner::new(done)));
     }
 
     fn is_lost(&self) -> bool {
         self.is_lost.load(Ordering::Acquire)
     }
 
-    fn close(&self) {
+    fn close(&self, dead: bool) {
         // It may have gone by itself.
-        let _ = self.lane.send(Command::Close);
+        let _ = self.lane.send(Command::Close { dead });
     }
 
     fn read(&self, tensor: usize, offset: u64, into: &mut [u8]) -> Result<(), CopyError> {
@@ -303,6 +329,6 @@ impl Device for Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.close();
+        self.close(false);
     }
 }

@@ -69,6 +69,10 @@ impl PinUser {
             Some(pin) if !pin.is_lost() => pin,
             lost => {
                 let pin = Arc::new(Pin::new(context, &self.pins.l1));
+                if pin.is_lost() {
+                    // For this once: kept for others, it would keep the context.
+                    return pin;
+                }
                 state.current = Some(pin.clone());
                 drop(state);
                 drop(lost);
@@ -80,12 +84,13 @@ impl PinUser {
 
     /// A context is lost, and what was pinned in it is let go as soon as no slice uses it.
     pub(super) fn drop_lost(&self) {
-        let lost = {
-            let mut state = self.pins.state.lock();
-            let is_lost = state.current.as_ref().is_some_and(|pin| pin.is_lost());
-            if is_lost { state.current.take() } else { None }
-        };
-        drop(lost);
+        drop(self.pins.state.lock().take_lost());
+    }
+}
+
+impl State {
+    fn take_lost(&mut self) -> Option<Arc<Pin>> {
+        self.current.take_if(|pin| pin.is_lost())
     }
 }
 
@@ -94,7 +99,8 @@ impl Drop for PinUser {
         let last = {
             let mut state = self.pins.state.lock();
             state.users -= 1;
-            if state.users == 0 { state.current.take() } else { None }
+            // Perhaps in a context that has no workers any more, and in which the last one could not register.
+            if state.users == 0 { state.current.take() } else { state.take_lost() }
         };
         // Outside of the lock: it takes a while.
         drop(last);
@@ -158,6 +164,11 @@ impl Pin {
     pub(super) fn is_pinned(&self, host: u64) -> bool {
         let part = self.work.pinned.get(self.work.borders.part(host));
         part.is_some_and(|part| part.load(Ordering::Acquire))
+    }
+
+    /// Whether it is pinned in this context.
+    pub(super) fn is_of(&self, context: &Arc<Context>) -> bool {
+        Arc::ptr_eq(&self.work.context, context)
     }
 
     /// Of no use any more: its context is lost.

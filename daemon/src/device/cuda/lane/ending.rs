@@ -1,10 +1,11 @@
 //! How a worker's transfers end before their time: its event does not fire, its GPU's context is lost, or it goes.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::{Lane, Waiting};
+use super::{Lane, Slice, Waiting};
 use crate::device::copy::CopyError;
 use crate::device::cuda::asked::Told;
 use crate::device::cuda::events::Importer;
@@ -15,10 +16,12 @@ impl Lane {
     pub(super) fn look(&mut self) {
         let slices = self.slices.values().filter_map(|slice| slice.end.fired().err());
         let gates = self.waiting.values().filter_map(|waiting| self.ways[waiting.way].gate.is_idle().err());
-        let broken = slices.chain(gates).next();
-        if let Some(error) = broken.filter(|error| self.context.note(*error)) {
+        if let Some(error) = slices.chain(gates).find(|error| self.context.note(*error)) {
             return self.lose(&error.to_string());
         }
+        let ways = &self.ways;
+        let is_through = |way: usize| ways[way].gate.is_idle() == Ok(true);
+        self.waiting.retain(|_, waiting| !(waiting.untold && is_through(waiting.way)));
         let now = Instant::now();
         let is_overdue = |waiting: &&mut Waiting| waiting.until.is_some_and(|until| until <= now);
         let (mut overdue, mut of_nobody) = (false, 0);
@@ -66,7 +69,12 @@ impl Lane {
         for (_, job) in std::mem::take(&mut self.jobs) {
             self.abandon(job);
         }
-        self.slices.clear();
+        // A pool that was pinned in another context would be let go before this one is destroyed.
+        for (_, Slice { pin, .. }) in std::mem::take(&mut self.slices) {
+            if !pin.is_of(&self.context) {
+                self.context.bury(Box::new(pin));
+            }
+        }
         for way in &mut self.ways {
             way.ready.clear();
             way.under_way = 0;
@@ -107,9 +115,50 @@ impl Lane {
                 "GPU memory of a worker is closed"
             );
         }
-        for Waiting { way, event, .. } in self.waiting.values() {
-            if let Err(error) = event.release(&self.ways[*way].copies) {
-                self.context.note(error);
+        if self.dead {
+            self.write_words();
+        }
+    }
+
+    /// Writes the words that the gates wait for, as their worker is dead and never will. Nothing else can make a stream go on, and
+    /// while it waits its context stays, and the words' memory with it. (What a worker knows a handle of, it can write itself.)
+    fn write_words(&mut self) {
+        // A word's value must not fall, and events of one worker share one.
+        let mut words: BTreeMap<u64, u64> = BTreeMap::new();
+        for (address, value) in self.waiting.values().filter_map(|waiting| waiting.event.word()) {
+            let highest = words.entry(address).or_default();
+            *highest = value.max(*highest);
+        }
+        let copies = &self.ways[0].copies;
+        let written = words.into_iter().try_for_each(|(address, value)| copies.write_value(address, value));
+        // Nothing is under way in this stream. What is written is open until it is: what waits for it holds it.
+        if let Err(error) = written.and_then(|()| copies.synchronize()) {
+            self.context.give_up(error);
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        // After a panic. Nothing may be let go that a copy still touches, or that a gate looks at.
+        let over = self
+            .context
+            .enter()
+            .and_then(|_current| self.ways.iter().try_for_each(|way| way.copies.synchronize()));
+        if let Err(error) = over {
+            self.context.give_up(error);
+        }
+        self.take_nothing_more("its thread has panicked; this is a bug in lmcached, please report it");
+        std::mem::forget(std::mem::take(&mut self.waiting));
+        for (_, mut job) in std::mem::take(&mut self.jobs) {
+            if over.is_err() {
+                self.abandon(job);
+            } else {
+                job.error = Some(CopyError::Lost(self.lost.clone().unwrap_or_default()));
+                self.finish(job);
             }
         }
     }
