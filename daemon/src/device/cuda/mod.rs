@@ -155,6 +155,8 @@ impl Cuda {
         let announced = descriptor::read(descriptors, geometry)?;
         let driver = Driver::get().map_err(|error| OpenError::NoDriver(error.to_string()))?;
         let with_kernel = self.settings.copies != Copies::Plain;
+        // It might be all that keeps a lost context, which is waited for below.
+        self.pins.drop_lost();
         let context = self.contexts.get(driver, announced.uuid, with_kernel)?;
         let pins = self.pins.user(&context);
         let label = context.device.label.clone();

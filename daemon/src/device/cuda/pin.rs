@@ -59,6 +59,13 @@ impl Pins {
         user.pin(context).work.start();
         user
     }
+
+    /// A context may be lost: what was pinned in it is let go as soon as no slice uses it.
+    pub(super) fn drop_lost(&self) {
+        // Outside of the lock: it takes a while.
+        let lost = self.state.lock().take_lost();
+        drop(lost);
+    }
 }
 
 impl PinUser {
@@ -82,9 +89,9 @@ impl PinUser {
         }
     }
 
-    /// A context is lost, and what was pinned in it is let go as soon as no slice uses it.
+    /// As [`Pins::drop_lost`].
     pub(super) fn drop_lost(&self) {
-        drop(self.pins.state.lock().take_lost());
+        self.pins.drop_lost();
     }
 }
 
