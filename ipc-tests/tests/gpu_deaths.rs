@@ -74,6 +74,30 @@ async fn the_memory_of_a_killed_worker_comes_back_at_once() {
     }
 }
 
+/// First its kernel hangs and its events are overdue, so that it is no worker any more; then somebody ends it.
+#[tokio::test]
+async fn words_of_a_worker_that_hung_and_was_killed_keep_nothing() {
+    let gpus = Gpus::new(1, &[]);
+    let flags = ["--bind=ipc://{dir}/sock", "--cuda-event-timeout-seconds=1"];
+    let daemon = Daemon::start_in(&gpus.of_daemon(), &flags).await;
+    let endpoint = format!("ipc://{}/sock", daemon.dir().display());
+    let worker = Arc::new(gpus.worker(0, None));
+    let registered = memory(&worker, Announce::Isolated);
+    let of_worker = subject(&registered, 1);
+    worker.call(&endpoint, &Request::RegisterKvCache(Box::new(of_worker.registration("m"))));
+    worker.ask("hold");
+    let mut client = daemon.connect().await;
+    assert!(!of_worker.store(&mut client, &frame("m", "a", 1), blocks()).await.1);
+    daemon.says("its event did not fire within 1 s").await;
+    // Its words are open, as a stream looks at them.
+    open_become(&gpus, &daemon, 1).await;
+    assert_eq!(gpus.contexts_of(daemon.pid()), [0]);
+    let pid = nix::unistd::Pid::from_raw(worker.pid() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("signal");
+    open_become(&gpus, &daemon, 0).await;
+    contexts_become(&gpus, &daemon, &[]).await;
+}
+
 /// Over TCP nobody knows that it is dead, but it is not heard any more.
 async fn a_worker_dies_on_tcp(announce: Announce) {
     // The shortest that is allowed.

@@ -279,6 +279,66 @@ async fn a_thread_that_panics_costs_its_worker_alone() {
     assert!(fails.store(&mut client, &frame("m", "e", 5), blocks()).await.1);
 }
 
+/// In the middle of what it enqueues: nothing is told or let go of what is under way, and what waits goes on waiting for its event,
+/// or for the loss of the context.
+#[tokio::test]
+async fn a_thread_that_panics_lets_go_of_nothing_that_is_under_way() {
+    for loss in [false, true] {
+        let gpus = Gpus::new(1, &[]);
+        let mut environment = gpus.of_daemon();
+        environment.push(("LMCACHED_FAILPOINT", "lane.enqueued:2"));
+        let daemon = Daemon::start_in(&environment, &[NO_TIMEOUT]).await;
+        let (one, other) = (Arc::new(gpus.worker(0, None)), Arc::new(gpus.worker(0, None)));
+        let (of_one, of_other) = (memory(&one, Announce::Torch), memory(&other, Announce::Torch));
+        let (fails, goes_on) = (subject(&of_one, 1), subject(&of_other, 2));
+        let mut client = daemon.connect().await;
+        fails.register(&mut client, "m").await;
+        goes_on.register(&mut client, "m").await;
+        // The first is held in its copy, and the thread panics when the second is enqueued. A third waits.
+        gpus.faults("cuMemcpyBatchAsync 1 held\n");
+        let fired = one.event();
+        one.ask("hold");
+        let held = one.event();
+        let mut asked = Vec::new();
+        for (seed, event) in [(1, &fired), (2, &held), (3, &fired)] {
+            let name = frame("m", "a", seed);
+            let store = Request::Store { key: key(&name), instance_id: 1, block_ids: vec![blocks()], event };
+            let mut asker = daemon.connect().await;
+            let id = asker.send(&store).await.expect("sent");
+            daemon.metric_becomes("lmcached_l1_writing_objects", &[], f64::from(seed)).await;
+            // It has been handed over.
+            assert_eq!(lookup(&mut asker, &model("m"), "x", &prompt(9, 1), 1).await, 0);
+            asked.push((asker, store.operation(), id));
+        }
+        daemon.says("at lane.enqueued, as a test has asked for").await;
+        assert!(ping(&mut client, 2).await);
+        assert_eq!(daemon.metric("lmcached_l1_writing_objects", &[]).await, 3.0, "nothing is let go");
+        gpus.faults("");
+        for (asker, operation, id) in &mut asked {
+            let answer = asker.wait(*operation, id).await.expect("an answer");
+            assert!(matches!(answer, Response::Transfer(_, false)), "{answer:?}");
+        }
+        daemon.metric_becomes("lmcached_l1_writing_objects", &[], 0.0).await;
+        is_told(&mut client, 1).await;
+        assert!(goes_on.store(&mut client, &frame("m", "b", 4), blocks()).await.1);
+        if loss {
+            gpus.faults("cuMemcpyBatchAsync 700 sticky\n");
+            assert!(!goes_on.store(&mut client, &frame("m", "c", 5), blocks()).await.1);
+            contexts_become(&gpus, &daemon, &[]).await;
+            gpus.faults("");
+            goes_on.register(&mut client, "m").await;
+        }
+        one.ask("go");
+        fails.register(&mut client, "m").await;
+        for worker in [&fails, &goes_on] {
+            let name = frame("m", "d", 6 + worker.instance as u32);
+            assert!(worker.store(&mut client, &name, blocks()).await.1);
+            unregister(&mut client, worker.instance).await;
+        }
+        contexts_become(&gpus, &daemon, &[]).await;
+    }
+}
+
 /// Each event that never fires leaves a thread behind, and an engine that hangs registers again and again.
 #[tokio::test]
 async fn the_workers_of_a_gpu_have_a_bound() {

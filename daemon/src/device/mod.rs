@@ -44,6 +44,8 @@ pub(crate) use sigbus::Guard as SigbusGuard;
 pub use sigbus::GuardError as SigbusGuardError;
 use transfer::{Device, Done, Transfer};
 
+use crate::process::ProcessId;
+
 /// Memory of a registered worker. One variant per kind of device.
 #[derive(Debug)]
 pub enum Memory {
@@ -73,6 +75,8 @@ pub struct Options<'d> {
     pub limits: Limits,
     /// The GPUs; `None` serves none.
     pub cuda: Option<&'d Cuda>,
+    /// The worker's process, where it is known.
+    pub process: Option<ProcessId>,
 }
 
 /// A worker's KV cache, ready for stores and retrieves.
@@ -222,7 +226,7 @@ impl Registration {
             Kind::Cuda => {
                 let none = || cuda::OpenError::NoDriver("GPUs are switched off".to_owned());
                 Memory::Cuda(options.cuda.ok_or_else(none)?.open(
-                    request.instance_id,
+                    (request.instance_id, options.process),
                     &request.kv_cache,
                     &geometry,
                 )?)

@@ -372,9 +372,10 @@ impl Engine {
         }
     }
 
-    /// A device takes nothing of a worker any more. `false`: somebody has the worker's turn, and the caller would not `wait` for it.
+    /// A device takes nothing of a worker any more. `false`: somebody has the worker's turn, also after a moment if the caller
+    /// would `wait`.
     pub(super) fn is_lost(&self, id: u64, wait: bool) -> bool {
-        let turn = if wait { Some(self.turns.of(id)) } else { self.turns.now(id) };
+        let turn = if wait { self.turns.soon(id) } else { self.turns.now(id) };
         if turn.is_some() {
             self.forget_lost(id);
         }

@@ -152,6 +152,10 @@ impl Engine {
                 );
             }
         }
+        // Also of workers that are none any more.
+        if let Some(cuda) = &self.cuda {
+            cuda.process_died(process);
+        }
         self.sweep();
     }
 

@@ -28,7 +28,7 @@ impl Engine {
         payload: Box<RegisterKvCache>,
     ) -> Result<(), Failure> {
         self.served(&payload)?;
-        let registration = Registration::new(&payload, &self.mapping_options(client.owner_of_segments()))
+        let registration = Registration::new(&payload, &self.mapping_options(Some(client)))
             .map_err(|error| (Refusal::Layout, error.to_string()))?;
         let groups = self.groups_of(&registration.geometry)?;
         let chunk_bytes: u64 = groups.iter().map(|group| group.layout.bytes()).sum();
@@ -78,13 +78,15 @@ impl Engine {
         Ok(())
     }
 
-    /// How the memory of a worker is mapped whose segments must belong to `owner`.
-    pub(super) fn mapping_options(&self, owner: Option<u32>) -> Options<'_> {
+    /// How a client's memory is mapped; `None` where only its geometry is wanted.
+    pub(super) fn mapping_options(&self, client: Option<&Client>) -> Options<'_> {
+        let owner = client.and_then(Client::owner_of_segments);
         Options {
             chunk_tokens: self.hasher.chunk_size() as u64,
             separate_object_groups: self.config.separate_object_groups,
             limits: Limits { max_bytes: MAX_MAPPED_BYTES, owner },
             cuda: self.cuda.as_deref(),
+            process: client.and_then(Client::process),
         }
     }
 

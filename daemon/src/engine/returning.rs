@@ -206,7 +206,7 @@ impl Engine {
         if is_on_gpu(payload) && (client.process().is_none() || client.process() != process_of(kept)) {
             return Err("whose GPU memory its handles name is not certain over TCP".to_owned());
         }
-        let opened = Registration::new(payload, &self.mapping_options(client.owner_of_segments()))
+        let opened = Registration::new(payload, &self.mapping_options(Some(client)))
             .map_err(|error| error.to_string())?;
         if files(&opened) != kept.memory {
             return Err("its memory is another under the same names".to_owned());

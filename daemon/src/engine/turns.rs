@@ -5,10 +5,14 @@
 //! without turns, what the one has just written the other would take away.
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use parking_lot::{Mutex, MutexGuard};
 
 /// Workers whose numbers leave the same remainder share one; a registration may take as long as a GPU takes to open memory.
 const PLACES: usize = 64;
+/// For those who have something else to do meanwhile.
+const MOMENT: Duration = Duration::from_millis(50);
 
 /// The turns. Taken before any other lock of the engine, and by no thread that a registration waits for.
 #[derive(Debug)]
@@ -28,6 +32,11 @@ impl Turns {
     /// Waits for a worker's turn.
     pub(super) fn of(&self, instance: u64) -> MutexGuard<'_, ()> {
         self.place(instance).lock()
+    }
+
+    /// A worker's turn, unless somebody has it for longer than a moment.
+    pub(super) fn soon(&self, instance: u64) -> Option<MutexGuard<'_, ()>> {
+        self.place(instance).try_lock_for(MOMENT)
     }
 
     /// A worker's turn, unless somebody has it.

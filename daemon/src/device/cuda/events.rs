@@ -45,7 +45,7 @@ pub(super) enum Imported {
     /// The driver's.
     Event(Event),
     /// A word, in memory that is open for as long as somebody waits for it.
-    Word { _memory: Arc<Mapping>, address: u64, value: u64 },
+    Word { memory: Arc<Mapping>, address: u64, value: u64 },
 }
 
 /// Memory with a worker's words, which stays open for the next event.
@@ -67,7 +67,7 @@ impl Importer {
             Form::Word(handle, offset, value) => {
                 let memory = self.memory(context, &handle)?;
                 let address = memory.pointer() + offset;
-                Ok(Some(Imported::Word { _memory: memory, address, value }))
+                Ok(Some(Imported::Word { memory, address, value }))
             }
         }
     }
@@ -100,11 +100,11 @@ impl Imported {
         }
     }
 
-    /// Where it is and from which value on it has fired, if it is a word.
-    pub(super) fn word(&self) -> Option<(u64, u64)> {
+    /// Its memory, where it is, and from which value on it has fired, if it is a word.
+    pub(super) fn word(&self) -> Option<(&Arc<Mapping>, u64, u64)> {
         match self {
             Imported::Event(_) => None,
-            Imported::Word { address, value, .. } => Some((*address, *value)),
+            Imported::Word { memory, address, value } => Some((memory, *address, *value)),
         }
     }
 }

@@ -14,6 +14,7 @@ mod ending;
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -91,6 +92,8 @@ pub(super) struct Lane {
     closed: bool,
     /// Its worker will not write its words any more.
     dead: bool,
+    /// Memory of words that are being written for it.
+    written: Vec<Arc<Mapping>>,
     /// Whether it has ended as it should.
     ended: bool,
     event_timeout: Duration,
@@ -156,6 +159,7 @@ impl Lane {
             closing: false,
             closed: false,
             dead: false,
+            written: Vec::new(),
             ended: false,
             event_timeout: settings.event_timeout,
             sender,
@@ -173,17 +177,15 @@ impl Lane {
         if let Err(error) = &entered {
             self.lose(&error.to_string());
         }
-        loop {
-            match self.receive(commands) {
-                Some(command) => self.execute(command),
-                None => self.look(),
-            }
-            self.pump();
-            if self.closing && self.jobs.is_empty() {
-                // At once, also if a gate still waits for an event of a worker that is dead.
-                self.close();
-                if self.waiting.is_empty() {
-                    break;
+        // A panic is a bug, and costs this worker alone: what is under way is waited for, and all else goes its usual way.
+        let mut panics = 0;
+        while panics < 2 {
+            match catch_unwind(AssertUnwindSafe(|| self.step(commands))) {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(_) => {
+                    panics += 1;
+                    self.panicked();
                 }
             }
         }
@@ -193,7 +195,7 @@ impl Lane {
                 self.admit(transfer, owner);
             }
         }
-        self.ended = true;
+        self.ended = panics < 2;
         // After an error something may still be under way.
         if !context.has_failed() {
             self.ways.iter_mut().for_each(|way| way.enqueuer.finish(&context));
@@ -203,11 +205,27 @@ impl Lane {
         drop(entered);
     }
 
+    /// Does what is next. Whether it was the last.
+    fn step(&mut self, commands: &Receiver<Command>) -> bool {
+        match self.receive(commands) {
+            Some(command) => self.execute(command),
+            None => self.look(),
+        }
+        self.pump();
+        if !self.closing || !self.jobs.is_empty() {
+            return false;
+        }
+        // At once, also if a gate still waits for an event of a worker that is dead.
+        self.close();
+        self.waiting.is_empty() && self.written.is_empty()
+    }
+
     /// The next command, or `None` when it is time to look around.
     fn receive(&self, commands: &Receiver<Command>) -> Option<Command> {
         let events = self.waiting.values().filter_map(|waiting| waiting.until).min();
         let is_looked_at = |waiting: &Waiting| waiting.job.is_some() || waiting.untold;
-        let awaited = !self.slices.is_empty() || self.waiting.values().any(is_looked_at);
+        let awaited =
+            !self.slices.is_empty() || !self.written.is_empty() || self.waiting.values().any(is_looked_at);
         let look = awaited.then(|| Instant::now() + LOOK);
         let received = match [events, look].into_iter().flatten().min() {
             None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -315,58 +333,59 @@ impl Lane {
         for way in 0..2 {
             while self.ways[way].under_way < AHEAD
                 && let Some(id) = self.ways[way].ready.pop_front()
-                && let Some(mut job) = self.jobs.remove(&id)
             {
-                if let Err(error) = self.enqueue(way, id, &mut job) {
-                    self.failed(&mut job, error);
+                if let Err(error) = self.enqueue(way, id) {
+                    self.failed(id, error);
                 }
-                if !job.is_enqueued() {
+                if self.jobs.get(&id).is_some_and(|job| !job.is_enqueued()) {
                     self.ways[way].ready.push_back(id);
                 }
-                self.settle(id, job);
+                self.settle(id);
             }
         }
     }
 
-    /// Keeps a job, or ends it if nothing of it is left.
-    fn settle(&mut self, id: u64, job: Job) {
-        if self.context.has_failed() && job.error.is_some() && job.outstanding > 0 {
-            self.abandon(job);
-        } else if job.outstanding == 0 && job.is_enqueued() {
+    /// Ends a job of which nothing is left.
+    fn settle(&mut self, id: u64) {
+        if self.jobs.get(&id).is_some_and(|job| job.outstanding == 0 && job.is_enqueued())
+            && let Some(job) = self.jobs.remove(&id)
+        {
             self.finish(job);
-        } else {
-            self.jobs.insert(id, job);
         }
     }
 
-    fn failed(&mut self, job: &mut Job, error: CopyError) {
+    fn failed(&mut self, id: u64, error: CopyError) {
         if let CopyError::Cuda(error) = &error
             && self.context.note(*error)
         {
             self.lose(&error.to_string());
         }
-        job.error.get_or_insert(error);
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.error.get_or_insert(error);
+        }
     }
 
-    /// Enqueues the next slice of a job.
-    fn enqueue(&mut self, way: usize, id: u64, job: &mut Job) -> Result<(), CopyError> {
-        let pin = self.pins.pin(&self.context);
-        job.slice(&self.tensors, pin.borders(), &mut self.pieces)?;
-        if self.pieces.is_empty() {
+    /// Enqueues the next slice of a job, which stays where it is: whatever happens here, its objects are held.
+    fn enqueue(&mut self, way: usize, id: u64) -> Result<(), CopyError> {
+        let Lane { ways, context, pins, jobs, slices, clocks, pieces, tensors, next, sender, .. } = self;
+        let Some(job) = jobs.get_mut(&id) else { return Ok(()) };
+        let pin = pins.pin(context);
+        job.slice(tensors, pin.borders(), pieces)?;
+        if pieces.is_empty() {
             return Ok(());
         }
-        let (start, end) = match self.clocks.pop() {
+        let (start, end) = match clocks.pop() {
             Some(clocks) => clocks,
-            None => (Event::timing(&self.context)?, Event::timing(&self.context)?),
+            None => (Event::timing(context)?, Event::timing(context)?),
         };
-        let (number, sender) = (self.next, self.sender.clone());
-        self.next += 1;
-        let Lane { ways, context, pieces, .. } = self;
+        let (number, sender) = (*next, sender.clone());
+        *next += 1;
         let Way { copies, enqueuer, exporter, under_way, .. } = &mut ways[way];
         start.record(copies)?;
         // SAFETY: the tensors' memory is open as long as this lane, and its streams are drained before; the objects are held by
         // the job, which is kept until all its slices are over, or else buried with the context.
         let enqueued = unsafe { enqueuer.enqueue(context, copies, &pin, pieces) };
+        failpoint::panic("lane.enqueued");
         // Also behind a part of a slice: what was enqueued must be over before the objects are let go.
         let told = end.record(copies).and_then(|()| {
             if job.is_enqueued() && enqueued.is_ok() {
@@ -374,32 +393,37 @@ impl Lane {
             }
             copies.tell(move || drop(sender.send(Command::Over(number))))
         });
-        if let Err(error) = told {
-            // Nobody would tell. If waiting fails too the context is given up, and the objects are buried with it.
-            if let Err(error) = copies.synchronize() {
-                job.outstanding += 1;
-                context.give_up(error);
-                let why = error.to_string();
-                self.lose(&why);
-                return Err(error.into());
-            }
-            return Err(error.into());
-        }
-        *under_way += 1;
-        job.outstanding += 1;
+        // If nobody will tell, it is waited for here.
+        let untold = told.err().map(|error| copies.synchronize().map(|()| error));
         let bytes = pieces.iter().map(Piece::total).sum();
-        self.slices.insert(number, Slice { job: id, direction: job.direction(), start, end, bytes, pin });
-        Ok(enqueued?)
+        let slice = Slice { job: id, direction: job.direction(), start, end, bytes, pin };
+        match untold {
+            None => {
+                *under_way += 1;
+                job.outstanding += 1;
+                slices.insert(number, slice);
+                Ok(enqueued?)
+            }
+            Some(Ok(error)) => Err(error.into()),
+            Some(Err(error)) => {
+                // It may be under way for ever: the context is given up, and the objects are buried with it.
+                job.outstanding += 1;
+                slices.insert(number, slice);
+                context.give_up(error);
+                self.lose(&error.to_string());
+                Err(error.into())
+            }
+        }
     }
 
     /// A slice is over.
-    fn over(&mut self, id: u64) {
+    fn over(&mut self, number: u64) {
         failpoint::panic("lane.over");
-        let Some(Slice { job: job_id, direction, start, end, bytes, .. }) = self.slices.remove(&id) else {
+        let Some(Slice { job: id, direction, start, end, bytes, .. }) = self.slices.remove(&number) else {
             return;
         };
         self.ways[way_of(direction)].under_way -= 1;
-        let Some(mut job) = self.jobs.remove(&job_id) else { return };
+        let Some(job) = self.jobs.get_mut(&id) else { return };
         job.outstanding -= 1;
         match end.fired().and_then(|fired| if fired { end.since(&start) } else { Ok(Duration::ZERO) }) {
             Ok(took) => {
@@ -407,9 +431,9 @@ impl Lane {
                 job.time += took;
                 self.clocks.push((start, end));
             }
-            Err(error) => self.failed(&mut job, error.into()),
+            Err(error) => self.failed(id, error.into()),
         }
-        self.settle(job_id, job);
+        self.settle(id);
     }
 
     fn read(&self, tensor: usize, offset: u64, bytes: usize) -> Result<Vec<u8>, CopyError> {

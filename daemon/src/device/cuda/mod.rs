@@ -35,10 +35,11 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use lmcache_proto::wire::DeviceDescriptor;
+use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use error::{CudaError, OpenError, failed_calls};
@@ -48,6 +49,7 @@ use super::cpu_shm::SegmentIdentity;
 use super::groups::KvGeometry;
 use super::transfer::{Device, Done, Transfer};
 use crate::l1::L1;
+use crate::process::ProcessId;
 use asked::{Command, Owner, Told};
 use context::Contexts;
 use descriptor::Handle;
@@ -105,17 +107,42 @@ pub struct Cuda {
     contexts: Arc<Contexts>,
     pins: Arc<Pins>,
     losses: Arc<Losses>,
+    /// Lanes that have not ended, of the processes that are known.
+    lanes: Mutex<Vec<LaneOf>>,
+}
+
+/// A lane, and whose it is. It may outlive all that the engine knows of the worker.
+#[derive(Debug)]
+struct LaneOf {
+    process: ProcessId,
+    commands: Sender<Command>,
+    /// Its lane's.
+    alive: Weak<()>,
 }
 
 impl Cuda {
     /// GPUs that copy from and to the pool of `l1`. Nothing is loaded yet.
     pub fn new(l1: Arc<L1>, settings: Settings) -> Cuda {
-        Cuda { settings, contexts: Arc::default(), pins: Arc::new(Pins::new(l1)), losses: Arc::default() }
+        Cuda {
+            settings,
+            contexts: Arc::default(),
+            pins: Arc::new(Pins::new(l1)),
+            losses: Arc::default(),
+            lanes: Mutex::default(),
+        }
+    }
+
+    /// A process is dead: what its workers would have done on a GPU will not be done any more. Also of workers that have gone.
+    pub fn process_died(&self, process: ProcessId) {
+        for lane in self.lanes.lock().iter().filter(|lane| lane.process == process) {
+            // It may have ended.
+            let _ = lane.commands.send(Command::Close { dead: true });
+        }
     }
 
     /// Has `tell` called with the id of each worker that must register again: its GPU takes nothing of it any more. Called on a
-    /// thread of that worker's, before its failed transfers are told; if it answers `false`, once more behind them, and then with
-    /// `true`: it may wait. The first to ask is told.
+    /// thread of that worker's, before its failed transfers are told; if it answers `false`, again behind them, and then with `true`:
+    /// it may wait a moment, but other transfers may be over meanwhile. The first to ask is told.
     pub fn on_loss(&self, tell: impl Fn(u64, bool) -> bool + Send + Sync + 'static) {
         let _ = self.losses.0.set(Box::new(tell));
     }
@@ -148,7 +175,7 @@ impl Cuda {
     /// [`OpenError`]; nothing stays open then.
     pub(super) fn open(
         &self,
-        instance: u64,
+        (instance, process): (u64, Option<ProcessId>),
         descriptors: &[DeviceDescriptor],
         geometry: &KvGeometry,
     ) -> Result<Memory, OpenError> {
@@ -221,11 +248,24 @@ impl Cuda {
             told,
             is_lost: is_lost.clone(),
         };
+        let alive = Arc::new(());
+        let known = process.map(|process| LaneOf {
+            process,
+            commands: sender.clone(),
+            alive: Arc::downgrade(&alive),
+        });
         let lane = Lane::new(parts).map_err(failed)?;
         drop(_current);
         let losses = self.losses.clone();
         start("cuda-done", move || tell(&telling, &losses, instance))?;
-        start("cuda-lane", move || lane.run(&commands))?;
+        start("cuda-lane", move || {
+            lane.run(&commands);
+            drop(alive);
+        })?;
+        let mut lanes = self.lanes.lock();
+        lanes.retain(|lane| lane.alive.strong_count() > 0);
+        lanes.extend(known);
+        drop(lanes);
         Ok(Memory { label, identity, lane: sender, is_lost })
     }
 }
@@ -274,17 +314,21 @@ fn tell(telling: &Receiver<Told>, losses: &Losses, instance: u64) {
         if none && !wait {
             return;
         }
+        let is_loss = !matches!(told, Some(Told::Finished(_)));
         let told = || match told {
             Some(Told::Finished(finished)) => {
                 finished.tell();
-                untold
+                true
             }
-            Some(Told::Lost) | None => !losses.tell(instance, wait),
+            Some(Told::Lost) | None => losses.tell(instance, wait),
         };
-        untold = catch_unwind(AssertUnwindSafe(told)).unwrap_or_else(|_| {
+        let heard = catch_unwind(AssertUnwindSafe(told)).unwrap_or_else(|_| {
             tracing::error!("what follows a transfer panicked; this is a bug in lmcached, please report it");
-            false
+            true
         });
+        if is_loss {
+            untold = !heard;
+        }
     }
 }
 

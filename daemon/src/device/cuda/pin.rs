@@ -225,6 +225,7 @@ impl Work {
             numa::stay_on(node);
         }
         while !self.stop.load(Ordering::Relaxed)
+            && !self.context.has_failed()
             && let Some(part) = shares.next(home)
         {
             if let Err(why) = self.pin(part)

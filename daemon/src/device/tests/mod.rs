@@ -134,7 +134,7 @@ fn request(kv_cache: Vec<DeviceDescriptor>, layout_hints: LayoutHints) -> Regist
 
 fn options(chunk_tokens: u64) -> Options<'static> {
     let limits = Limits { max_bytes: 1 << 32, owner: None };
-    Options { chunk_tokens, separate_object_groups: false, limits, cuda: None }
+    Options { chunk_tokens, separate_object_groups: false, limits, cuda: None, process: None }
 }
 
 /// One worker with `layers` K/V-first layers of 8 blocks of 4 slots, 2 heads × 8 float16, and chunks of 16 tokens.

@@ -22,6 +22,9 @@ impl Lane {
         let ways = &self.ways;
         let is_through = |way: usize| ways[way].gate.is_idle() == Ok(true);
         self.waiting.retain(|_, waiting| !(waiting.untold && is_through(waiting.way)));
+        if !self.written.is_empty() && self.ways[0].copies.is_idle() == Ok(true) {
+            self.written.clear();
+        }
         let now = Instant::now();
         let is_overdue = |waiting: &&mut Waiting| waiting.until.is_some_and(|until| until <= now);
         let (mut overdue, mut of_nobody) = (false, 0);
@@ -66,6 +69,7 @@ impl Lane {
         // Also if it takes nothing any more already: what was under way then is now over.
         self.take_nothing_more(why);
         self.waiting.clear();
+        self.written.clear();
         for (_, job) in std::mem::take(&mut self.jobs) {
             self.abandon(job);
         }
@@ -98,24 +102,24 @@ impl Lane {
         }
     }
 
-    /// Nothing is under way any more: the worker gets its memory back. Once; what is waited for may stay.
+    /// Nothing is under way any more: the worker gets its memory back. What is waited for may stay.
     pub(super) fn close(&mut self) {
-        if std::mem::replace(&mut self.closed, true) {
-            return;
+        if !std::mem::replace(&mut self.closed, true) {
+            let allocations = self.mappings.len();
+            self.tensors.clear();
+            self.importer = Importer::default();
+            self.mappings.clear();
+            // With the context the memory is still open, and goes with it.
+            if !self.context.has_failed() {
+                tracing::info!(
+                    device = self.context.device.label,
+                    allocations,
+                    "GPU memory of a worker is closed"
+                );
+            }
         }
-        let allocations = self.mappings.len();
-        self.tensors.clear();
-        self.importer = Importer::default();
-        self.mappings.clear();
-        // With the context the memory is still open, and goes with it.
-        if !self.context.has_failed() {
-            tracing::info!(
-                device = self.context.device.label,
-                allocations,
-                "GPU memory of a worker is closed"
-            );
-        }
-        if self.dead {
+        // Its death may be heard later than that it takes nothing more, or that it has gone.
+        if std::mem::take(&mut self.dead) {
             self.write_words();
         }
     }
@@ -125,15 +129,45 @@ impl Lane {
     fn write_words(&mut self) {
         // A word's value must not fall, and events of one worker share one.
         let mut words: BTreeMap<u64, u64> = BTreeMap::new();
-        for (address, value) in self.waiting.values().filter_map(|waiting| waiting.event.word()) {
+        for (memory, address, value) in self.waiting.values().filter_map(|waiting| waiting.event.word()) {
             let highest = words.entry(address).or_default();
             *highest = value.max(*highest);
+            // What waits for a word may let it go before this stream has written it.
+            self.written.push(memory.clone());
         }
+        // Nothing else is under way in this stream.
         let copies = &self.ways[0].copies;
         let written = words.into_iter().try_for_each(|(address, value)| copies.write_value(address, value));
-        // Nothing is under way in this stream. What is written is open until it is: what waits for it holds it.
-        if let Err(error) = written.and_then(|()| copies.synchronize()) {
+        if let Err(error) = written
+            && !self.context.note(error)
+        {
+            tracing::warn!(
+                device = self.context.device.label,
+                %error,
+                "cannot write the words of a dead worker: a thread waits for them, and the GPU context stays until this daemon ends"
+            );
+        }
+    }
+
+    /// After a panic nothing may be let go that a copy still touches. The rest goes the usual way.
+    pub(super) fn panicked(&mut self) {
+        let over = self.ways.iter().try_for_each(|way| way.copies.synchronize());
+        if let Err(error) = over {
             self.context.give_up(error);
+        }
+        let why = "its thread has panicked; this is a bug in lmcached, please report it";
+        if self.context.has_failed() {
+            return self.lose(why);
+        }
+        self.take_nothing_more(why);
+        self.slices.clear();
+        for way in &mut self.ways {
+            way.ready.clear();
+            way.under_way = 0;
+        }
+        for (_, mut job) in std::mem::take(&mut self.jobs) {
+            job.error = Some(CopyError::Lost(why.to_owned()));
+            self.finish(job);
         }
     }
 }
@@ -143,23 +177,14 @@ impl Drop for Lane {
         if self.ended {
             return;
         }
-        // After a panic. Nothing may be let go that a copy still touches, or that a gate looks at.
-        let over = self
-            .context
-            .enter()
-            .and_then(|_current| self.ways.iter().try_for_each(|way| way.copies.synchronize()));
-        if let Err(error) = over {
-            self.context.give_up(error);
+        // It could not be started, or has panicked twice.
+        let context = self.context.clone();
+        let current = context.enter();
+        if let Err(error) = &current {
+            context.note(*error);
         }
-        self.take_nothing_more("its thread has panicked; this is a bug in lmcached, please report it");
+        self.panicked();
+        // A gate may look at them. It is a bug by now, and without them the others on this GPU would be lost, too.
         std::mem::forget(std::mem::take(&mut self.waiting));
-        for (_, mut job) in std::mem::take(&mut self.jobs) {
-            if over.is_err() {
-                self.abandon(job);
-            } else {
-                job.error = Some(CopyError::Lost(self.lost.clone().unwrap_or_default()));
-                self.finish(job);
-            }
-        }
     }
 }
