@@ -7,7 +7,8 @@
 //! * [`pin`]: the pool, pinned; [`numa`]: from near which memory;
 //! * [`pieces`], [`enqueue`], [`calls`]: runs of a plan → copies of the driver's;
 //! * [`staging`], [`kernel`]: short ones, gathered and scattered on the GPU;
-//! * [`job`], [`lane`], [`asked`]: transfers on their way; one thread for each worker, what it is asked and what it tells.
+//! * [`job`], [`lane`], [`asked`]: transfers on their way; one thread for each worker (what it enqueues, how it ends before its time),
+//!   what it is asked and what it tells.
 //!
 //! Without a driver nothing of this runs. With one, no context is made before a worker registers, and only on its own device:
 //! a GPU is found by its UUID, because every process may number them differently.
