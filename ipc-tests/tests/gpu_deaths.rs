@@ -84,10 +84,13 @@ async fn words_of_a_worker_that_hung_and_was_killed_keep_nothing() {
     let worker = Arc::new(gpus.worker(0, None));
     let registered = memory(&worker, Announce::Isolated);
     let of_worker = subject(&registered, 1);
-    worker.call(&endpoint, &Request::RegisterKvCache(Box::new(of_worker.registration("m"))));
     worker.ask("hold");
     let mut client = daemon.connect().await;
-    assert!(!of_worker.store(&mut client, &frame("m", "a", 1), blocks()).await.1);
+    // And registers again and again meanwhile: each time something waits for a higher value of the same word.
+    for seed in 1..4 {
+        worker.call(&endpoint, &Request::RegisterKvCache(Box::new(of_worker.registration("m"))));
+        assert!(!of_worker.store(&mut client, &frame("m", "a", seed), blocks()).await.1);
+    }
     daemon.says("its event did not fire within 1 s").await;
     // Its words are open, as a stream looks at them.
     open_become(&gpus, &daemon, 1).await;

@@ -223,7 +223,9 @@ impl Lane {
     /// The next command, or `None` when it is time to look around.
     fn receive(&self, commands: &Receiver<Command>) -> Option<Command> {
         let events = self.waiting.values().filter_map(|waiting| waiting.until).min();
-        let is_looked_at = |waiting: &Waiting| waiting.job.is_some() || waiting.untold;
+        let is_looked_at = |waiting: &Waiting| {
+            waiting.job.is_some() || waiting.untold || self.dead && waiting.event.word().is_some()
+        };
         let awaited =
             !self.slices.is_empty() || !self.written.is_empty() || self.waiting.values().any(is_looked_at);
         let look = awaited.then(|| Instant::now() + LOOK);

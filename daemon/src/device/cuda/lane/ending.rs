@@ -16,7 +16,8 @@ impl Lane {
     pub(super) fn look(&mut self) {
         let slices = self.slices.values().filter_map(|slice| slice.end.fired().err());
         let gates = self.waiting.values().filter_map(|waiting| self.ways[waiting.way].gate.is_idle().err());
-        if let Some(error) = slices.chain(gates).find(|error| self.context.note(*error)) {
+        let writing = (!self.written.is_empty()).then(|| self.ways[0].copies.is_idle().err()).flatten();
+        if let Some(error) = slices.chain(gates).chain(writing).find(|error| self.context.note(*error)) {
             return self.lose(&error.to_string());
         }
         let ways = &self.ways;
@@ -25,6 +26,7 @@ impl Lane {
         if !self.written.is_empty() && self.ways[0].copies.is_idle() == Ok(true) {
             self.written.clear();
         }
+        self.write_words();
         let now = Instant::now();
         let is_overdue = |waiting: &&mut Waiting| waiting.until.is_some_and(|until| until <= now);
         let (mut overdue, mut of_nobody) = (false, 0);
@@ -119,14 +121,18 @@ impl Lane {
             }
         }
         // Its death may be heard later than that it takes nothing more, or that it has gone.
-        if std::mem::take(&mut self.dead) {
-            self.write_words();
-        }
+        self.write_words();
     }
 
     /// Writes the words that the gates wait for, as their worker is dead and never will. Nothing else can make a stream go on, and
     /// while it waits its context stays, and the words' memory with it. (What a worker knows a handle of, it can write itself.)
+    ///
+    /// Once a second, as long as there are any: a process may have several lanes, and one with a lower value may be the last to write.
+    /// That one is through then, and writes no more.
     fn write_words(&mut self) {
+        if !self.dead || !self.closed || !self.written.is_empty() {
+            return;
+        }
         // A word's value must not fall, and events of one worker share one.
         let mut words: BTreeMap<u64, u64> = BTreeMap::new();
         for (memory, address, value) in self.waiting.values().filter_map(|waiting| waiting.event.word()) {
@@ -141,6 +147,8 @@ impl Lane {
         if let Err(error) = written
             && !self.context.note(error)
         {
+            // Said once.
+            self.dead = false;
             tracing::warn!(
                 device = self.context.device.label,
                 %error,
