@@ -250,7 +250,16 @@ impl GpuWorker {
         self.child.id()
     }
 
-    /// SIGKILL.
+    /// SIGKILL, and nobody waits for its end.
+    ///
+    /// # Panics
+    /// If it has been waited for.
+    pub fn sigkill(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.pid() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("signal");
+    }
+
+    /// SIGKILL, and waits for its end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

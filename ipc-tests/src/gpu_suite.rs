@@ -56,6 +56,15 @@ pub async fn contexts_become(gpus: &Gpus, daemon: &Daemon, devices: &[u32]) {
     eventually(&format!("there are contexts of {devices:?}"), is).await;
 }
 
+/// A worker registers and stores a prompt, at the first try.
+///
+/// # Panics
+/// If it is not served.
+pub async fn is_served(client: &mut Connection, worker: &Subject<'_>, seed: u32) {
+    worker.register(client, "m").await;
+    assert!(worker.store(client, &frame("m", "served", seed), blocks()).await.1, "{}", worker.instance);
+}
+
 /// A worker is told by one of its pings to register again.
 pub async fn is_told(client: &mut Connection, instance: u64) {
     eventually("a ping is answered `false`", async || (!ping(client, instance).await).then_some(())).await;

@@ -10,7 +10,7 @@ use ipc_tests::gpu::{GpuWorker, Gpus};
 use ipc_tests::gpu_suite::{
     self, LAYERS, LAYOUT, blocks, contexts_become, frame, open_become, subject, unregister,
 };
-use ipc_tests::worker::{key, lookup, ping, prompt};
+use ipc_tests::worker::{lookup, ping, prompt};
 use ipc_tests::{eventually, http};
 use lmcache_proto::wire::{DeviceDescriptor, Request, Response, SharedStorage};
 
@@ -155,18 +155,11 @@ async fn a_transfer_waits_for_its_event_and_keeps_nobody_waiting() {
     worker.ask("hold");
     let held = worker.event();
     let (pending_key, ready_key) = (frame("m", "c", 2), frame("m", "b", 1));
-    let store =
-        Request::Store { key: key(&pending_key), instance_id: 1, block_ids: vec![blocks()], event: &held };
+    let store = subject.store_request(&pending_key, vec![blocks()], &held);
     let uid = client.send(&store).await.expect("sent");
     // On the same connection, behind it: other requests and the other direction go on.
     assert!(ping(&mut client, 1).await);
-    let retrieve = Request::Retrieve {
-        key: key(&ready_key),
-        instance_id: 1,
-        block_ids: vec![blocks()],
-        event: &fired,
-        skip_first_n_tokens: 0,
-    };
+    let retrieve = subject.retrieve_request(&ready_key, vec![blocks()], &fired, 0);
     assert!(matches!(client.call(&retrieve).await.expect("retrieve"), Response::Transfer(_, true)));
     assert_eq!(daemon.metric("lmcached_l1_writing_objects", &[]).await, 1.0, "reserved, and not written");
     assert_eq!(
@@ -246,9 +239,7 @@ async fn after_a_restart_a_handle_is_opened_for_its_own_process_and_no_other() {
     let first = frame("m", "a", 1);
     let store = |frame: &[u8]| {
         let event = worker.event();
-        let request =
-            Request::Store { key: key(frame), instance_id: 1, block_ids: vec![blocks()], event: &event };
-        worker.call(&endpoint, &request)
+        worker.call(&endpoint, &subject.store_request(frame, vec![blocks()], &event))
     };
     worker.call(&endpoint, &registration());
     assert!(store(&first).starts_with("transfer true"));
@@ -332,8 +323,7 @@ async fn descriptors_that_cannot_be_served_are_refused_with_what_to_do() {
     let subject = subject(&good, 1);
     subject.register(&mut client, "m").await;
     let key_frame = frame("m", "a", 1);
-    let store =
-        Request::Store { key: key(&key_frame), instance_id: 1, block_ids: vec![blocks()], event: b"short" };
+    let store = subject.store_request(&key_frame, vec![blocks()], b"short");
     assert!(matches!(client.call(&store).await.expect("refused"), Response::Transfer(_, false)));
     daemon.says("the worker's event has 5 bytes").await;
     assert_eq!(daemon.metric("lmcached_requests_total", &["operation=\"store\"", "copy_failed"]).await, 1.0);
@@ -357,8 +347,7 @@ async fn an_upgrade_waits_for_copies_and_loses_no_answer() {
     worker.ask("hold");
     let held = worker.event();
     let pending_key = frame("m", "a", 1);
-    let store =
-        Request::Store { key: key(&pending_key), instance_id: 1, block_ids: vec![blocks()], event: &held };
+    let store = subject.store_request(&pending_key, vec![blocks()], &held);
     let uid = client.send(&store).await.expect("sent");
     daemon.metric_becomes("lmcached_l1_writing_objects", &[], 1.0).await;
     let port = daemon.http_port();
@@ -385,8 +374,7 @@ async fn an_upgrade_waits_for_copies_and_loses_no_answer() {
     assert_eq!(gpus.mapped_by(successor), 0);
     let event = worker.event();
     let again = frame("m", "c", 2);
-    let request =
-        Request::Store { key: key(&again), instance_id: 1, block_ids: vec![blocks()], event: &event };
+    let request = subject.store_request(&again, vec![blocks()], &event);
     assert!(worker.call(&endpoint, &request).starts_with("transfer true"));
     assert_eq!(gpus.mapped_by(successor), 1);
 }

@@ -8,21 +8,12 @@ use ipc_tests::device_suite::{Announce, GpuMemory, Subject, layer_bytes, model};
 use ipc_tests::gpu::Gpus;
 use ipc_tests::gpu_suite::{LAYOUT, blocks, frame, memory, subject};
 use ipc_tests::http;
-use ipc_tests::worker::{Model, commit_store, key, lookup, prepare_store, prompt};
+use ipc_tests::worker::{Model, commit_store, lookup, prepare_store, prompt};
 use lmcache_client::Connection;
 use lmcache_proto::wire::{Request, Response};
 
 /// A copy of a batch that is not begun before this is taken back.
 const HELD: &str = "cuMemcpyBatchAsync 1 held\n";
-
-fn store<'a>(name: &'a [u8], block_ids: Vec<u64>, event: &'a [u8]) -> Request<'a> {
-    Request::Store { key: key(name), instance_id: 1, block_ids: vec![block_ids], event }
-}
-
-fn retrieve<'a>(name: &'a [u8], block_ids: Vec<u64>, event: &'a [u8]) -> Request<'a> {
-    let (key, block_ids) = (key(name), vec![block_ids]);
-    Request::Retrieve { key, instance_id: 1, block_ids, event, skip_first_n_tokens: 0 }
-}
 
 async fn is_done(client: &mut Connection, request: &Request<'_>, id: &[u8]) -> bool {
     let answer = client.wait(request.operation(), id).await.expect("an answer");
@@ -48,7 +39,7 @@ async fn a_retrieve_holds_its_objects_and_ends_when_it_is_copied() {
         assert_eq!(lookup(&mut client, &model("m"), &request, &prompt(1, 1), 1).await, 1);
         gpus.faults(&format!("cuMemcpyBatchAsync 1 held round={round}\n"));
         let (name, event) = (frame("m", &request, 1), worker.event());
-        let asks = retrieve(&name, blocks(), &event);
+        let asks = subject.retrieve_request(&name, vec![blocks()], &event, 0);
         let mut asker = daemon.connect().await;
         let id = asker.send(&asks).await.expect("sent");
         daemon.metric_becomes("lmcached_l1_pins", &[], 1.0).await;
@@ -85,9 +76,8 @@ async fn a_store_and_a_retrieve_of_a_worker_are_copied_at_once() {
     assert_eq!(lookup(&mut client, &model("m"), "b", &prompt(1, 1), 1).await, 1);
     let event = worker.event();
     let names = [frame("m", "b", 1), frame("m", "c", 2), frame("m", "d", 3)];
-    let into: Vec<u64> = (33..49).collect();
-    let back = retrieve(&names[0], into, &event);
-    let there = [store(&names[1], blocks(), &event), store(&names[2], blocks(), &event)];
+    let back = subject.retrieve_request(&names[0], vec![(33..49).collect()], &event, 0);
+    let there = [&names[1], &names[2]].map(|name| subject.store_request(name, vec![blocks()], &event));
 
     // The store is in the middle of its copy, and the retrieve is done.
     gpus.faults(HELD);
@@ -133,9 +123,10 @@ async fn a_short_transfer_overtakes_a_long_one() {
     let event = worker.event();
     // Of 64 MiB each: 28 chunks are five slices, 1 is one. Blocks may be stored more than once.
     let long_name = model("m").key("a", &prompt(1, 28)).frame(Some(0), 0, 28 * 256);
-    let long = store(&long_name, (0..28 * 16).map(|at| 1 + at % 64).collect(), &event);
+    let long_blocks = (0..28 * 16).map(|at| 1 + at % 64).collect();
+    let long = subject.store_request(&long_name, vec![long_blocks], &event);
     let short_name = frame("m", "b", 2);
-    let short = store(&short_name, blocks(), &event);
+    let short = subject.store_request(&short_name, vec![blocks()], &event);
     // The first slice is not begun before both are there. The second of the long one is behind it, then its third and the short one:
     // what is held at last is the fourth.
     let last = "cuMemcpyBatchAsync 1 held skip=4\n";

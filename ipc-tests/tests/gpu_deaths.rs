@@ -7,7 +7,7 @@ use ipc_tests::daemon::Daemon;
 use ipc_tests::device_suite::Announce;
 use ipc_tests::gpu::Gpus;
 use ipc_tests::gpu_suite::{blocks, contexts_become, frame, memory, open_become, subject, unregister};
-use ipc_tests::worker::{key, ping};
+use ipc_tests::worker::ping;
 use lmcache_proto::wire::{Request, Response};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
@@ -33,15 +33,13 @@ async fn a_worker_dies(
     let event = of_worker.backing.event();
     let pending_key = frame("m", "a", 1);
     let mut client = daemon.connect().await;
-    let store =
-        Request::Store { key: key(&pending_key), instance_id: 1, block_ids: vec![blocks()], event: &event };
+    let store = of_worker.store_request(&pending_key, vec![blocks()], &event);
     let uid = client.send(&store).await.expect("sent");
     // Others behind it: their events are of one word, which must not fall.
     let mut others = daemon.connect().await;
     for seed in 2..6 {
         let (event, name) = (of_worker.backing.event(), frame("m", "b", seed));
-        let store =
-            Request::Store { key: key(&name), instance_id: 1, block_ids: vec![blocks()], event: &event };
+        let store = of_worker.store_request(&name, vec![blocks()], &event);
         others.send(&store).await.expect("sent");
     }
     daemon.metric_becomes("lmcached_l1_writing_objects", &[], 5.0).await;
@@ -49,8 +47,7 @@ async fn a_worker_dies(
         // Its words.
         open_become(&gpus, &daemon, 2).await;
     }
-    let pid = nix::unistd::Pid::from_raw(worker.pid() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("signal");
+    worker.sigkill();
     tokio::time::sleep(noticed_after).await;
     open_become(&gpus, &daemon, 0).await;
     assert!(matches!(
@@ -95,8 +92,7 @@ async fn words_of_a_worker_that_hung_and_was_killed_keep_nothing() {
     // Its words are open, as a stream looks at them.
     open_become(&gpus, &daemon, 1).await;
     assert_eq!(gpus.contexts_of(daemon.pid()), [0]);
-    let pid = nix::unistd::Pid::from_raw(worker.pid() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("signal");
+    worker.sigkill();
     open_become(&gpus, &daemon, 0).await;
     contexts_become(&gpus, &daemon, &[]).await;
 }
@@ -126,12 +122,12 @@ async fn an_event_that_a_worker_left_behind_is_said_and_waited_for() {
     let worker = Arc::new(gpus.worker(0, None));
     let memory = memory(&worker, Announce::Torch);
     let mut client = daemon.connect().await;
-    subject(&memory, 1).register(&mut client, "m").await;
+    let subject = subject(&memory, 1);
+    subject.register(&mut client, "m").await;
     worker.ask("hold");
     let event = worker.event();
     let pending_key = frame("m", "a", 1);
-    let store =
-        Request::Store { key: key(&pending_key), instance_id: 1, block_ids: vec![blocks()], event: &event };
+    let store = subject.store_request(&pending_key, vec![blocks()], &event);
     client.send(&store).await.expect("sent");
     daemon.metric_becomes("lmcached_l1_writing_objects", &[], 1.0).await;
     unregister(&mut client, 1).await;
@@ -149,11 +145,11 @@ async fn a_handle_whose_exporter_is_dead_is_refused() {
     let worker = Arc::new(gpus.worker(0, None));
     let stale = memory(&worker, Announce::Torch);
     let registration = subject(&stale, 1).registration("m");
-    let pid = nix::unistd::Pid::from_raw(worker.pid() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("signal");
+    worker.sigkill();
     let mut client = daemon.connect().await;
     // Dead when it can be waited for, which is left to its owner.
     let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    let pid = nix::unistd::Pid::from_raw(worker.pid() as i32);
     waitid(Id::Pid(pid), ended).expect("it ends");
     client.call(&Request::RegisterKvCache(Box::new(registration))).await.expect("acknowledged");
     daemon.says("cuIpcOpenMemHandle_v2 failed: invalid handle (400). The engine must be alive").await;

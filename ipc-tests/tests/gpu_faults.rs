@@ -11,7 +11,6 @@ use ipc_tests::gpu::{GpuWorker, Gpus};
 use ipc_tests::gpu_suite::unregister;
 use ipc_tests::worker::{lookup, prompt};
 use lmcache_client::Connection;
-use lmcache_proto::wire::Request;
 
 const LAYERS: usize = 2;
 /// Out of memory: spoils the call.
@@ -203,13 +202,7 @@ impl Rig {
         let release = held(&self.worker);
         let event = subject.backing.event();
         let frame = key_of(&format!("s{seed}"));
-        let blocks: Vec<u64> = (1..17).collect();
-        let request = Request::Store {
-            key: ipc_tests::worker::key(&frame),
-            instance_id: subject.instance,
-            block_ids: vec![blocks.clone()],
-            event: &event,
-        };
+        let request = subject.store_request(&frame, vec![(1..17).collect()], &event);
         let uid = self.client.send(&request).await.expect("sent");
         // Let go when the daemon has it, or has answered already.
         let (answered, daemon) = (std::cell::Cell::new(false), &self.daemon);

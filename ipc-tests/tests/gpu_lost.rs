@@ -8,10 +8,10 @@ use ipc_tests::device_suite::{Announce, model};
 use ipc_tests::eventually;
 use ipc_tests::gpu::Gpus;
 use ipc_tests::gpu_suite::{
-    blocks, contexts_become, frame, is_told, memory, open_become, subject, unregister,
+    blocks, contexts_become, frame, is_served, is_told, memory, open_become, subject, unregister,
 };
-use ipc_tests::worker::{key, lookup, ping, prompt};
-use lmcache_proto::wire::{Request, Response};
+use ipc_tests::worker::{lookup, ping, prompt};
+use lmcache_proto::wire::Response;
 
 /// How an error from which a context does not recover arrives: at the call, or when the device gets there.
 const ARRIVES: [&str; 2] = ["sticky", "late"];
@@ -42,11 +42,8 @@ async fn a_lost_context_is_let_go_by_all_its_workers() {
         daemon.metric_becomes("lmcached_l1_writing_objects", &[], 0.0).await;
         gpus.faults("");
         // At the first try, whoever comes first.
-        for worker in [&idle, &busy] {
-            worker.register(&mut client, "m").await;
-            let seed = 3 + worker.instance as u32;
-            assert!(worker.store(&mut client, &frame("m", "c", seed), blocks()).await.1);
-        }
+        is_served(&mut client, &idle, 3).await;
+        is_served(&mut client, &busy, 4).await;
         open_become(&gpus, &daemon, 2).await;
         // What was stored before is there.
         assert_eq!(lookup(&mut client, &model("m"), "d", &prompt(1, 1), 1).await, 1);
@@ -73,10 +70,7 @@ async fn who_registers_while_a_lost_context_is_let_go_is_served() {
         assert!(!failed.store(&mut client, &frame("m", "a", round as u32), blocks()).await.1);
         // At once: one has just failed, and the others may not have been told yet. No ping is needed.
         for (at, memory) in memories.iter().enumerate() {
-            let worker = subject(memory, at as u64);
-            worker.register(&mut client, "m").await;
-            let name = frame("m", "b", 100 * round as u32 + at as u32);
-            assert!(worker.store(&mut client, &name, blocks()).await.1, "{at} in round {round}");
+            is_served(&mut client, &subject(memory, at as u64), 100 * round as u32 + at as u32).await;
         }
         for (at, memory) in memories.iter().enumerate() {
             let worker = subject(memory, at as u64);
@@ -108,30 +102,18 @@ async fn who_waits_when_the_context_is_lost_is_answered() {
         other.ask("hold");
         let (held, fired) = (other.event(), one.event());
         let names = [frame("m", "c", 2), frame("m", "b", 1), frame("m", "d", 3)];
-        let store = |name, instance_id, event| Request::Store {
-            key: key(name),
-            instance_id,
-            block_ids: vec![blocks()],
-            event,
-        };
-        let waits = store(&names[0], 2, &held);
+        let waits = second.store_request(&names[0], vec![blocks()], &held);
         // Connections of their own: one drops the answers that are not waited for.
         let (mut second_client, mut third_client) = (daemon.connect().await, daemon.connect().await);
         let waits_for = client.send(&waits).await.expect("sent");
         daemon.metric_becomes("lmcached_l1_writing_objects", &[], 1.0).await;
         gpus.faults(&format!("cuMemcpyBatchAsync 1 held\ncuMemcpyBatchAsync 719 skip=1 {arrives}\n"));
-        let retrieve = Request::Retrieve {
-            key: key(&names[1]),
-            instance_id: 1,
-            block_ids: vec![blocks()],
-            event: &fired,
-            skip_first_n_tokens: 0,
-        };
+        let retrieve = first.retrieve_request(&names[1], vec![blocks()], &fired, 0);
         let is_copied = second_client.send(&retrieve).await.expect("sent");
         daemon.metric_becomes("lmcached_l1_pins", &[], 2.0).await;
         // Requests with keys are handled one after the other: the retrieve has been handed over.
         assert_eq!(lookup(&mut second_client, &model("m"), "x", &prompt(9, 1), 1).await, 0);
-        let fails = store(&names[2], 1, &fired);
+        let fails = first.store_request(&names[2], vec![blocks()], &fired);
         let fails_at = third_client.send(&fails).await.expect("sent");
         let asked = [
             (&mut third_client, &fails, fails_at),
@@ -146,11 +128,8 @@ async fn who_waits_when_the_context_is_lost_is_answered() {
         daemon.metric_becomes("lmcached_l1_writing_objects", &[], 0.0).await;
         gpus.faults("");
         other.ask("go");
-        for worker in [&second, &first] {
-            worker.register(&mut client, "m").await;
-            let seed = 3 + worker.instance as u32;
-            assert!(worker.store(&mut client, &frame("m", "e", seed), blocks()).await.1);
-        }
+        is_served(&mut client, &second, 4).await;
+        is_served(&mut client, &first, 5).await;
     }
 }
 
@@ -168,8 +147,7 @@ async fn objects_stay_reserved_while_a_lost_context_may_be_there() {
     assert!(!failed.store(&mut client, &frame("m", "a", 1), blocks()).await.1);
     daemon.says("cannot destroy a GPU context; what its GPU might still write stays reserved").await;
     assert_eq!(daemon.metric("lmcached_l1_writing_objects", &[]).await, 1.0);
-    failed.register(&mut client, "m").await;
-    assert!(failed.store(&mut client, &frame("m", "b", 2), blocks()).await.1);
+    is_served(&mut client, &failed, 2).await;
 }
 
 /// Nothing is under way, so nobody would notice by a call that the context is lost while the gate waits.
@@ -196,8 +174,7 @@ async fn a_context_that_is_lost_while_a_transfer_waits_is_noticed() {
         gpus.faults("cuStreamQuery 2\n");
         let key_frame = frame("m", "b", 1);
         let event = worker.event();
-        let store =
-            Request::Store { key: key(&key_frame), instance_id: 1, block_ids: vec![blocks()], event: &event };
+        let store = waits.store_request(&key_frame, vec![blocks()], &event);
         let id = client.send(&store).await.expect("sent");
         daemon
             .metric_becomes("lmcached_cuda_errors_total", &["call=\"cuStreamQuery\"", "GPU memory"], 1.0)
@@ -227,10 +204,8 @@ async fn a_lost_context_that_only_the_pool_is_pinned_in_goes() {
     daemon.says("the GPU context is lost").await;
     contexts_become(&gpus, &daemon, &[1]).await;
     gpus.faults("");
-    for worker in [&one, &idle] {
-        worker.register(&mut client, "m").await;
-        assert!(worker.store(&mut client, &frame("m", "a", worker.instance as u32), blocks()).await.1);
-    }
+    is_served(&mut client, &one, 1).await;
+    is_served(&mut client, &idle, 2).await;
 }
 
 /// All that a worker names may be open already, and what fails is something of ours.
@@ -248,10 +223,8 @@ async fn a_context_that_is_found_lost_by_a_registration_goes() {
     contexts_become(&gpus, &daemon, &[]).await;
     is_told(&mut client, 1).await;
     gpus.faults("");
-    for worker in [&comes, &idle] {
-        worker.register(&mut client, "m").await;
-        assert!(worker.store(&mut client, &frame("m", "a", worker.instance as u32), blocks()).await.1);
-    }
+    is_served(&mut client, &comes, 1).await;
+    is_served(&mut client, &idle, 2).await;
 }
 
 /// A bug in a worker's thread costs that worker: it is told so, what it asked for is answered, and it comes back.
@@ -275,8 +248,7 @@ async fn a_thread_that_panics_costs_its_worker_alone() {
     is_told(&mut client, 1).await;
     open_become(&gpus, &daemon, 1).await;
     assert!(goes_on.store(&mut client, &frame("m", "d", 4), blocks()).await.1);
-    fails.register(&mut client, "m").await;
-    assert!(fails.store(&mut client, &frame("m", "e", 5), blocks()).await.1);
+    is_served(&mut client, &fails, 5).await;
 }
 
 /// In the middle of what it enqueues: nothing is told or let go of what is under way, and what waits goes on waiting for its event,
@@ -302,7 +274,7 @@ async fn a_thread_that_panics_lets_go_of_nothing_that_is_under_way() {
         let mut asked = Vec::new();
         for (seed, event) in [(1, &fired), (2, &held), (3, &fired)] {
             let name = frame("m", "a", seed);
-            let store = Request::Store { key: key(&name), instance_id: 1, block_ids: vec![blocks()], event };
+            let store = fails.store_request(&name, vec![blocks()], event);
             let mut asker = daemon.connect().await;
             let id = asker.send(&store).await.expect("sent");
             daemon.metric_becomes("lmcached_l1_writing_objects", &[], f64::from(seed)).await;
@@ -384,12 +356,9 @@ async fn an_overdue_event_does_not_keep_a_context_that_is_lost_later() {
         assert!(!other.store(&mut client, &frame("m", "b", 2), blocks()).await.1);
         contexts_become(&gpus, &daemon, &[]).await;
         gpus.faults("");
-        for worker in [&overdue, &other] {
-            bad.ask("go");
-            worker.register(&mut client, "m").await;
-            let seed = 3 + worker.instance as u32;
-            assert!(worker.store(&mut client, &frame("m", "c", seed), blocks()).await.1);
-        }
+        bad.ask("go");
+        is_served(&mut client, &overdue, 4).await;
+        is_served(&mut client, &other, 5).await;
     }
 }
 
@@ -412,8 +381,7 @@ async fn a_context_goes_when_an_overdue_event_has_fired() {
         worker.ask("go");
         open_become(&gpus, &daemon, 0).await;
         contexts_become(&gpus, &daemon, &[]).await;
-        overdue.register(&mut client, "m").await;
-        assert!(overdue.store(&mut client, &frame("m", "b", 1), blocks()).await.1);
+        is_served(&mut client, &overdue, 1).await;
         unregister(&mut client, 1).await;
         contexts_become(&gpus, &daemon, &[]).await;
     }

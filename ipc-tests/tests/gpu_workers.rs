@@ -162,8 +162,7 @@ async fn what_a_killed_process_had_stored_another_retrieves() {
     taker.register();
     let tokens = prompt(1, CHUNKS);
     giver.store(&tokens, from());
-    let pid = nix::unistd::Pid::from_raw(workers[0].pid() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("signal");
+    workers[0].sigkill();
     let body = r#"{"instance_id": 0, "block_ids": [1], "chunk_size": 1}"#;
     eventually("the daemon knows the dead worker no more", async || {
         let (status, _) = http::post(daemon.http_port(), "/cache/checksums", body).await?;

@@ -104,6 +104,28 @@ impl Subject<'_> {
         (0..BLOCKS).map(block).collect()
     }
 
+    /// A store behind an event, with one list of blocks for each engine group.
+    pub fn store_request<'r>(
+        &self,
+        frame: &'r [u8],
+        block_ids: Vec<Vec<u64>>,
+        event: &'r [u8],
+    ) -> Request<'r> {
+        Request::Store { key: key(frame), instance_id: self.instance, block_ids, event }
+    }
+
+    /// A retrieve behind an event, without the first `skip` tokens.
+    pub fn retrieve_request<'r>(
+        &self,
+        frame: &'r [u8],
+        block_ids: Vec<Vec<u64>>,
+        event: &'r [u8],
+        skip: u64,
+    ) -> Request<'r> {
+        let instance_id = self.instance;
+        Request::Retrieve { key: key(frame), instance_id, block_ids, event, skip_first_n_tokens: skip }
+    }
+
     /// Stores; the answer's event, and whether it was done.
     ///
     /// # Panics
@@ -123,8 +145,7 @@ impl Subject<'_> {
         block_ids: Vec<Vec<u64>>,
     ) -> (Vec<u8>, bool) {
         let event = self.backing.event();
-        let instance_id = self.instance;
-        let request = Request::Store { key: key(frame), instance_id, block_ids, event: &event };
+        let request = self.store_request(frame, block_ids, &event);
         transfer(client.call(&request).await.expect("store"))
     }
 
@@ -154,13 +175,7 @@ impl Subject<'_> {
         skip: u64,
     ) -> (Vec<u8>, bool) {
         let event = self.backing.event();
-        let request = Request::Retrieve {
-            key: key(frame),
-            instance_id: self.instance,
-            block_ids,
-            event: &event,
-            skip_first_n_tokens: skip,
-        };
+        let request = self.retrieve_request(frame, block_ids, &event, skip);
         transfer(client.call(&request).await.expect("retrieve"))
     }
 }
